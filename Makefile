@@ -1,0 +1,40 @@
+# `make quickstart` and `make test` work on a machine with Python 3.11 and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup quickstart test test-all check format bench clean
+
+help:  ## Print this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/installed  ## Create .venv with dmoe and everything pinned in constraints.txt
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "dmoe needs Python 3.11 or newer; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: setup  ## From raw log through trained models to an HTML report
+	$(BIN)/python examples/quickstart.py --output quickstart
+
+test: setup  ## Run the tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: setup  ## Run the tests, the slow ones too
+	$(BIN)/python -m pytest
+
+check: setup  ## Lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## Put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## Speed and memory against peers and the hardware's own limits
+	$(BIN)/python -m benchmarks
+
+clean:  ## Remove what the other targets made
+	rm -rf .venv quickstart build .pytest_cache .mypy_cache .ruff_cache .hypothesis
