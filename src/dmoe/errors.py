@@ -1,0 +1,32 @@
+"""Every error that a user meets, under one base class.
+
+The command line turns these into one line on stderr and an exit code; nothing else is caught there.
+"""
+
+
+class DmoeError(Exception):
+    """Base of all errors raised on purpose. Exit code 1: failed while running."""
+
+    exit_code = 1
+
+
+class UserError(DmoeError):
+    """The user's usage, configuration or data is at fault. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration file, override or option is wrong."""
+
+
+class DataError(UserError):
+    """An input file, data set folder, run folder or raw row is wrong."""
+
+
+class NonFiniteLossError(DmoeError):
+    """The loss, or its gradient, became NaN or infinite; the message names the batch."""
+
+
+class MissingExtraError(UserError):
+    """An optional dependency is absent; the message names the extra that installs it."""

@@ -1,0 +1,21 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real click logs, which are not redistributed."""
+    folder = Path(os.environ.get("DMOE_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
+    if not (folder / "criteo" / "train.txt.gz").is_file():
+        pytest.skip(f"real click logs are not in {folder}; set DMOE_DATA to a folder that holds them")
+    return folder
