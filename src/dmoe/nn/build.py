@@ -1,0 +1,85 @@
+"""From configuration to modules, so that no module has to hold a configuration."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dmoe.config import DecorrelationConfig, ModelConfig
+from dmoe.decorrelation import CorrLoss, CovLoss
+from dmoe.errors import ConfigError
+from dmoe.nn.experts import expert_class
+from dmoe.nn.model import DecorrelationTerm, DMoE
+from dmoe.schema import Schema
+
+
+def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
+    """The model of `config` for rows of `schema`, its weights drawn from `seed` alone.
+
+    Raises: ConfigError if an expert rejects its options.
+    """
+    num_fields = len(schema.categorical) + len(schema.numeric)
+    table_of_expert = config.table_of_expert
+    dims = config.embedding_dim
+    widths = dims if isinstance(dims, list) else [dims] * config.num_tables
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        experts = []
+        for index, options in enumerate(config.experts):
+            options = dict(options)
+            kind = str(options.pop("kind"))
+            try:
+                experts.append(expert_class(kind)(num_fields, widths[table_of_expert[index]], **options))
+            except ValueError as error:
+                raise ConfigError(f"model.experts[{index}] ({kind}): {error}") from None
+        return DMoE(
+            schema.vocabulary_sizes,
+            len(schema.numeric),
+            widths,
+            experts=experts,
+            tables=table_of_expert,
+            expert_units=config.expert_units,
+            gate_units=config.gate.units,
+            gate_table=config.gate.table,
+            tower_units=config.tower_units,
+            tower_dropout=config.tower_dropout,
+        )
+
+
+def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[DecorrelationTerm]:
+    """The terms of eq. 12 that act; one with alpha = 0 is left out, so it cannot change a single bit.
+
+    Raises: ConfigError if the experts name no intermediate layers to pair.
+    """
+    terms = []
+    for index, config in enumerate(configs):
+        if config.alpha == 0:
+            continue
+        loss: CorrLoss | CovLoss
+        if config.loss == "corr":
+            loss = CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
+        else:
+            loss = CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale)
+        if config.location == "intermediate" and not _has_intermediates(model):
+            raise ConfigError(
+                f"decorrelation[{index}]: location 'intermediate' needs two experts that name inner layers "
+                "(see `dmoe experts`); use location: output"
+            )
+        terms.append(
+            DecorrelationTerm(
+                loss, config.location, config.alpha, start_step=config.start_step, warmup_steps=config.warmup_steps
+            )
+        )
+    return terms
+
+
+def _has_intermediates(model: DMoE) -> bool:
+    """Whether two experts have inner layers to pair: tried on two rows of missing values."""
+    embedding = model.embedding
+    device = embedding.weight.device
+    ids_BC = torch.zeros(2, len(embedding.vocabulary_sizes), dtype=torch.int32, device=device)
+    numeric_BN = torch.zeros(2, embedding.num_numeric, device=device)
+    was_training = model.training
+    with torch.no_grad():
+        output = model.eval()(ids_BC, numeric_BN)
+    model.train(was_training)
+    return bool(output.layers("intermediate"))

@@ -1,0 +1,48 @@
+"""Neural factorisation machine.
+
+Shape suffixes: B rows, F fields, D embedding width, H width of a hidden layer.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dmoe.nn import options
+from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.fm import bi_interaction
+from dmoe.nn.mlp import MLP
+
+
+@register("nfm")
+class NFM(Expert):
+    """`MLP(Σ_{i<j} x_i * x_j)`: hidden layers on the bi-interaction (He and Chua, SIGIR 2017, eq. 3-6).
+
+    Args:
+        hidden_units: width of each hidden layer.
+        dropout: share of hidden units dropped while training.
+        batch_norm: normalise before each ReLU; the bi-interaction itself is not normalised.
+
+    Intermediates: each hidden layer, after ReLU and before dropout.
+
+    Shape: (B, F, D) to (B, ``hidden_units[-1]``).
+    Raises: ValueError naming the argument; fewer than two fields make no pair.
+    """
+
+    def __init__(
+        self,
+        num_fields: int,
+        embedding_dim: int,
+        *,
+        hidden_units: Sequence[int] = (500, 500, 500),
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        hidden = options.widths("hidden_units", hidden_units)
+        self.mlp = MLP(embedding_dim, hidden, dropout=dropout, batch_norm=batch_norm)
+        self.out_features = self.mlp.out_features
+
+    def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.mlp.forward_with_layers(bi_interaction(embeddings_BFD))

@@ -1,0 +1,96 @@
+"""Fully connected layers and the initialisation that all of dmoe's dense layers share.
+
+Shape suffixes: B rows, I input width, H width of a hidden layer.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmoe.nn import options
+
+
+def initialise_linear(linear: nn.Linear) -> None:
+    """Xavier-normal weight (std sqrt(2 / (fan_in + fan_out))) and zero bias, in place.
+
+    That is what FuxiCTR, the benchmark lineage of the paper, does to every Linear and, from its version 2.0
+    on, to every Conv1d (`fuxictr/pytorch/models/rank_model.py`, `reset_parameters`).
+    """
+    nn.init.xavier_normal_(linear.weight)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation which uses the running moments for a batch of fewer than two rows.
+
+    The variance of one row is undefined; the last, ragged batch of an epoch may have one.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.shape[0] < 2:
+            return functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(input)
+
+
+class MLP(nn.Module):
+    """Hidden layers of Linear, [batch normalisation], ReLU, [dropout], in this order.
+
+    Args:
+        in_features: width I of the input.
+        hidden_units: width of each layer; empty for the identity.
+        dropout: share of units dropped after each ReLU while training, at least 0 and below 1.
+        batch_norm: normalise before each ReLU.
+
+    Shape: (B, I) to (B, ``out_features``), the width of the last layer.
+    Raises: ValueError naming the argument.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_units: Sequence[int],
+        *,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        options.integer("in_features", in_features)
+        hidden = options.widths("hidden_units", hidden_units, empty=True)
+        self.out_features = hidden[-1] if hidden else in_features
+        self.linears = nn.ModuleList(
+            nn.Linear(width, next_width) for width, next_width in pairwise((in_features, *hidden))
+        )
+        normalised = hidden if options.boolean("batch_norm", batch_norm) else ()
+        self.norms = nn.ModuleList(BatchNorm(width) for width in normalised)
+        self.dropout = nn.Dropout(options.dropout_rate("dropout", dropout))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew; see `initialise_linear`."""
+        for linear in self.linears:
+            assert isinstance(linear, nn.Linear)
+            initialise_linear(linear)
+        for norm in self.norms:
+            assert isinstance(norm, BatchNorm)
+            norm.reset_parameters()
+
+    def forward(self, input_BI: Tensor) -> Tensor:
+        return self.forward_with_layers(input_BI)[0]
+
+    def forward_with_layers(self, input_BI: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output, and every hidden layer (B, H) after its ReLU and before its dropout."""
+        layers = []
+        output_BH = input_BI
+        for index, linear in enumerate(self.linears):
+            output_BH = linear(output_BH)
+            if self.norms:
+                output_BH = self.norms[index](output_BH)
+            output_BH = functional.relu(output_BH)
+            layers.append(output_BH)
+            output_BH = self.dropout(output_BH)
+        return output_BH, tuple(layers)

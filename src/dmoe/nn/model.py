@@ -1,0 +1,260 @@
+"""D-MoE in the order of the paper (arXiv 2505.17925): tables, experts, gate, mixture, tower, loss.
+
+Shape suffixes: B rows, C categorical fields, N numeric fields, F = C + N fields, D embedding width, M experts,
+H units of the alignment layer, W raw width of an expert.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmoe.nn.embedding import MultiTableEmbedding
+from dmoe.nn.experts.base import Expert
+from dmoe.nn.gate import Gate
+from dmoe.nn.mlp import MLP, initialise_linear
+
+Location = Literal["output", "pre-activation", "intermediate", "input"]
+
+
+@dataclass(frozen=True, slots=True)
+class DMoEOutput:
+    """What one forward pass gives: the prediction, and every layer that a loss or a metric may look at."""
+
+    logit: Tensor  # (B,)
+    expert_outputs: tuple[Tensor, ...]  # M of (B, H), after the alignment ReLU
+    gate_weights: Tensor  # (B, M), rows sum to 1
+    pre_activations: tuple[Tensor, ...]  # M of (B, H), before that ReLU
+    intermediates: tuple[tuple[Tensor, ...], ...]  # per expert, the inner layers that it names
+    inputs: tuple[Tensor, ...]  # M of (B, F * D): each expert's own embeddings, flattened
+
+    def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
+        """Groups of layers to de-correlate at `location` (section 4.7): one tensor an expert in each group.
+
+        `intermediate` pairs the l-th named layer of every expert that has one.
+        """
+        if location == "output":
+            return [self.expert_outputs]
+        if location == "pre-activation":
+            return [self.pre_activations]
+        if location == "input":
+            return [self.inputs]
+        depth = max(map(len, self.intermediates))
+        groups = [tuple(one[layer] for one in self.intermediates if len(one) > layer) for layer in range(depth)]
+        return [group for group in groups if len(group) > 1]
+
+
+class AlignedExpert(nn.Module):
+    """An interaction followed by the layer that gives all experts one width (eq. 2, 7; figure 3).
+
+    `o = ReLU(Linear(Interaction(e)))`, H = `units`.
+    """
+
+    def __init__(self, interaction: Expert, units: int = 500) -> None:
+        super().__init__()
+        self.interaction = interaction
+        self.align = nn.Linear(interaction.out_features, units)
+        initialise_linear(self.align)
+
+    def forward(self, embeddings_BFD: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """`(o_BH after ReLU, the same before it, the interaction's inner layers)`."""
+        raw_BW, inner = self.interaction.forward_with_intermediates(embeddings_BFD)
+        aligned_BH = self.align(raw_BW)
+        return functional.relu(aligned_BH), aligned_BH, inner
+
+
+class DMoE(nn.Module):
+    """De-correlated mixture of experts (arXiv 2505.17925, eq. 1-12).
+
+    Args:
+        vocabulary_sizes: rows of each categorical field's vocabulary.
+        num_numeric: numeric fields; each is its value times a learned vector, per table.
+        embedding_dim: width D of every table, or one width for each table that experts read.
+        experts: M interaction modules taking (B, F, D), F = categorical + numeric fields.
+        tables: "per-expert" (ME), "shared" (SE), or for each expert the index of the table that it reads.
+        expert_units: H, width of the alignment layer after each expert.
+        gate_units: hidden units of the gate.
+        gate_table: "own", or the expert whose table the gate reads.
+        gate_embedding_dim: width of the gate's own table; by default that of the first table.
+        tower_units: hidden units of the tower.
+
+    With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
+
+    Shape: ids (B, C) integer, numeric (B, N) float; see `DMoEOutput`.
+    Raises: ValueError for tables, widths or experts that do not fit together.
+    """
+
+    def __init__(
+        self,
+        vocabulary_sizes: Sequence[int],
+        num_numeric: int = 0,
+        embedding_dim: int | Sequence[int] = 16,
+        *,
+        experts: Sequence[Expert],
+        tables: Literal["shared", "per-expert"] | Sequence[int] = "per-expert",
+        expert_units: int = 500,
+        gate_units: int = 64,
+        gate_table: Literal["own"] | int = "own",
+        gate_embedding_dim: int | None = None,
+        tower_units: Sequence[int] = (500,),
+        tower_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not experts:
+            raise ValueError("DMoE.experts must hold at least one expert")
+        num_experts = len(experts)
+        self.table_of_expert = _table_of_expert(tables, num_experts)
+        widths = _table_widths(embedding_dim, max(self.table_of_expert) + 1)
+        for index, (expert, table) in enumerate(zip(experts, self.table_of_expert, strict=True)):
+            _check_expert(index, expert, len(vocabulary_sizes) + num_numeric, widths[table])
+
+        # Tables (eq. 1, 6). The gate's own comes last (section 3.3).
+        self.gate_reads: int | None = None
+        if num_experts > 1:
+            if gate_table == "own":
+                self.gate_reads = len(widths)
+                widths = [*widths, gate_embedding_dim or widths[0]]
+            elif 0 <= gate_table < num_experts:
+                self.gate_reads = self.table_of_expert[gate_table]
+            else:
+                raise ValueError(f"DMoE.gate_table must be 'own' or an expert index below {num_experts}")
+        self.embedding = MultiTableEmbedding(vocabulary_sizes, num_numeric, widths)
+
+        # Experts (eq. 2, 7).
+        self.experts = nn.ModuleList(AlignedExpert(expert, expert_units) for expert in experts)
+
+        # Gate (eq. 9).
+        self.gate: Gate | None = None
+        if self.gate_reads is not None:
+            num_fields = len(vocabulary_sizes) + num_numeric
+            self.gate = Gate(num_fields, widths[self.gate_reads], num_experts, gate_units)
+
+        # Tower (eq. 4, 11).
+        self.tower = MLP(expert_units, tower_units, dropout=tower_dropout)
+        self.head = nn.Linear(self.tower.out_features, 1)
+        initialise_linear(self.head)
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.experts)
+
+    def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> DMoEOutput:
+        # e^(m) = E^(m)(x)                                                    (eq. 6)
+        embeddings_TBFD = self.embedding(ids_BC, numeric_BN)
+        inputs = [embeddings_TBFD[table] for table in self.table_of_expert]
+
+        # o^(m) = ReLU(Linear(Interaction^(m)(e^(m))))                        (eq. 7)
+        outputs, before, inner = zip(
+            *(expert(input_BFD) for expert, input_BFD in zip(self.experts, inputs, strict=True)), strict=True
+        )
+
+        # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m)                      (eq. 9, 10)
+        if self.gate is None or self.gate_reads is None:
+            gate_BM = outputs[0].new_ones(outputs[0].shape[0], 1)
+            mixed_BH = outputs[0]
+        else:
+            gate_BM = self.gate(embeddings_TBFD[self.gate_reads])
+            mixed_BH = self.mix(outputs, gate_BM)
+
+        return DMoEOutput(
+            logit=self.predict_from_mixture(mixed_BH),
+            expert_outputs=outputs,
+            gate_weights=gate_BM,
+            pre_activations=before,
+            intermediates=inner,
+            inputs=tuple(input_BFD.flatten(1) for input_BFD in inputs),
+        )
+
+    @staticmethod
+    def mix(expert_outputs: Sequence[Tensor], gate_BM: Tensor) -> Tensor:
+        """`h_BH = Σ_m g^(m) · o^(m)` (eq. 3, 10)."""
+        mixed_BH = expert_outputs[0] * gate_BM[:, :1]
+        for index, output_BH in enumerate(expert_outputs[1:], start=1):
+            mixed_BH = torch.addcmul(mixed_BH, output_BH, gate_BM[:, index : index + 1])
+        return mixed_BH
+
+    def predict_from_mixture(self, mixed_BH: Tensor) -> Tensor:
+        """The logit (B,) of eq. 11, before its sigmoid."""
+        logit_B1: Tensor = self.head(self.tower(mixed_BH))
+        return logit_B1.squeeze(1)
+
+
+class DecorrelationTerm(nn.Module):
+    """`alpha/(B-1) · Σ_groups L` at one location (eq. 12).
+
+    `alpha` acts from step `start_step` on, growing linearly to its full value over `warmup_steps`.
+    """
+
+    def __init__(
+        self, loss: nn.Module, location: Location, alpha: float, *, start_step: int = 0, warmup_steps: int = 0
+    ) -> None:
+        super().__init__()
+        self.loss, self.location, self.alpha = loss, location, alpha
+        self.start_step, self.warmup_steps = start_step, warmup_steps
+
+    def alpha_at(self, step: int) -> float:
+        """The weight at a step, counted from 0."""
+        done = step + 1 - self.start_step
+        if done <= 0:
+            return 0.0
+        return self.alpha * min(1.0, done / self.warmup_steps) if self.warmup_steps else self.alpha
+
+    def forward(self, output: DMoEOutput, step: int) -> Tensor:
+        """The loss is undefined for a batch of one row, which contributes 0."""
+        rows = output.logit.shape[0]
+        alpha = self.alpha_at(step)
+        if rows < 2 or alpha == 0:
+            return output.logit.new_zeros(())
+        groups = [self.loss(group) for group in output.layers(self.location)]
+        return torch.stack(groups).sum() * (alpha / (rows - 1))
+
+
+def total_loss(
+    output: DMoEOutput, labels_B: Tensor, terms: Sequence[DecorrelationTerm] = (), step: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. 12 for one batch: `(total, mean logloss, weighted de-correlation)`.
+
+    With no term the total is the logloss itself, so alpha = 0 is the ME-MoE baseline to the bit.
+    """
+    half = output.logit.dtype in (torch.float16, torch.bfloat16)
+    logit_B = output.logit.float() if half else output.logit
+    logloss = functional.binary_cross_entropy_with_logits(logit_B, labels_B.to(logit_B.dtype))
+    if not terms:
+        return logloss, logloss, logloss.new_zeros(())
+    decorrelation = torch.stack([term(output, step) for term in terms]).sum()
+    return logloss + decorrelation, logloss, decorrelation
+
+
+def _table_of_expert(tables: Literal["shared", "per-expert"] | Sequence[int], num_experts: int) -> list[int]:
+    if tables == "shared":
+        return [0] * num_experts
+    if tables == "per-expert":
+        return list(range(num_experts))
+    if isinstance(tables, str):
+        raise ValueError(f"DMoE.tables must be 'shared', 'per-expert' or a list of tables, got '{tables}'")
+    numbers = list(tables)
+    if len(numbers) != num_experts:
+        raise ValueError(f"DMoE.tables names {len(numbers)} tables for {num_experts} experts")
+    if sorted(set(numbers)) != list(range(len(set(numbers)))):
+        raise ValueError(f"DMoE.tables must number the tables 0, 1, 2, …, got {numbers}")
+    return numbers
+
+
+def _table_widths(embedding_dim: int | Sequence[int], num_tables: int) -> list[int]:
+    widths = [embedding_dim] * num_tables if isinstance(embedding_dim, int) else list(embedding_dim)
+    if len(widths) != num_tables:
+        raise ValueError(f"DMoE.embedding_dim lists {len(widths)} widths for {num_tables} tables")
+    return widths
+
+
+def _check_expert(index: int, expert: Expert, num_fields: int, width: int) -> None:
+    for name, expected in (("num_fields", num_fields), ("embedding_dim", width)):
+        actual = getattr(expert, name, expected)
+        if actual != expected:
+            raise ValueError(
+                f"experts[{index}] ({type(expert).__name__}) was built with {name}={actual}, "
+                f"but the model gives it {name}={expected}"
+            )

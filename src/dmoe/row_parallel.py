@@ -1,0 +1,97 @@
+"""Compiled loops over rows, run by a few threads with results that do not depend on how many.
+
+Each chunk writes its own rows, and what the chunks return comes back in the order of the chunks, whichever
+thread ran them. numba's own parallel loops are not used: their thread layers
+either abort when a second thread enters (workqueue) or when the process forks afterwards (OpenMP).
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+_executors: dict[int, ThreadPoolExecutor] = {}
+
+
+def kernel(function: FunctionT) -> FunctionT:
+    """Compiles a loop at its first call, releases the interpreter lock while it runs, and caches the code.
+
+    Only the contraction of a product and a sum into one rounding is allowed; no other reordering of floats.
+    """
+    return _compiled(function, {"contract"})
+
+
+def sum_kernel(function: FunctionT) -> FunctionT:
+    """A `kernel` whose sums may be taken in several lanes; the order is fixed when it is compiled."""
+    return _compiled(function, {"contract", "reassoc"})
+
+
+def _compiled(function: FunctionT, fastmath: set[str]) -> FunctionT:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    try:
+        compiled: Any = numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        # Neither the package folder nor the user's cache folder can be written: compile in every process.
+        compiled = numba.njit(**options)(function)
+    return cast(FunctionT, compiled)
+
+
+def map_chunks(total: int, chunk: int, work: Callable[[int, int], Any]) -> list[Any]:
+    """`work(start, stop)` for each chunk of [0, total), on up to `torch.get_num_threads()` threads.
+
+    Returns what `work` returned, in the order of the chunks.
+    """
+    chunks = [(start, min(start + chunk, total)) for start in range(0, total, chunk)]
+    workers = min(torch.get_num_threads(), len(chunks))
+    if workers <= 1:
+        return [work(*part) for part in chunks]
+    results: list[Any] = [None] * len(chunks)
+    remaining = iter(range(len(chunks)))  # next() on it is atomic under the interpreter lock
+
+    def drain() -> None:
+        for index in remaining:
+            results[index] = work(*chunks[index])
+
+    helpers = [_executor(workers - 1).submit(drain) for _ in range(workers - 1)]
+    drain()
+    for helper in helpers:
+        helper.result()
+    return results
+
+
+def _executor(workers: int) -> ThreadPoolExecutor:
+    if workers not in _executors:
+        _executors[workers] = ThreadPoolExecutor(workers, thread_name_prefix="dmoe-rows")
+    return _executors[workers]
+
+
+# A forked child inherits the executors but none of their threads.
+os.register_at_fork(after_in_child=_executors.clear)
+
+
+def empty_table(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialised CPU matrix on huge pages where the system grants them.
+
+    Random row access to hundreds of megabytes is bound by address translation on 4 KiB pages; numpy asks for
+    huge pages (madvise), torch's allocator does not.
+    """
+    return torch.from_numpy(np.empty((rows, columns), dtype=numpy_dtype(dtype)))
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """The numpy equal of a torch dtype that the kernels support: float32 or float64.
+
+    Raises: ValueError for any other.
+    """
+    if dtype == torch.float32:
+        return np.dtype(np.float32)
+    if dtype == torch.float64:
+        return np.dtype(np.float64)
+    raise ValueError(f"row kernels work in float32 or float64, not {dtype}")

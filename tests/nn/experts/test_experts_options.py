@@ -1,0 +1,97 @@
+"""Bad options are refused in one sentence; weights start as documented; the registry is full."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dmoe.nn import experts
+from dmoe.nn.experts import EXPERTS, expert_class
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("fm", {"output": "bi_interaction"}, r"output must be one of .*got 'bi_interaction'; did you mean 'bi-i"),
+    ("fm", {"output": 3}, r"output must be one of 'bi-interaction', 'pairs', 'scalar', got 3"),
+    ("fm", {"num_fields": 1}, r"num_fields must be an integer of at least 2, got 1"),
+    ("nfm", {"num_fields": 1}, r"num_fields must be an integer of at least 2, got 1"),
+    ("deepfm", {"num_fields": 1}, r"num_fields must be an integer of at least 2, got 1"),
+    ("deepfm", {"output": "vector"}, r"output must be one of"),
+    ("dnn", {"embedding_dim": 0}, r"embedding_dim must be an integer of at least 1, got 0"),
+    ("dnn", {"hidden_units": []}, r"hidden_units must hold at least one layer width, got \[\]"),
+    ("dnn", {"hidden_units": [3, 0]}, r"hidden_units\[1\] must be an integer of at least 1, got 0"),
+    ("dnn", {"hidden_units": 500}, r"hidden_units must be a list of layer widths, got 500"),
+    ("dnn", {"hidden_units": "500"}, r"hidden_units must be a list of layer widths, got '500'"),
+    ("dnn", {"dropout": 1.0}, r"dropout must be a number of at least 0 and below 1, got 1.0"),
+    ("dnn", {"dropout": float("nan")}, r"dropout must be a number .* got nan"),
+    ("nfm", {"dropout": "0.1"}, r"dropout must be a number .* got '0.1'"),
+    ("nfm", {"hidden_units": []}, r"hidden_units must hold at least one"),
+    ("dnn", {"batch_norm": "yes"}, r"batch_norm must be true or false, got 'yes'"),
+    ("crossnet", {"layers": 0}, r"layers must be an integer of at least 1, got 0"),
+    ("crossnet", {"layers": True}, r"layers must be an integer of at least 1, got True"),
+    ("crossnet", {"layers": 2.0}, r"layers must be an integer of at least 1, got 2.0"),
+    ("crossnet", {"low_rank": 0}, r"low_rank must be an integer of at least 1, got 0"),
+    ("dcnv2", {"structure": "paralel"}, r"structure must be one of .*did you mean 'parallel'"),
+    ("dcnv2", {"structure": None}, r"structure must be one of 'parallel', 'stacked', got None"),
+    ("dcnv2", {"hidden_units": []}, r"hidden_units must hold at least one"),
+    ("cin", {"units": []}, r"units must hold at least one layer width"),
+    ("cin", {"units": [1, 4], "split_half": True}, r"units must be at least 2 in every layer but the last"),
+    ("cin", {"activation": "tanh"}, r"activation must be one of null, 'relu', got 'tanh'"),
+    ("cin", {"split_half": 1}, r"split_half must be true or false, got 1"),
+    ("xdeepfm", {"units": [2, -1]}, r"units\[1\] must be an integer of at least 1, got -1"),
+    ("xdeepfm", {"hidden_units": [0]}, r"hidden_units\[0\] must be"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), BAD, ids=lambda value: str(value))
+def test_bad_option_is_named(kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        expert_class(kind)(**{"num_fields": 3, "embedding_dim": 2, **options})
+
+
+def test_one_map_in_the_last_layer_may_be_split() -> None:
+    assert expert_class("cin")(3, 2, units=[4, 1], split_half=True).out_features == 3
+
+
+def test_registry_and_names() -> None:
+    names = ["FM", "NFM", "DNN", "DeepFM", "CrossNet", "DCNv2", "CIN", "XDeepFM"]
+    assert {name.lower() for name in names} <= set(EXPERTS)
+    for name in names:
+        cls = getattr(experts, name)
+        assert EXPERTS[name.lower()] is cls
+        assert cls.kind == name.lower()
+        assert name in experts.__all__
+
+
+@pytest.mark.parametrize("kind", ["nfm", "dnn", "deepfm", "crossnet", "dcnv2", "cin", "xdeepfm"])
+def test_every_linear_starts_xavier_normal_with_zero_bias(kind: str) -> None:
+    expert = expert_class(kind)(12, 8)
+    parameters = 0
+    for module in expert.modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        parameters += sum(parameter.numel() for parameter in module.parameters())
+        assert module.bias is not None
+        assert not module.bias.any()
+        weight = module.weight.detach()
+        std = (2 / sum(weight.shape)) ** 0.5
+        # A uniform draw of this std has no value beyond 1.74 std; a normal one does in 8 of 100.
+        assert abs(float(weight.std()) / std - 1) < 5 / weight.numel() ** 0.5
+        assert float(weight.abs().max()) > 2.5 * std
+    assert parameters == sum(parameter.numel() for parameter in expert.parameters())
+
+
+def test_low_rank_factors_start_xavier_normal() -> None:
+    first, second = expert_class("crossnet")(12, 8, layers=1, low_rank=16).layers[0]
+    assert first.bias is None
+    assert not second.bias.any()
+    for linear in (first, second):
+        assert abs(float(linear.weight.detach().std()) * (112 / 2) ** 0.5 - 1) < 0.1
+
+
+@pytest.mark.parametrize("kind", sorted(EXPERTS))
+def test_same_seed_same_weights(kind: str) -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        states.append(expert_class(kind)(4, 3).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
