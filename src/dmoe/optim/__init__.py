@@ -1,0 +1,40 @@
+"""Optimisers of the embedding tables: `make_embedding_optimiser` and the classes behind its names."""
+
+from typing import Any
+
+from torch import nn
+
+from dmoe.errors import ConfigError
+from dmoe.optim.base import EmbeddingOptimiser
+from dmoe.optim.deferred import DeferredAdam
+from dmoe.optim.dense import DenseAdam
+from dmoe.optim.sparse import LazyAdam, RowwiseAdagrad
+from dmoe.validation import nearest
+
+EMBEDDING_OPTIMISERS: dict[str, type[EmbeddingOptimiser]] = {
+    optimiser.kind: optimiser for optimiser in (DeferredAdam, DenseAdam, LazyAdam, RowwiseAdagrad)
+}
+
+__all__ = [
+    "EMBEDDING_OPTIMISERS",
+    "DeferredAdam",
+    "DenseAdam",
+    "EmbeddingOptimiser",
+    "LazyAdam",
+    "RowwiseAdagrad",
+    "make_embedding_optimiser",
+]
+
+
+def make_embedding_optimiser(kind: str, weight: nn.Parameter, **settings: Any) -> EmbeddingOptimiser:
+    """The optimiser called `kind`; `settings` as in its class.
+
+    A table that is not on the CPU gets `dense` for `deferred`: the same model, and there the faster form.
+
+    Raises: ConfigError naming the nearest known kind.
+    """
+    if kind not in EMBEDDING_OPTIMISERS:
+        raise ConfigError(f"no embedding optimiser '{kind}'{nearest(kind, EMBEDDING_OPTIMISERS)}")
+    if kind == DeferredAdam.kind and weight.device.type != "cpu":
+        kind = DenseAdam.kind
+    return EMBEDDING_OPTIMISERS[kind](weight, **settings)

@@ -1,0 +1,154 @@
+"""What every embedding optimiser offers, and the choice of one by name.
+
+An embedding optimiser owns the update of one wide table `weight` (V, S) of which a batch touches few rows.
+Shape suffixes: V table rows, S summed width of all tables, U distinct rows of a batch.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dmoe.errors import ConfigError, DataError
+from dmoe.row_parallel import map_chunks, sum_kernel
+
+
+class EmbeddingOptimiser(ABC):
+    """Updates `weight` from `weight.grad`.
+
+    The objective is the loss that `weight.grad` belongs to plus (l2/2)·‖weight‖² over the whole table.
+
+    Args:
+        weight: the parameter (V, S).
+        lr: learning rate; may be changed between steps with `set_lr`.
+        betas, eps: as in Adam (Kingma and Ba 2015, algorithm 1).
+        l2: the factor λ above, at least 0.
+
+    The order of a training step: forward (through an embedding that this optimiser is attached to, or after
+    `catch_up` of the rows to be read), backward, optionally `grad_norm_squared`, `step`.
+
+    Raises: ConfigError if a setting is out of range.
+    """
+
+    kind: ClassVar[str]
+    sparse_gradient: bool = True
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        l2: float = 0.0,
+    ) -> None:
+        if not lr >= 0:
+            raise ConfigError(f"lr must be >= 0, got {lr}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"betas must be in [0, 1), got {betas}")
+        if not eps > 0:
+            raise ConfigError(f"eps must be > 0, got {eps}")
+        if not l2 >= 0:
+            raise ConfigError(f"embedding_l2 must be >= 0, got {l2}")
+        self.weight = weight
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.l2 = l2
+        self.step_count = 0
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the steps to come; steps already taken keep theirs."""
+        self.lr = lr
+
+    def catch_up(self, rows_U: Tensor) -> None:  # noqa: B027 (nothing to do unless updates are held back)
+        """Brings these rows (ascending, each once) up to date with all steps taken."""
+
+    def flush(self) -> None:  # noqa: B027
+        """Brings every row up to date with all steps taken."""
+
+    @abstractmethod
+    def step(self, grad_scale: float = 1.0) -> None:
+        """One step from `weight.grad`, which is None afterwards.
+
+        `grad_scale`: the factor of gradient clipping; it scales the whole gradient, λ·weight included. Pass it
+        here instead of scaling `weight.grad`.
+        """
+
+    @abstractmethod
+    def grad_norm_squared(self, clip_norm: float | None = None) -> float:
+        """The squared norm of the whole gradient, λ·weight of all rows that the step moves included.
+
+        `clip_norm`: the threshold that the norm is compared with, if that is all it is for.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """All state as named tensors on the CPU or the weight's device, up to date; `weight` is not in it."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what `state_dict` gave; `weight` must be loaded as it was at that moment.
+
+        Raises: DataError if a tensor is missing, unknown or of another shape.
+        """
+        own = self.state_dict()
+        if set(own) != set(state):
+            raise DataError(
+                f"optimiser state '{self.kind}' has tensors {sorted(own)}, the saved one has {sorted(state)}; "
+                "resume with the optimiser that the checkpoint was made with"
+            )
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise DataError(
+                    f"optimiser state '{name}' has shape {tuple(tensor.shape)}, "
+                    f"the saved one {tuple(state[name].shape)}; the model or its vocabularies differ"
+                )
+        self._load(state)
+
+    @abstractmethod
+    def _load(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def zero_grad(self) -> None:
+        """Drops the gradient, for a step that is not taken."""
+        self.weight.grad = None
+
+    def _sparse_gradient(self) -> tuple[Tensor, Tensor]:
+        """Rows (U,) ascending and their gradients (U, S)."""
+        gradient = self._gradient()
+        if not gradient.is_sparse:
+            raise ConfigError(
+                f"the embedding optimiser '{self.kind}' needs sparse gradients; "
+                "build the embedding with sparse=True or call embedding.attach(optimiser)"
+            )
+        # Autograd drops the coalesced flag when it hands over a gradient; a look at the rows is much cheaper
+        # than sorting again. Sums of several backward passes do need coalescing.
+        rows_U = gradient._indices()[0]
+        if bool((rows_U[1:] > rows_U[:-1]).all()):
+            return rows_U, gradient._values()
+        gradient = gradient.coalesce()
+        return gradient.indices()[0], gradient.values()
+
+    def _gradient(self) -> Tensor:
+        if self.weight.grad is None:
+            raise RuntimeError("weight.grad is None; call backward on a loss that reads the embedding first")
+        return self.weight.grad
+
+
+def sum_of_squares(values: Tensor) -> float:
+    """Σ x² in float64; on the CPU in an order that does not depend on the number of threads."""
+    if values.device.type != "cpu":
+        return float(torch.linalg.vector_norm(values, dtype=torch.float64).square())
+    flat = values.float().numpy().reshape(-1) if values.dtype.itemsize < 4 else values.numpy().reshape(-1)
+    return math.fsum(map_chunks(len(flat), 1 << 20, lambda start, stop: _sum_of_squares(start, stop, flat)))
+
+
+@sum_kernel
+def _sum_of_squares(start: int, stop: int, values: Any) -> float:
+    total = 0.0
+    for index in range(start, stop):
+        value = np.float64(values[index])
+        total += value * value
+    return total

@@ -1,0 +1,236 @@
+"""Compiled loops of deferred exact Adam (the algebra is in docs/optimisers.md).
+
+All scalars come in the dtype of the table, so that nothing is silently widened.
+Shape suffixes: V table rows, S table width, U rows of this call, J steps since the last flush.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmoe.row_parallel import kernel, sum_kernel
+
+Array = npt.NDArray[Any]
+Scalar = Any
+
+# With L2, a row whose state has died out is recognised at steps that are multiples of this, wherever the
+# replay started: replaying in two pieces then gives the same bits as in one.
+DEAD_CHECK_STEPS = 64
+
+# Elements that one inner loop works on: enough to hide the latency of a square root and a division.
+LANES = 160
+WHOLE_LANES = 32
+
+
+@sum_kernel
+def sum_of_squares(start: int, stop: int, rows_U: Array, weight_VS: Array) -> float:
+    total = 0.0
+    for index in range(start, stop):
+        row = rows_U[index]
+        for column in range(weight_VS.shape[1]):
+            value = np.float64(weight_VS[row, column])
+            total += value * value
+    return total
+
+
+@sum_kernel
+def gradient_norm_squared(
+    start: int, stop: int, rows_U: Array, gradient_US: Array, weight_VS: Array, l2: Scalar
+) -> float:
+    """Σ (gradient + l2·w)² over rows_U[start:stop], in float64."""
+    total = 0.0
+    for index in range(start, stop):
+        row = rows_U[index]
+        for column in range(weight_VS.shape[1]):
+            value = np.float64(gradient_US[index, column] + l2 * weight_VS[row, column])
+            total += value * value
+    return total
+
+
+@kernel
+def replay_with_l2(
+    start: int,
+    stop: int,
+    rows_U: Array,
+    weight_VS: Array,
+    first_VS: Array,
+    second_VS: Array,
+    last_V: Array,
+    now: int,
+    base: int,
+    step_sizes_J: Array,
+    inverse_roots_J: Array,
+    decays_J: Array,
+    dead_weights_J: Array,
+    dead_moments_J: Array,
+    beta1: Scalar,
+    one_minus_beta1: Scalar,
+    beta2: Scalar,
+    one_minus_beta2: Scalar,
+    eps: Scalar,
+) -> None:
+    """Steps last+1 … now of Adam with gradient decay·w, for rows_U[start:stop].
+
+    Index j of the per-step arrays (see `_History`) is step base + 1 + j.
+    """
+    width = weight_VS.shape[1]
+    group = max(1, LANES // width)
+    lanes = -(-group * width // WHOLE_LANES) * WHOLE_LANES
+    weight, first, second = (
+        np.zeros(lanes, weight_VS.dtype),
+        np.zeros(lanes, weight_VS.dtype),
+        np.zeros(lanes, weight_VS.dtype),
+    )
+    begins = np.empty(stop - start, np.int64)
+    for index in range(start, stop):
+        begins[index - start] = last_V[rows_U[index]]
+    order = np.argsort(begins)
+    # Rows that miss about as many steps run together, side by side in one buffer that stays in the cache:
+    # the first row alone up to the step of the second, then both up to that of the third, and so on.
+    for group_start in range(0, stop - start, group):
+        size = min(group, stop - start - group_start)
+        if begins[order[group_start]] == now:
+            break
+        for member in range(size):
+            row = rows_U[start + order[group_start + member]]
+            for column in range(width):
+                weight[member * width + column] = weight_VS[row, column]
+                first[member * width + column] = first_VS[row, column]
+                second[member * width + column] = second_VS[row, column]
+        for active in range(1, size + 1):
+            begin = begins[order[group_start + active - 1]]
+            end = begins[order[group_start + active]] if active < size else now
+            # Nothing lies behind the last row, so there the loop may run on to a whole number of registers.
+            span = active * width if active < size else -(-size * width // WHOLE_LANES) * WHOLE_LANES
+            for step in range(begin, end):
+                step_size = step_sizes_J[step - base]
+                inverse_root = inverse_roots_J[step - base]
+                decay = decays_J[step - base]
+                if step % DEAD_CHECK_STEPS == 0:
+                    dead_weight, dead_moment = dead_weights_J[step - base], dead_moments_J[step - base]
+                    for member in range(active):
+                        alive = 0
+                        for lane in range(member * width, (member + 1) * width):
+                            alive += abs(weight[lane]) >= dead_weight
+                            alive += abs(first[lane]) >= dead_moment
+                        if alive == 0:
+                            for lane in range(member * width, (member + 1) * width):
+                                weight[lane] = 0
+                                first[lane] = 0
+                for lane in range(span):
+                    gradient = decay * weight[lane]
+                    m = beta1 * first[lane] + one_minus_beta1 * gradient
+                    v = beta2 * second[lane] + one_minus_beta2 * (gradient * gradient)
+                    first[lane] = m
+                    second[lane] = v
+                    weight[lane] -= step_size * m / (np.sqrt(v) * inverse_root + eps)
+        for member in range(size):
+            row = rows_U[start + order[group_start + member]]
+            for column in range(width):
+                weight_VS[row, column] = weight[member * width + column]
+                first_VS[row, column] = first[member * width + column]
+                second_VS[row, column] = second[member * width + column]
+            last_V[row] = now
+
+
+@kernel
+def replay_momentum(
+    start: int,
+    stop: int,
+    rows_U: Array,
+    weight_VS: Array,
+    first_VS: Array,
+    second_VS: Array,
+    last_V: Array,
+    flushed: int,
+    now: int,
+    base: int,
+    step_sizes_J: Array,
+    inverse_roots_J: Array,
+    bounds_J: Array,
+    powers1_K: Array,
+    roots2_K: Array,
+    eps: Scalar,
+    beta2: float,
+    settle: bool,
+) -> None:
+    """The same with no gradient at all: step last + k moves w by step size · β1^k m / (√v β2^(k/2) / root + eps).
+
+    `last_V` is the step that `first_VS` and `second_VS` belong to, 0 for a row never touched; weights are
+    already at step `flushed` if that is later. With `settle`, the moments follow to `now`.
+    `bounds_J`: at least the step size of this and every later step.
+    """
+    width = weight_VS.shape[1]
+    root = np.empty(width, weight_VS.dtype)
+    for index in range(start, stop):
+        row = rows_U[index]
+        last = np.int64(last_V[row])
+        if last == 0 or last == now:
+            continue
+        weight, first, second = weight_VS[row], first_VS[row], second_VS[row]
+        begin = last if last > flushed else flushed
+        end = now if now < last + len(powers1_K) else last + len(powers1_K) - 1
+        if begin < end:
+            for column in range(width):
+                root[column] = np.sqrt(second[column])
+        for step in range(begin, end):
+            missed = step + 1 - last
+            factor = step_sizes_J[step - base] * powers1_K[missed]
+            scale = roots2_K[missed] * inverse_roots_J[step - base]
+            for column in range(width):
+                weight[column] -= factor * first[column] / (root[column] * scale + eps)
+            if missed % 16 == 0:
+                # Every later move is at most `bound`/2 and falls geometrically (β1 < √β2): if even `bound`
+                # leaves all weights as they are, so do all later moves, and stopping changes no bit.
+                factor = 2 * bounds_J[step - base] * powers1_K[missed]
+                moves = 0
+                for column in range(width):
+                    bound = factor * first[column] / (root[column] * roots2_K[missed] + eps)
+                    value = weight[column]
+                    moves += (value + bound != value) | (value - bound != value)
+                if moves == 0:
+                    break
+        if settle:
+            missed = now - last
+            power1 = powers1_K[missed] if missed < len(powers1_K) else powers1_K[0] * 0
+            power2 = beta2**missed
+            for column in range(width):
+                first[column] *= power1
+                second[column] = second[column] * power2
+            last_V[row] = now
+
+
+@kernel
+def apply_gradient(
+    start: int,
+    stop: int,
+    rows_U: Array,
+    gradient_US: Array,
+    weight_VS: Array,
+    first_VS: Array,
+    second_VS: Array,
+    last_V: Array,
+    now: int,
+    step_size: Scalar,
+    inverse_root: Scalar,
+    grad_scale: Scalar,
+    l2: Scalar,
+    beta1: Scalar,
+    one_minus_beta1: Scalar,
+    beta2: Scalar,
+    one_minus_beta2: Scalar,
+    eps: Scalar,
+) -> None:
+    """Step `now` of Adam with gradient grad_scale · (gradient + l2·w) on rows that are at step now − 1."""
+    for index in range(start, stop):
+        row = rows_U[index]
+        weight, first, second, given = weight_VS[row], first_VS[row], second_VS[row], gradient_US[index]
+        for column in range(weight_VS.shape[1]):
+            gradient = grad_scale * (given[column] + l2 * weight[column])
+            m = beta1 * first[column] + one_minus_beta1 * gradient
+            v = beta2 * second[column] + one_minus_beta2 * (gradient * gradient)
+            first[column] = m
+            second[column] = v
+            weight[column] -= step_size * m / (np.sqrt(v) * inverse_root + eps)
+        last_V[row] = now

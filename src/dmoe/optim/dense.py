@@ -1,0 +1,74 @@
+"""Adam over the whole table at every step: the reference that the deferred optimiser equals."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
+
+
+class DenseAdam(EmbeddingOptimiser):
+    """torch.optim.Adam (fused) on the whole table. Every step reads and writes the table and both moments."""
+
+    kind: ClassVar[str] = "dense"
+    sparse_gradient = False
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        l2: float = 0.0,
+    ) -> None:
+        super().__init__(weight, lr, betas, eps, l2)
+        self._adam = torch.optim.Adam([weight], lr=lr, betas=betas, eps=eps, fused=True)
+        self._whole: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, grad_scale: float = 1.0) -> None:
+        gradient = self._whole_gradient()
+        if grad_scale != 1.0:
+            gradient.mul_(grad_scale)
+        self._adam.param_groups[0]["lr"] = self.lr
+        self._adam.step()
+        self.step_count += 1
+        self.zero_grad()
+
+    @torch.no_grad()
+    def grad_norm_squared(self, clip_norm: float | None = None) -> float:  # noqa: ARG002 (always exact)
+        return sum_of_squares(self._whole_gradient())
+
+    def zero_grad(self) -> None:
+        super().zero_grad()
+        self._whole = None
+
+    def _whole_gradient(self) -> Tensor:
+        """Makes `weight.grad` dense and adds λ·weight to it, once a step."""
+        gradient = self._gradient()
+        if gradient is self._whole:
+            return gradient
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        if self.l2:
+            dense.add_(self.weight, alpha=self.l2)
+        self.weight.grad = self._whole = dense
+        return dense
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = self._adam.state.get(self.weight, {})
+        zeros = torch.zeros_like(self.weight) if not state else None
+        return {
+            "step_count": torch.tensor(self.step_count),
+            "first_moment": zeros if zeros is not None else state["exp_avg"],
+            "second_moment": zeros if zeros is not None else state["exp_avg_sq"],
+        }
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        self.step_count = int(state["step_count"])
+        self._adam.state[self.weight] = {
+            "step": torch.tensor(float(self.step_count), device=self.weight.device),
+            "exp_avg": state["first_moment"].to(self.weight).clone(),
+            "exp_avg_sq": state["second_moment"].to(self.weight).clone(),
+        }

@@ -1,0 +1,414 @@
+"""The embedding optimisers against torch's own, over the whole table, in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dmoe.errors import ConfigError, DataError
+from dmoe.nn.embedding import MultiTableEmbedding
+from dmoe.optim import (
+    EMBEDDING_OPTIMISERS,
+    DeferredAdam,
+    DenseAdam,
+    EmbeddingOptimiser,
+    LazyAdam,
+    RowwiseAdagrad,
+    make_embedding_optimiser,
+)
+
+ROWS, WIDTH = 30, 5
+
+
+def sparse(rows: Tensor, values: Tensor, num_rows: int) -> Tensor:
+    shape = torch.Size((num_rows, values.shape[1]))
+    return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
+
+
+def random_rows(num_rows: int, count: int, skew: float) -> Tensor:
+    """Ascending distinct rows, low ones often, high ones rarely."""
+    rows: Tensor = torch.unique((torch.rand(count) ** skew * num_rows).long())
+    return rows
+
+
+class Reference:
+    """torch.optim.Adam with (λ/2)‖W‖² in the loss and the whole gradient clipped."""
+
+    def __init__(self, weight: Tensor, lr: float, l2: float, **settings: Any) -> None:
+        self.weight = nn.Parameter(weight.clone())
+        self.l2 = l2
+        self.adam = torch.optim.Adam([self.weight], lr=lr, **settings)
+
+    def gradient(self, rows: Tensor, values: Tensor) -> Tensor:
+        self.weight.grad = None
+        dense = torch.zeros_like(self.weight)
+        dense[rows] = values
+        (self.l2 / 2 * self.weight.square().sum() + (self.weight * dense).sum()).backward()  # type: ignore[no-untyped-call]
+        assert self.weight.grad is not None
+        return self.weight.grad
+
+    def step(self, rows: Tensor, values: Tensor, grad_scale: float) -> None:
+        self.gradient(rows, values).mul_(grad_scale)
+        self.adam.step()
+
+    def set_lr(self, lr: float) -> None:
+        self.adam.param_groups[0]["lr"] = lr
+
+
+def step(optimiser: EmbeddingOptimiser, rows: Tensor, values: Tensor, grad_scale: float = 1.0) -> None:
+    optimiser.weight.grad = sparse(rows, values, len(optimiser.weight))
+    optimiser.step(grad_scale)
+
+
+@pytest.mark.parametrize(
+    ("kind", "l2", "initial"),
+    [
+        *(("deferred", l2, initial) for l2 in (0.0, 1e-8, 1e-5, 1e-3) for initial in (1.0, 1e-4)),
+        ("dense", 0.0, 1.0),
+        ("dense", 1e-3, 1.0),
+    ],
+)
+def test_2000_steps_equal_dense_adam(kind: str, l2: float, initial: float) -> None:
+    """With flushes, changes of the learning rate, clipped steps, and a save and load in the middle."""
+    weight = initial * torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    reference = Reference(weight, 1e-3, l2)
+    optimiser = make_embedding_optimiser(kind, nn.Parameter(weight.clone()), lr=1e-3, l2=l2)
+    for number in range(2000):
+        if number in (500, 700, 1200):
+            lr = {500: 4e-3, 700: 1e-4, 1200: 1e-3}[number]
+            reference.set_lr(lr)
+            optimiser.set_lr(lr)
+        if number == 1000:
+            state = {name: tensor.clone() for name, tensor in optimiser.state_dict().items()}
+            saved = nn.Parameter(optimiser.weight.detach().clone())
+            optimiser = make_embedding_optimiser(kind, saved, lr=1e-4, l2=l2)
+            optimiser.load_state_dict(state)
+        rows = random_rows(ROWS, 3, 8.0)
+        values = 0.01 * torch.randn(len(rows), WIDTH, dtype=torch.float64)
+        optimiser.catch_up(rows)
+        torch.testing.assert_close(optimiser.weight[rows], reference.weight[rows], rtol=0, atol=1e-9)
+        grad_scale = 0.2 if number % 7 == 0 else 1.0
+        reference.step(rows, values, grad_scale)
+        step(optimiser, rows, values, grad_scale)
+        if number % 401 == 0:
+            optimiser.flush()
+            torch.testing.assert_close(optimiser.weight, reference.weight, rtol=0, atol=1e-9)
+    optimiser.flush()
+    torch.testing.assert_close(optimiser.weight, reference.weight, rtol=1e-9, atol=1e-9)
+    assert (optimiser.weight - weight).abs().max() > 1e-3 * initial
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    num_rows=st.integers(1, 12),
+    width=st.integers(1, 20),
+    l2=st.sampled_from([0.0, 1e-9, 1e-6, 1e-3, 0.1]),
+    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.9), (0.5, 0.99), (0.9, 0.9)]),
+    eps=st.sampled_from([1e-8, 1e-3]),
+    lr=st.sampled_from([1e-3, 0.1]),
+    touches=st.lists(
+        st.tuples(st.sets(st.integers(0, 11), max_size=4), st.floats(0.01, 1.0), st.booleans()), max_size=60
+    ),
+    gap=st.integers(0, 90),
+    seed=st.integers(0, 1000),
+)
+def test_any_touch_pattern_equals_dense_adam(
+    num_rows: int,
+    width: int,
+    l2: float,
+    betas: tuple[float, float],
+    eps: float,
+    lr: float,
+    touches: list[tuple[set[int], float, bool]],
+    gap: int,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    weight = torch.randn(num_rows, width, dtype=torch.float64)
+    reference = Reference(weight, lr, l2, betas=betas, eps=eps)
+    optimiser = DeferredAdam(nn.Parameter(weight.clone()), lr, betas, eps, l2)
+    for chosen, grad_scale, flush in [*touches, *[(set[int](), 1.0, False)] * gap]:
+        rows = torch.tensor(sorted(row for row in chosen if row < num_rows), dtype=torch.int64)
+        values = torch.randn(len(rows), width, dtype=torch.float64)
+        reference.step(rows, values, grad_scale)
+        step(optimiser, rows, values, grad_scale)
+        if flush:
+            optimiser.flush()
+    optimiser.flush()
+    torch.testing.assert_close(optimiser.weight, reference.weight, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("l2", [0.0, 1e-8, 1e-5])
+def test_float32_stays_close_to_dense_adam_in_float32(l2: float) -> None:
+    weight = 1e-4 * torch.randn(2000, 16)
+    exact, reference = Reference(weight.double(), 1e-3, l2), Reference(weight, 1e-3, l2)
+    optimiser = DeferredAdam(nn.Parameter(weight.clone()), 1e-3, l2=l2)
+    for _ in range(600):
+        rows = random_rows(2000, 60, 3.0)
+        values = 1e-3 * torch.randn(len(rows), 16)
+        exact.step(rows, values.double(), 1.0)
+        reference.step(rows, values, 1.0)
+        step(optimiser, rows, values)
+    optimiser.flush()
+    ours = (optimiser.weight.double() - exact.weight).abs().max().item()
+    dense = (reference.weight.double() - exact.weight).abs().max().item()
+    # Both round at every step; the deferred form may not be further from exact arithmetic than a small
+    # multiple of what dense float32 training is.
+    assert ours < 4 * dense
+    assert ours < 1e-5
+
+
+@pytest.mark.parametrize("l2", [0.0, 1e-6])
+@pytest.mark.parametrize("width", [3, 8, 21])
+def test_flushes_and_reads_change_no_bit(l2: float, width: int) -> None:
+    weight = torch.randn(40, width)
+    plain = DeferredAdam(nn.Parameter(weight.clone()), 1e-2, l2=l2)
+    busy = DeferredAdam(nn.Parameter(weight.clone()), 1e-2, l2=l2)
+    for number in range(300):
+        rows = random_rows(40, 3, 4.0)
+        values = torch.randn(len(rows), width)
+        step(plain, rows, values)
+        step(busy, rows, values)
+        if number % 13 == 5:
+            busy.flush()
+        if number % 50 == 7:
+            state = {name: tensor.clone() for name, tensor in busy.state_dict().items()}
+            busy = DeferredAdam(nn.Parameter(busy.weight.detach().clone()), 1e-2, l2=l2)
+            busy.load_state_dict(state)
+        if number == 150:
+            plain.set_lr(3e-2)
+        if number >= 150:
+            busy.set_lr(3e-2)
+    plain.flush()
+    busy.flush()
+    assert torch.equal(plain.weight, busy.weight)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, busy.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("l2", [0.0, 1e-6])
+def test_bits_do_not_depend_on_the_number_of_threads(l2: float) -> None:
+    weight = torch.randn(3000, 7)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            torch.manual_seed(1)
+            optimiser = DeferredAdam(nn.Parameter(weight.clone()), 1e-2, l2=l2)
+            norms = []
+            for _ in range(30):
+                rows = random_rows(3000, 1500, 2.0)
+                optimiser.weight.grad = sparse(rows, torch.randn(len(rows), 7), 3000)
+                norms.append(optimiser.grad_norm_squared(10.0))
+                optimiser.step()
+            optimiser.flush()
+            results.append((optimiser.weight.detach(), norms))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0][0], weight) and results[0][1] == norms for weight, norms in results)
+
+
+def test_rows_with_l2_that_died_out_stay_zero_and_revive() -> None:
+    """lr·λ/eps = 1: an untouched weight falls below the smallest normal float32 within 3,000 steps."""
+    weight = 1e-4 * torch.randn(2, 3)
+    reference = Reference(weight.double(), 1e-3, 1e-5)
+    optimiser = DeferredAdam(nn.Parameter(weight.clone()), 1e-3, l2=1e-5)
+    for _ in range(3000):
+        step(optimiser, torch.tensor([0]), torch.ones(1, 3))
+        reference.step(torch.tensor([0]), torch.ones(1, 3, dtype=torch.float64), 1.0)
+    optimiser.flush()
+    assert torch.count_nonzero(optimiser.weight[1]) == 0
+    assert reference.weight[1].abs().max().item() < 1e-37
+    step(optimiser, torch.tensor([1]), torch.ones(1, 3))
+    reference.step(torch.tensor([1]), torch.ones(1, 3, dtype=torch.float64), 1.0)
+    optimiser.flush()
+    torch.testing.assert_close(optimiser.weight.double(), reference.weight, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["deferred", "dense"])
+@pytest.mark.parametrize("l2", [0.0, 1e-4, 0.5])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_gradient_norm_is_that_of_the_dense_gradient(kind: str, l2: float, clip_norm: float | None) -> None:
+    weight = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    reference = Reference(weight, 1e-2, l2)
+    optimiser = make_embedding_optimiser(kind, nn.Parameter(weight.clone()), lr=1e-2, l2=l2)
+    for _ in range(50):
+        rows = random_rows(ROWS, 4, 3.0)
+        values = torch.randn(len(rows), WIDTH, dtype=torch.float64)
+        expected = reference.gradient(rows, values).square().sum().item()
+        optimiser.weight.grad = sparse(rows, values, ROWS)
+        assert optimiser.grad_norm_squared(clip_norm) == pytest.approx(expected, rel=1e-9)
+        scale = min(1.0, 1.0 / expected**0.5)
+        reference.step(rows, values, scale)
+        optimiser.step(scale)
+    optimiser.flush()
+    torch.testing.assert_close(optimiser.weight, reference.weight, rtol=0, atol=1e-9)
+
+
+def test_a_negligible_l2_norm_is_left_out_without_a_flush() -> None:
+    weight = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    l2, clip_norm = 1e-7, 10.0
+    optimiser = DeferredAdam(nn.Parameter(weight.clone()), 1e-2, l2=l2)
+    step(optimiser, torch.tensor([0]), torch.ones(1, WIDTH, dtype=torch.float64))
+    reference = Reference(weight, 1e-2, l2)
+    reference.step(torch.tensor([0]), torch.ones(1, WIDTH, dtype=torch.float64), 1.0)
+    rows, values = torch.tensor([1]), 20 * torch.ones(1, WIDTH, dtype=torch.float64)
+    expected = reference.gradient(rows, values).square().sum().item()
+    optimiser.weight.grad = sparse(rows, values, ROWS)
+    got = optimiser.grad_norm_squared(clip_norm)
+    assert torch.equal(optimiser.weight[2], weight[2])  # not flushed
+    assert clip_norm / got**0.5 == pytest.approx(clip_norm / expected**0.5, rel=2.0**-24)
+    assert optimiser.grad_norm_squared() == pytest.approx(expected, rel=1e-12)
+
+
+def test_lazy_equals_torch_sparse_adam() -> None:
+    weight = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    ours, theirs = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
+    optimiser, reference = LazyAdam(ours, 1e-2), torch.optim.SparseAdam([theirs], lr=1e-2)
+    for _ in range(200):
+        rows = random_rows(ROWS, 4, 3.0)
+        values = torch.randn(len(rows), WIDTH, dtype=torch.float64)
+        theirs.grad = sparse(rows, 0.5 * values, ROWS)
+        reference.step()  # type: ignore[no-untyped-call]
+        step(optimiser, rows, values, grad_scale=0.5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("widths", [None, [2, 3]])
+def test_rowwise_adagrad_equals_loops(widths: list[int] | None) -> None:
+    weight = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    optimiser = RowwiseAdagrad(nn.Parameter(weight.clone()), 0.1, widths=widths)
+    expected = weight.clone()
+    sums: dict[tuple[int, int], float] = {}
+    for _ in range(50):
+        rows = random_rows(ROWS, 4, 3.0)
+        values = torch.randn(len(rows), WIDTH, dtype=torch.float64)
+        step(optimiser, rows, values, grad_scale=0.5)
+        for index, row in enumerate(rows.tolist()):
+            first = 0
+            for width in widths or [WIDTH]:
+                gradient = [0.5 * float(values[index, first + column]) for column in range(width)]
+                key = (row, first)
+                sums[key] = sums.get(key, 0.0) + sum(g * g for g in gradient) / width
+                for column, g in enumerate(gradient):
+                    expected[row, first + column] -= 0.1 * g / (sums[key] ** 0.5 + 1e-8)
+                first += width
+    torch.testing.assert_close(optimiser.weight.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", sorted(EMBEDDING_OPTIMISERS))
+def test_save_and_load_continue_the_same_run(kind: str) -> None:
+    def run(optimiser: EmbeddingOptimiser, steps: int) -> None:
+        for _ in range(steps):
+            rows = random_rows(ROWS, 4, 3.0)
+            step(optimiser, rows, torch.randn(len(rows), WIDTH))
+
+    weight = torch.randn(ROWS, WIDTH)
+    one = make_embedding_optimiser(kind, nn.Parameter(weight.clone()), lr=1e-2)
+    run(one, 20)
+    state = {name: tensor.clone() for name, tensor in one.state_dict().items()}
+    two = make_embedding_optimiser(kind, nn.Parameter(one.weight.detach().clone()), lr=1e-2)
+    two.load_state_dict(state)
+    for optimiser in (one, two):
+        torch.manual_seed(3)
+        run(optimiser, 20)
+        optimiser.flush()
+    assert torch.equal(one.weight, two.weight)
+    assert not torch.equal(one.weight, weight)
+
+
+def attached(kind: str, **settings: Any) -> tuple[MultiTableEmbedding, EmbeddingOptimiser]:
+    embedding = MultiTableEmbedding([50, 8], 0, [3, 2])
+    nn.init.normal_(embedding.weight)
+    optimiser = make_embedding_optimiser(kind, embedding.weight, lr=1e-2, **settings)
+    embedding.attach(optimiser)
+    return embedding, optimiser
+
+
+def train(embedding: MultiTableEmbedding, optimiser: EmbeddingOptimiser, steps: int = 40) -> None:
+    torch.manual_seed(5)
+    for _ in range(steps):
+        ids = torch.stack([(torch.rand(6) ** 4 * 50).long(), torch.randint(0, 8, (6,))], dim=1)
+        sum(output.square().mean() for output in embedding(ids)).backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize("l2", [0.0, 1e-3])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda embedding: embedding.state_dict()["weight"],
+        lambda embedding: torch.cat([embedding.table(0), embedding.table(1)], dim=1),
+        lambda embedding: torch.cat(
+            [output[:, 0] for output in embedding.eval()(torch.stack([torch.arange(50), torch.zeros(50)], 1).int())], 1
+        ),
+    ],
+    ids=["state_dict", "table", "evaluation"],
+)
+def test_no_way_of_reading_shows_rows_held_back(l2: float, read: Callable[[MultiTableEmbedding], Tensor]) -> None:
+    torch.manual_seed(0)
+    deferred, deferred_optimiser = attached("deferred", l2=l2)
+    torch.manual_seed(0)
+    dense, dense_optimiser = attached("dense", l2=l2)
+    train(deferred, deferred_optimiser)
+    train(dense, dense_optimiser)
+    got = read(deferred)
+    torch.testing.assert_close(got.detach(), dense.weight.detach()[: len(got)], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["deferred", "lazy", "rowwise-adagrad"])
+def test_two_backward_passes_before_a_step_add_up(kind: str) -> None:
+    weight = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    one, two = (make_embedding_optimiser(kind, nn.Parameter(weight.clone()), lr=1e-2) for _ in range(2))
+    first, second = torch.tensor([1, 4]), torch.tensor([0, 4])
+    ones = torch.ones(2, WIDTH, dtype=torch.float64)
+    one.weight.grad = sparse(first, ones, ROWS) + sparse(second, ones, ROWS)
+    one.step()
+    step(two, torch.tensor([0, 1, 4]), torch.tensor([1.0, 1, 2], dtype=torch.float64)[:, None].expand(3, WIDTH))
+    assert torch.equal(one.weight, two.weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("defered", {}, "no embedding optimiser 'defered'; did you mean 'deferred'"),
+        ("deferred", {"lr": -1.0}, "lr must be >= 0"),
+        ("deferred", {"lr": float("nan")}, "lr must be >= 0"),
+        ("dense", {"betas": (1.0, 0.9)}, r"betas must be in \[0, 1\)"),
+        ("deferred", {"eps": 0.0}, "eps must be > 0"),
+        ("deferred", {"l2": -1e-3}, "embedding_l2 must be >= 0"),
+        ("deferred", {"betas": (0.99, 0.9)}, "beta1 < sqrt"),
+        ("lazy", {"l2": 1e-3}, "use 'deferred' or embedding_l2: 0"),
+        ("rowwise-adagrad", {"widths": [2]}, "do not sum to the table width 5"),
+    ],
+)
+def test_wrong_settings_are_refused(kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_embedding_optimiser(kind, nn.Parameter(torch.zeros(3, WIDTH)), **{"lr": 0.1, **options})
+
+
+def test_a_dense_gradient_is_refused_where_rows_are_needed() -> None:
+    optimiser = DeferredAdam(nn.Parameter(torch.zeros(3, WIDTH)), 0.1)
+    optimiser.weight.grad = torch.ones(3, WIDTH)
+    with pytest.raises(ConfigError, match="sparse=True"):
+        optimiser.step()
+
+
+def test_half_precision_tables_are_refused() -> None:
+    with pytest.raises(ConfigError, match="float32 or float64"):
+        DeferredAdam(nn.Parameter(torch.zeros(3, WIDTH, dtype=torch.float16)), 0.1)
+
+
+def test_state_of_another_optimiser_or_model_is_refused() -> None:
+    deferred = DeferredAdam(nn.Parameter(torch.zeros(3, WIDTH)), 0.1)
+    dense = DenseAdam(nn.Parameter(torch.zeros(3, WIDTH)), 0.1)
+    with pytest.raises(DataError, match="resume with the optimiser"):
+        deferred.load_state_dict(dense.state_dict())
+    larger = DeferredAdam(nn.Parameter(torch.zeros(4, WIDTH)), 0.1)
+    with pytest.raises(DataError, match=r"'first_moment' has shape \(3, 5\)"):
+        deferred.load_state_dict(larger.state_dict())
