@@ -1,0 +1,242 @@
+"""`data.yaml`: what a raw log is, which of its columns become fields, and how the rows are split."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from dmoe.errors import ConfigError
+from dmoe.validation import nearest, read_yaml, validate
+
+SPLITS = ("train", "valid", "test")
+DELIMITERS = (",", "\t", ";", "|")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _no_repeats(what: str, names: tuple[str, ...] | list[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{what}: these names appear twice: {', '.join(repeated)}")
+
+
+class Format(_Strict):
+    """How the bytes of an input file become named columns.
+
+    `columns` names the columns of a file without a header. `missing` lists the texts that stand for "no
+    value". A quoted value may hold delimiters and doubled quotes, but no line break.
+    """
+
+    kind: Literal["auto", "csv", "parquet"] = "auto"
+    header: bool = True
+    columns: tuple[str, ...] | None = None
+    delimiter: str = "auto"
+    quote: Literal['"', "'"] | None = '"'
+    missing: tuple[str, ...] = ("",)
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, value: str) -> str:
+        if value != "auto" and (len(value) != 1 or not value.isascii() or value in "\r\n\"'\0"):
+            raise ValueError("must be 'auto' or one ASCII character that is no quote and no line break")
+        return value
+
+    @model_validator(mode="after")
+    def _header_or_columns(self) -> "Format":
+        if self.header and self.columns is not None:
+            raise ValueError("'columns' names the columns of a file without a header; set 'header: false' too")
+        if not self.header and not self.columns:
+            raise ValueError("a file without a header needs 'columns', the names of all its columns in order")
+        _no_repeats("columns", self.columns or ())
+        return self
+
+
+class Derivation(_Strict):
+    """A column taken out of the time that another column holds, as it is written (no change of zone).
+
+    `hour` 0-23, `weekday` 0-6 from Sunday, `weekend` 1 on Saturday and Sunday, else 0.
+    `yymmddhh` as in 14102123; `iso` as in 2014-10-21 23:00:00; `unix` seconds since 1970 in UTC.
+    """
+
+    column: str
+    take: Literal["hour", "weekday", "weekend"]
+    format: Literal["yymmddhh", "iso", "unix"]
+
+
+class CategoricalOptions(_Strict):
+    """`min_count` replaces the default of all fields; `missing_values` adds to `format.missing`;
+    `missing_as: oov` gives missing values the id of unseen ones (1) instead of their own (0)."""
+
+    min_count: int | None = Field(default=None, ge=1)
+    missing_values: tuple[str, ...] = ()
+    missing_as: Literal["missing", "oov"] = "missing"
+
+
+class NumericOptions(_Strict):
+    """`transform`: `value` as it is; `standardise` by the training mean and standard deviation; `log` for
+    sign(x) log(1 + |x|); `bucket` for a categorical field of floor(ln(x)^2) above 2, and int(x) up to 2.
+
+    `standardise: true` standardises after the logarithm. The other keys belong to `bucket`.
+    """
+
+    transform: Literal["value", "standardise", "log", "bucket"] = "value"
+    standardise: bool = False
+    min_count: int | None = Field(default=None, ge=1)
+    missing_values: tuple[str, ...] = ()
+    missing_as: Literal["missing", "oov"] = "missing"
+
+    @model_validator(mode="after")
+    def _keys_fit_transform(self) -> "NumericOptions":
+        if self.standardise and self.transform != "log":
+            raise ValueError("'standardise: true' goes with 'transform: log'; else use 'transform: standardise'")
+        if self.transform != "bucket":
+            for key in ("min_count", "missing_values", "missing_as"):
+                if key in self.model_fields_set and getattr(self, key) not in (None, (), "missing"):
+                    raise ValueError(f"'{key}' goes with 'transform: bucket' only")
+        return self
+
+
+def _by_name(value: Any) -> Any:
+    """A list of names, or a mapping of names to options, as a mapping."""
+    if isinstance(value, list | tuple):
+        names = [str(name) for name in value]
+        _no_repeats("fields", names)
+        return {name: {} for name in names}
+    if isinstance(value, dict):
+        return {str(name): {} if options is None else options for name, options in value.items()}
+    return value
+
+
+class Fields(_Strict):
+    """The fields of an encoded row: `numeric` first, then `categorical`, each in the order given."""
+
+    categorical: Annotated[dict[str, CategoricalOptions], BeforeValidator(_by_name)] = {}
+    numeric: Annotated[dict[str, NumericOptions], BeforeValidator(_by_name)] = {}
+    min_count: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _some_and_once(self) -> "Fields":
+        if not self.categorical and not self.numeric:
+            raise ValueError("name at least one field under 'categorical' or 'numeric'")
+        _no_repeats("fields", [*self.numeric, *self.categorical])
+        return self
+
+    def options(self, name: str) -> CategoricalOptions | NumericOptions:
+        return self.categorical[name] if name in self.categorical else self.numeric[name]
+
+
+class Split(_Strict):
+    """`ordered` by position in the input; `random`; `stratified` (each label apart); `time` by a column;
+    `given` (every input says which split it is). Shares sum to 1; a share of 0 leaves that split out."""
+
+    kind: Literal["ordered", "random", "stratified", "time", "given"] = "ordered"
+    train: float = Field(default=0.8, gt=0, le=1)
+    valid: float = Field(default=0.1, ge=0, lt=1)
+    test: float = Field(default=0.1, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    column: str | None = None
+    compare: Literal["number", "text"] = "number"
+
+    @model_validator(mode="after")
+    def _keys_fit_kind(self) -> "Split":
+        shares = [name for name in SPLITS if name in self.model_fields_set]
+        belongs = {
+            **dict.fromkeys(SPLITS, ("ordered", "random", "stratified", "time")),
+            "seed": ("random", "stratified"),
+            "column": ("time",),
+            "compare": ("time",),
+        }
+        for key, kinds in belongs.items():
+            default = type(self).model_fields[key].default
+            changed = key in self.model_fields_set and getattr(self, key) != default
+            if changed and self.kind not in kinds:
+                raise ValueError(f"'{key}' has no meaning for split kind '{self.kind}'")
+        if self.kind == "time" and not self.column:
+            raise ValueError("split kind 'time' needs 'column', the column that holds the time")
+        if self.kind != "given" and sum(self.shares().values()) != 1:
+            given = ", ".join(f"{name} {getattr(self, name)}" for name in SPLITS)
+            unsaid = "; say all three" if 0 < len(shares) < len(SPLITS) else ""
+            raise ValueError(f"the shares must sum to 1, got {given}{unsaid}")
+        return self
+
+    def shares(self) -> dict[str, Fraction]:
+        """The shares as exactly the decimals that were written."""
+        return {name: Fraction(str(getattr(self, name))) for name in SPLITS}
+
+
+class DataConfig(_Strict):
+    """A whole `data.yaml`."""
+
+    description: str = ""
+    label: str
+    split: Split = Split()
+    fields: Fields
+    derive: dict[str, Derivation] = {}
+    format: Format = Format()
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "DataConfig":
+        names = [*self.fields.numeric, *self.fields.categorical]
+        if self.label in names:
+            raise ValueError(f"'{self.label}' is the label and cannot be a field too")
+        for derived in self.derive:
+            if derived not in names:
+                raise ValueError(f"derived column '{derived}' is used by no field; name it under 'fields'")
+        if self.format.columns is not None:
+            for column in self.columns():
+                if column not in self.format.columns:
+                    known = nearest(column, self.format.columns)
+                    raise ValueError(f"'{column}' is not among format.columns{known}")
+        return self
+
+    def source_column(self, field: str) -> str:
+        """The raw column that a field is read from."""
+        return self.derive[field].column if field in self.derive else field
+
+    def field_columns(self) -> list[str]:
+        """The raw columns that the fields are read from, no repeats."""
+        names = (*self.fields.numeric, *self.fields.categorical)
+        return list(dict.fromkeys(self.source_column(name) for name in names))
+
+    def columns(self) -> list[str]:
+        """All raw columns that preparing reads: label, time of the split, sources of the fields."""
+        time = [str(self.split.column)] if self.split.kind == "time" else []
+        return list(dict.fromkeys([self.label, *time, *self.field_columns()]))
+
+    def min_count(self, field: str) -> int:
+        """The least training count of a token of this categorical field."""
+        options = self.fields.options(field)
+        return self.fields.min_count if options.min_count is None else options.min_count
+
+    def missing_is_oov(self, field: str) -> bool:
+        """Whether missing values of this categorical field share the id of unseen ones."""
+        return self.fields.options(field).missing_as == "oov"
+
+
+def read_data_config(path: Path) -> DataConfig:
+    """The data configuration in a YAML file.
+
+    Raises: ConfigError naming the file, the key and the nearest known key.
+    """
+    return validate(DataConfig, read_yaml(path), str(path))
+
+
+def parse_split(text: str) -> Split:
+    """A split said on the command line: `KIND` or `KIND,key=value,…`, as in
+    `random,train=0.7,valid=0.1,test=0.2,seed=3`.
+
+    Raises: ConfigError.
+    """
+    kind, *pairs = text.split(",")
+    values: dict[str, Any] = {"kind": kind}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--split: '{pair}' is not key=value; expected KIND or KIND,key=value,…")
+        if key in values:
+            raise ConfigError(f"--split: key '{key}' appears twice")
+        values[key] = value
+    return validate(Split, values, "--split")

@@ -1,0 +1,140 @@
+"""Raw rows as a trained model reads them: exactly the ids and numbers that preparing gave.
+
+B rows of a batch, C categorical and N numeric fields.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dmoe.data.columns import MISSING, Coded, Rows, convert
+from dmoe.data.config import DataConfig
+from dmoe.data.numbers import encode_numbers
+from dmoe.data.ordered_pool import OrderedPool, usable_threads
+from dmoe.data.parse import RawRows
+from dmoe.data.sources import Piece, Source, expand_inputs, needed_columns, table_rows
+from dmoe.data.vocabulary import read_vocabulary
+from dmoe.errors import ConfigError, DataError
+from dmoe.schema import MISSING_ID, OOV_ID, Schema
+from dmoe.validation import validate
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """`ids_BC` int32, `numeric_BN` float32, `labels_B` float32 of 0 and 1, or None if they were not read."""
+
+    ids_BC: Tensor
+    numeric_BN: Tensor
+    labels_B: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.ids_BC.shape[0])
+
+
+class RawEncoder:
+    """Encodes raw rows with the schema and vocabularies of a data set or run folder.
+
+    Every row gives one encoded row, in order: a row that cannot be read is an error, never left out. Columns
+    that are no field are ignored; values that training did not see get the out-of-vocabulary id.
+
+    Raises: DataError if the folder is not whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.schema = Schema.read(folder)
+        try:
+            self._config = validate(DataConfig, self.schema.source, f"{folder / 'schema.json'}: source")
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+        self._vocabularies = {field.name: read_vocabulary(folder, field) for field in self.schema.categorical}
+
+    def encode_files(self, paths: Iterable[Path | str], *, batch_size: int, labels: bool = False) -> Iterator[RawBatch]:
+        """The rows of raw files or glob patterns in the order given, in batches of `batch_size` rows.
+
+        Files have the format that the data was prepared from (header, delimiter, missing texts) or are
+        Parquet; they may lack the label column. With `labels` the label column is read where there is one.
+
+        Raises: DataError naming file and line of the first row that cannot be encoded.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        files = expand_inputs([str(path) for path in paths])
+        held: list[RawBatch] = []
+        num_held = 0
+        with OrderedPool(usable_threads()) as pool:
+            for path in files:
+                source = Source(path, self._config, scoring=True, labels=labels)
+                for batch in pool.map(self._encode_piece, source.pieces()):
+                    held.append(batch)
+                    num_held += len(batch)
+                    if num_held >= batch_size:
+                        *whole, rest = _cut(held, batch_size)
+                        yield from whole
+                        held, num_held = [rest], len(rest)
+        if num_held:
+            yield from _cut(held, batch_size)[:1]
+
+    def encode_table(self, table: Any, *, labels: bool = False) -> RawBatch:
+        """The rows of a pandas, polars or pyarrow table as one batch.
+
+        Raises: DataError if it is no table, lacks a column, or a row (counted from 1) cannot be encoded.
+        """
+        try:
+            frame = nw.from_native(table, eager_only=True)
+        except TypeError:
+            raise DataError(f"expected a pandas, polars or pyarrow table, got {type(table).__name__}") from None
+        wanted = needed_columns(self._config, frame.columns, "table", scoring=True, labels=labels)
+        arrow = frame.select(*wanted).to_arrow()
+        return self._encode(table_rows(arrow, wanted, "table"))
+
+    def _encode_piece(self, piece: Piece) -> RawBatch:
+        return self._encode(piece())
+
+    def _encode(self, raw: RawRows) -> RawBatch:
+        rows = convert(raw, self._config, scoring=True)
+        if rows.rejects:
+            raise DataError(str(rows.rejects[0]))
+        ids_BC = np.empty((len(rows), len(self.schema.categorical)), dtype=np.int32)
+        for index, field in enumerate(self.schema.categorical):
+            ids_BC[:, index] = self._ids(field.name, rows.categorical[field.name])
+        numeric_BN = np.empty((len(rows), len(self.schema.numeric)), dtype=np.float32)
+        for index, numeric in enumerate(self.schema.numeric):
+            numeric_BN[:, index] = encode_numbers(rows.numeric[numeric.name], numeric)
+        return RawBatch(torch.from_numpy(ids_BC), torch.from_numpy(numeric_BN), _labels(rows))
+
+    def _ids(self, name: str, column: Coded) -> npt.NDArray[np.int32]:
+        vocabulary = self._vocabularies[name]
+        missing_id = OOV_ID if self._config.missing_is_oov(name) else MISSING_ID
+        by_code = [vocabulary.get(value, OOV_ID) for value in column.values.to_pylist()]
+        by_code.append(missing_id)  # found by the code of a missing value, -1
+        assert MISSING == -1
+        return np.array(by_code, dtype=np.int32)[column.codes_N]
+
+
+def _labels(rows: Rows) -> Tensor | None:
+    return None if rows.labels_N is None else torch.from_numpy(rows.labels_N.astype(np.float32))
+
+
+def _cut(batches: list[RawBatch], size: int) -> list[RawBatch]:
+    """The rows in batches of `size`, and a last one of fewer, perhaps none."""
+    if len({batch.labels_B is None for batch in batches if len(batch)}) > 1:
+        raise DataError("some input files have the label column and others lack it; score them apart")
+    ids_BC = torch.cat([batch.ids_BC for batch in batches])
+    numeric_BN = torch.cat([batch.numeric_BN for batch in batches])
+    labels = [batch.labels_B for batch in batches if batch.labels_B is not None]
+    labels_B = torch.cat(labels) if labels else None
+    return [
+        RawBatch(
+            ids_BC[start : start + size],
+            numeric_BN[start : start + size],
+            None if labels_B is None else labels_B[start : start + size],
+        )
+        for start in range(0, len(ids_BC) + 1, size)
+    ]

@@ -1,0 +1,81 @@
+"""Rows that cannot be encoded: where, why, and how many are too many."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dmoe.errors import DataError
+
+TEXT_LIMIT = 200
+
+NOT_UTF8 = "not UTF-8"
+NUL_BYTE = "NUL byte"
+CARRIAGE_RETURN = "carriage return inside a line"
+STRAY_QUOTE = "stray quote"
+WRONG_COLUMNS = "wrong number of columns"
+BAD_LABEL = "label is not 0 or 1"
+NOT_A_NUMBER = "not a number"
+OUT_OF_RANGE = "number out of range"
+NOT_A_TIME = "not a time of the declared format"
+NO_TIME = "time of the split is missing"
+
+_TEXT: pa.DataType = pa.string()
+_COLUMNS = pa.schema({"file": _TEXT, "line": pa.int64(), "column": _TEXT, "reason": _TEXT, "text": _TEXT})
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """One row that was not encoded. `line` counts from 1 (for Parquet: the row). `column` is None when the
+    whole line is at fault. `text` is the value or line, cut to `TEXT_LIMIT` characters."""
+
+    file: str
+    line: int
+    column: str | None
+    reason: str
+    text: str
+
+    def __str__(self) -> str:
+        column = f" column '{self.column}':" if self.column is not None else ""
+        return f"{self.file}:{self.line}:{column} {self.reason}: {self.text!r}"
+
+
+def shorten(text: str | bytes) -> str:
+    """A value as it is shown in a reject; bytes that are not UTF-8 appear as escapes."""
+    if isinstance(text, bytes):
+        text = text[: 4 * TEXT_LIMIT].decode("utf-8", errors="backslashreplace")
+    text = text.replace("\0", "\\x00")
+    return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
+
+
+@dataclass
+class RejectLog:
+    """Collects rejects in input order, and stops at more than `limit`."""
+
+    limit: int
+    rejects: list[Reject] = field(default_factory=list)
+
+    def add(self, rejects: list[Reject]) -> None:
+        """Raises: DataError when there are more than `limit`."""
+        self.rejects += rejects
+        if len(self.rejects) > self.limit:
+            more = f"more than {self.limit} rows were rejected" if self.limit else "a row was rejected"
+            raise DataError(f"{more}, the first:\n{self.describe()}\nFix the input, or allow more by --max-rejects")
+
+    def describe(self, count: int = 3) -> str:
+        """The first rejects, one a line, and a hint if they look like a wrong delimiter."""
+        lines = [f"  {reject}" for reject in self.rejects[:count]]
+        if self.rejects and self.rejects[0].reason.startswith(WRONG_COLUMNS):
+            lines.append("  Is format.delimiter (or format.columns) right for this file?")
+        return "\n".join(lines)
+
+    def by_reason(self) -> dict[str, int]:
+        return dict(sorted(Counter(reject.reason for reject in self.rejects).items()))
+
+    def write(self, path: Path) -> None:
+        """rejects.parquet: file, line, column, reason, text."""
+        columns = [[getattr(reject, name) for reject in self.rejects] for name in _COLUMNS.names]
+        table = pa.table([pa.array(c, t) for c, t in zip(columns, _COLUMNS.types, strict=True)], schema=_COLUMNS)
+        pq.write_table(table, path)

@@ -1,0 +1,212 @@
+"""Writes a planted click log, and beside it what the best possible model would reach on it."""
+
+import contextlib
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import yaml
+
+from dmoe.data.synthetic_draw import blocks
+from dmoe.data.synthetic_logit import PlantedLogit
+from dmoe.data.synthetic_presets import PRESETS
+from dmoe.data.synthetic_spec import Preset
+from dmoe.data.synthetic_text import render
+from dmoe.data.synthetic_truth import PartVariances, SplitTruth, split_bounds
+from dmoe.errors import ConfigError
+from dmoe.validation import nearest
+
+FORMAT_VERSION = 1
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+SUFFIXES = (*DELIMITERS, *(suffix + ".gz" for suffix in DELIMITERS), ".parquet")
+# Three splits with some rows of either class each.
+FEWEST_ROWS = 100
+# gzip's middle levels cost several times the generation itself, for a few percent of size.
+GZIP_LEVEL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedFiles:
+    """The files of a generated log."""
+
+    log: Path
+    truth: Path
+    probabilities: Path
+    config: Path
+
+
+def generate(out: Path, *, rows: int, preset: str, seed: int = 0) -> tuple[GeneratedFiles, dict[str, Any]]:
+    """Writes the log `out`, and `.truth.json`, `.truth.parquet` and `.data.yaml` beside it.
+
+    The format is that of the suffix: .csv, .tsv or .txt (tab), each with .gz or not, or .parquet. Returns
+    the files and the content of `.truth.json`. Memory does not grow with `rows`. Nothing is left behind, and
+    files of these names stay as they were, if it does not finish.
+
+    Raises: ConfigError for an unknown preset, suffix or folder, fewer than 100 rows or a negative seed;
+    OSError if the disk is full or not writable.
+    """
+    spec, suffix = _check(out, rows, preset, seed)
+    stem = out.name.removesuffix(suffix)
+    files = GeneratedFiles(
+        log=out,
+        truth=out.with_name(f"{stem}.truth.json"),
+        probabilities=out.with_name(f"{stem}.truth.parquet"),
+        config=out.with_name(f"{stem}.data.yaml"),
+    )
+    planted = PlantedLogit.calibrate(spec, seed)
+    with contextlib.ExitStack() as stack:
+        partial = {path: stack.enter_context(_removed_unless_renamed(path)) for path in asdict(files).values()}
+        splits, variances = _write_rows(planted, rows, partial[files.log], partial[files.probabilities], suffix)
+        truth = _truth(planted, rows, files, splits, variances)
+        partial[files.truth].write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
+        partial[files.config].write_text(_data_config(spec, suffix), encoding="utf-8")
+        for path in (files.probabilities, files.truth, files.config, files.log):
+            partial[path].replace(path)
+    return files, truth
+
+
+def _check(out: Path, rows: int, preset: str, seed: int) -> tuple[Preset, str]:
+    if preset not in PRESETS:
+        raise ConfigError(f"no preset '{preset}'{nearest(preset, PRESETS)}")
+    if rows < FEWEST_ROWS:
+        raise ConfigError(f"--rows must be at least {FEWEST_ROWS}, got {rows}")
+    if seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {seed}")
+    fitting = [suffix for suffix in SUFFIXES if out.name.endswith(suffix) and out.name != suffix]
+    if not fitting:
+        raise ConfigError(f"{out}: the name must end in one of {', '.join(SUFFIXES)}")
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; name a file")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: no folder {out.parent}; make it first")
+    return PRESETS[preset], fitting[0]
+
+
+@contextlib.contextmanager
+def _removed_unless_renamed(path: Path) -> Iterator[Path]:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_rows(
+    planted: PlantedLogit, rows: int, log: Path, probabilities: Path, suffix: str
+) -> tuple[dict[str, SplitTruth], PartVariances]:
+    spec = planted.preset
+    bounds = split_bounds(rows)
+    splits = {split: SplitTruth() for split in bounds}
+    variances = PartVariances()
+    with contextlib.ExitStack() as stack:
+        writers: list[_TableWriter] = []
+        for columns in blocks(spec, planted.seed, rows):
+            parts = planted.parts(columns)
+            probability_R = planted.probability_of(parts)
+            clicked_R = columns.uniform_R < probability_R
+            row_R = np.arange(columns.start, columns.start + len(columns))
+            tables = [
+                render(spec, planted.seed, columns, clicked_R),
+                pa.table({"row": pa.array(row_R), "probability": pa.array(probability_R)}),
+            ]
+            if not writers:
+                kinds = zip((log, probabilities), (suffix, ".parquet"), tables, strict=True)
+                writers = [
+                    stack.enter_context(_table_writer(path, kind, spec, table.schema)) for path, kind, table in kinds
+                ]
+            for writer, table in zip(writers, tables, strict=True):
+                writer.write_table(table)
+            variances.add(parts)
+            for split, (first, last) in bounds.items():
+                here = slice(max(first - columns.start, 0), max(last - columns.start, 0))
+                splits[split].add(probability_R[here], clicked_R[here])
+    return splits, variances
+
+
+_TableWriter = pa.csv.CSVWriter | pq.ParquetWriter
+
+
+@contextlib.contextmanager
+def _table_writer(path: Path, suffix: str, spec: Preset, schema: pa.Schema) -> Iterator[_TableWriter]:
+    with path.open("wb") as file:
+        if suffix == ".parquet":
+            with pq.ParquetWriter(file, schema) as writer:
+                yield writer
+            return
+        delimiter = _delimiter(suffix)
+        options = pa.csv.WriteOptions(include_header=False, delimiter=delimiter, quoting_style="none")
+        with contextlib.ExitStack() as stack:
+            sink: IO[bytes] = file
+            if suffix.endswith(".gz"):
+                # Without name and time inside, equal logs are equal files.
+                packed = gzip.GzipFile(filename="", mode="wb", compresslevel=GZIP_LEVEL, fileobj=file, mtime=0)
+                sink = cast(IO[bytes], stack.enter_context(packed))
+            if spec.header:
+                # Arrow's own header is quoted, which the original logs are not.
+                sink.write((delimiter.join(schema.names) + "\n").encode())
+            yield stack.enter_context(pa.csv.CSVWriter(sink, schema, write_options=options))
+
+
+def _truth(
+    planted: PlantedLogit,
+    rows: int,
+    files: GeneratedFiles,
+    splits: dict[str, SplitTruth],
+    variances: PartVariances,
+) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "log": files.log.name,
+        "preset": planted.preset.name,
+        "seed": planted.seed,
+        "rows": rows,
+        "split": {"kind": "ordered", "train": 0.8, "valid": 0.1, "test": 0.1},
+        "splits": {split: truth.result() for split, truth in splits.items()},
+        "logit_variance": variances.result(),
+        "bias": planted.bias,
+        "note": (
+            "bayes_auc and bayes_logloss are those of the true probabilities against the drawn labels. No "
+            "model can expect to do better; one trained on a finite log stays below, also because values "
+            "first seen in the test part have effects that nothing in the training part tells."
+        ),
+        "parameters": asdict(planted.preset),
+    }
+
+
+def _delimiter(suffix: str) -> str:
+    return DELIMITERS[suffix.removesuffix(".gz")]
+
+
+def _data_config(spec: Preset, suffix: str) -> str:
+    """`data.yaml` for `dmoe prepare` on this log."""
+    categorical: dict[str, dict[str, Any]] = {
+        column.name: {"missing_values": [column.missing_text]} if column.missing_text else {}
+        for column in spec.categorical
+    }
+    derive = {}
+    for column in spec.categorical:
+        if column.text == "hour":
+            for take in ("hour", "weekday", "weekend"):
+                derive[take] = {"column": column.name, "take": take, "format": "yymmddhh"}
+                categorical.setdefault(take, {})
+    numeric = {
+        column.name: {} if column.count is None else {"transform": "log", "standardise": True}
+        for column in spec.numeric
+    }
+    config: dict[str, Any] = {"label": spec.label}
+    config["split"] = {"kind": "ordered", "train": 0.8, "valid": 0.1, "test": 0.1}
+    config["fields"] = {"min_count": spec.min_count, "numeric": numeric, "categorical": categorical}
+    if derive:
+        config["derive"] = derive
+    if suffix != ".parquet":
+        config["format"] = {"kind": "csv", "header": spec.header, "delimiter": _delimiter(suffix)}
+        if not spec.header:
+            config["format"]["columns"] = [spec.label, *(column.name for column in spec.columns)]
+    return yaml.safe_dump(config, sort_keys=False)

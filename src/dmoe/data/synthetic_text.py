@@ -1,0 +1,81 @@
+"""Turns drawn rows into the text of a log: hashes, numbers, hours, empty cells. Shape suffix: R rows."""
+
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dmoe.data.synthetic_draw import MISSING, Columns
+from dmoe.data.synthetic_logit import key, scramble
+from dmoe.data.synthetic_spec import Categorical, Numeric, Preset
+
+Column: TypeAlias = "pa.Array[pa.Scalar[pa.DataType]]"
+
+FIRST_HOUR = 14_10_21_00  # YYMMDDHH: the first hour of the Avazu log
+_HEX_PAIRS = np.array([f"{byte:02x}" for byte in range(256)], dtype="S2").view(np.uint16)
+
+
+def render(preset: Preset, seed: int, columns: Columns, clicked_R: NDArray[np.bool_]) -> pa.Table:
+    """The rows as a table in file order, row id and label included; missing cells are null."""
+    names: list[str] = []
+    arrays: list[Column] = []
+    if preset.row_id is not None:
+        row_R = np.arange(columns.start, columns.start + len(columns))
+        names.append(preset.row_id)
+        arrays.append(pa.array(scramble(row_R, key(seed, "row id"))))
+    position = len(names) + preset.label_after
+    for column in preset.columns:
+        names.append(column.name)
+        if isinstance(column, Numeric):
+            arrays.append(_numbers(column, columns.numbers[column.name]))
+        else:
+            arrays.append(_tokens(column, seed, columns.tokens[column.name]))
+    names.insert(position, preset.label)
+    arrays.insert(position, pa.array(clicked_R.astype(np.uint8)))
+    return pa.Table.from_arrays(arrays, names=names)
+
+
+def _numbers(column: Numeric, z_R: NDArray[np.float64]) -> Column:
+    missing_R = np.isnan(z_R)
+    if column.count is None:
+        return pa.array(np.round(z_R, 3), mask=missing_R)
+    mu, sigma = column.count
+    # Undoes `visible`: the whole number that this z was told from.
+    count_R = np.rint(np.exp(mu + sigma * np.where(missing_R, 0.0, z_R))) - 1
+    return pa.array(count_R.astype(np.int64), mask=missing_R)
+
+
+def _tokens(column: Categorical, seed: int, token_R: NDArray[np.int64]) -> Column:
+    missing_R = token_R == MISSING
+    if column.text == "hex":
+        return _hex(hash_of(column, seed, token_R), missing_R)
+    if column.text == "hour":
+        number_R = FIRST_HOUR + token_R // 24 * 100 + token_R % 24
+    elif column.codes:
+        number_R = np.asarray(column.codes, dtype=np.int64)[token_R]
+    else:
+        number_R = column.first + token_R
+    if column.missing_text:
+        return pa.array(np.where(missing_R, int(column.missing_text), number_R))
+    texts: Column = pa.array(number_R, mask=missing_R)
+    return texts
+
+
+def hash_of(column: Categorical, seed: int, token_R: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """32 bits for each token, different for different tokens: every step can be undone."""
+    bits_R = token_R.astype(np.uint32)
+    for step in range(3):
+        purpose = int(key(seed, f"text/{column.name}/{step}"))
+        bits_R = bits_R * np.uint32(purpose & 0xFFFFFFFF | 1) + np.uint32(purpose >> 32)
+        bits_R ^= bits_R >> np.uint32(15)
+    return bits_R
+
+
+def _hex(bits_R: NDArray[np.uint32], missing_R: NDArray[np.bool_]) -> Column:
+    """Eight lower-case hexadecimal digits each, as an Arrow string column built from its buffers."""
+    rows = len(bits_R)
+    text = _HEX_PAIRS[bits_R.astype(">u4").view(np.uint8)].tobytes()
+    offsets = np.arange(0, 8 * rows + 1, 8, dtype=np.int32)
+    valid = pa.py_buffer(np.packbits(~missing_R, bitorder="little").tobytes()) if missing_R.any() else None
+    return pa.Array.from_buffers(pa.string(), rows, [valid, pa.py_buffer(offsets.tobytes()), pa.py_buffer(text)])

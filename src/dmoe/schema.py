@@ -1,0 +1,118 @@
+"""What an encoded row is: its fields in order, their vocabularies, and how a raw row becomes it.
+
+Written as `schema.json` in every data set and run folder.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dmoe.errors import ConfigError, DataError
+from dmoe.validation import validate
+
+FORMAT_VERSION = 1
+MISSING_ID = 0
+OOV_ID = 1
+FIRST_TOKEN_ID = 2
+
+
+class CategoricalField(BaseModel):
+    """A field whose value is looked up in a vocabulary.
+
+    Ids: 0 missing, 1 out of vocabulary, then tokens by falling training count, ties by value.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["categorical"] = "categorical"
+    name: str
+    vocabulary_size: int = Field(ge=FIRST_TOKEN_ID)  # tokens + 2
+    min_count: int = Field(default=1, ge=1)
+
+
+class NumericField(BaseModel):
+    """A field whose encoded value is a float32: `(transform(x) - mean) / scale`, 0 where missing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["numeric"] = "numeric"
+    name: str
+    transform: Literal["value", "standardise", "log"] = "value"
+    mean: float = 0.0
+    scale: float = Field(default=1.0, gt=0)
+
+
+AnyField = Annotated[CategoricalField | NumericField, Field(discriminator="kind")]
+
+
+class Schema(BaseModel):
+    """The fields of an encoded row and the recipe that made them.
+
+    `source` is the resolved data configuration (delimiter, columns, derivations): with the vocabularies it
+    is all that is needed to encode another raw row.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format_version: int = FORMAT_VERSION
+    label: str
+    fields: tuple[AnyField, ...]
+    source: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Schema":
+        names = [field.name for field in self.fields] + [self.label]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"these names appear twice: {', '.join(repeated)}")
+        if not self.fields:
+            raise ValueError("a schema needs at least one field")
+        return self
+
+    @property
+    def categorical(self) -> tuple[CategoricalField, ...]:
+        """The categorical fields, in the order of the id columns."""
+        return tuple(field for field in self.fields if isinstance(field, CategoricalField))
+
+    @property
+    def numeric(self) -> tuple[NumericField, ...]:
+        """The numeric fields, in the order of the numeric columns."""
+        return tuple(field for field in self.fields if isinstance(field, NumericField))
+
+    @property
+    def vocabulary_sizes(self) -> list[int]:
+        return [field.vocabulary_size for field in self.categorical]
+
+    def write(self, folder: Path) -> None:
+        (folder / "schema.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def read(folder: Path) -> "Schema":
+        """The schema of a data set or run folder.
+
+        Raises: DataError if the folder or file is absent, damaged, or of another format version.
+        """
+        path = folder / "schema.json"
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; expected one made by `dmoe prepare` or `dmoe train`")
+        if not path.is_file():
+            raise DataError(f"{folder}: has no schema.json, so it is not a data set or run folder of dmoe")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: damaged ({error}); prepare the data again") from None
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format version {version}, but this dmoe reads version {FORMAT_VERSION}; "
+                "prepare (and train) again with this version, or install the dmoe that wrote it"
+            )
+        try:
+            return validate(Schema, values, str(path))
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+
+
+def vocabulary_path(folder: Path, field: str) -> Path:
+    """`vocabulary/<field>.parquet`, with characters that a file name cannot hold percent-encoded."""
+    return folder / "vocabulary" / f"{quote(field, safe=' ()[]+=,@')}.parquet"

@@ -1,0 +1,187 @@
+"""The shipped recipes on small files in the public formats, and on the real samples."""
+
+import gzip
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dmoe.cli.main import main
+from dmoe.data.catalogue import read_recipe, recipe_names, recipe_text
+from dmoe.data.encode import RawEncoder
+from dmoe.data.prepare import prepare
+from dmoe.data.values import bucket
+from dmoe.errors import ConfigError
+from dmoe.schema import Schema, vocabulary_path
+
+AVAZU_HEADER = (
+    "id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,app_category,device_id,"
+    "device_ip,device_model,device_type,device_conn_type,C14,C15,C16,C17,C18,C19,C20,C21"
+)
+AVAZU_FIELDS = [
+    "hour", "C1", "banner_pos", "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",
+    "device_id", "device_ip", "device_model", "device_type", "device_conn_type",
+    "C14", "C15", "C16", "C17", "C18", "C19", "C20", "C21", "weekday", "weekend",
+]  # fmt: skip
+SPLITS = ("train", "valid", "test")
+
+
+def tokens(folder: Path, field: str) -> dict[str, int]:
+    table = pq.read_table(vocabulary_path(folder, field))
+    return {str(row["value"]): int(row["id"]) for row in table.to_pylist()}
+
+
+def column(folder: Path, field: str) -> np.ndarray:
+    return np.concatenate([pq.read_table(folder / split)[field].to_numpy() for split in SPLITS])
+
+
+def test_every_recipe_loads_and_says_what_it_is() -> None:
+    assert recipe_names() == ["avazu_x4", "criteo_numeric", "criteo_x1", "criteo_x4"]
+    for name in recipe_names():
+        assert read_recipe(name).description
+        assert recipe_text(name).startswith(f"# dmoe prepare --recipe {name} --input ")
+    with pytest.raises(ConfigError, match="no recipe 'avazu'; did you mean 'avazu_x4'"):
+        read_recipe("avazu")
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["recipes"])
+    assert done.value.code == 0
+    listing = capsys.readouterr().out
+    assert all(name in listing for name in recipe_names())
+    with pytest.raises(SystemExit):
+        main(["recipes", "criteo_x1"])
+    assert capsys.readouterr().out == recipe_text("criteo_x1")
+    with pytest.raises(SystemExit):
+        main(["recipes", "--json"])
+    entries = json.loads(capsys.readouterr().out)
+    assert (entries["criteo_x4"]["numeric"], entries["criteo_x4"]["categorical"]) == (0, 39)
+    assert (entries["criteo_numeric"]["numeric"], entries["criteo_numeric"]["categorical"]) == (13, 26)
+
+
+def test_avazu_takes_the_hour_apart(tmp_path: Path) -> None:
+    # 2014-10-25 is a Saturday, -26 a Sunday, -27 a Monday.
+    hours = ["14102500", "14102607", "14102723"]
+    lines = [AVAZU_HEADER]
+    for index in range(60):
+        lines.append(
+            f"{10**18 + index},{index % 2},{hours[index % 3]},1005,0," + ",".join(f"x{index % 4}" for _ in range(19))
+        )
+    log = tmp_path / "train.gz"
+    log.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+    prepare(read_recipe("avazu_x4"), [str(log)], tmp_path / "data")
+    assert [field.name for field in Schema.read(tmp_path / "data").fields] == AVAZU_FIELDS
+    assert set(tokens(tmp_path / "data", "hour")) == {"0", "7", "23"}
+    assert set(tokens(tmp_path / "data", "weekday")) == {"6", "0", "1"}
+    assert set(tokens(tmp_path / "data", "weekend")) == {"1", "0"}
+    encoder = RawEncoder(tmp_path / "data")
+    (batch,) = encoder.encode_files([log], batch_size=100)
+    for field, want in (("hour", "0 7 23"), ("weekday", "6 0 1"), ("weekend", "1 1 0")):
+        ids = tokens(tmp_path / "data", field)
+        got = batch.ids_BC[:, AVAZU_FIELDS.index(field)]
+        assert got[:3].tolist() == [ids[value] for value in want.split()]
+
+
+def criteo_lines(counts: list[str], token: list[str]) -> str:
+    rows = []
+    for index, (count, value) in enumerate(zip(counts, token, strict=True)):
+        rows.append("\t".join([str(index % 2), *[count] * 13, *[value] * 26]))
+    return "\n".join(rows) + "\n"
+
+
+def test_criteo_x4_buckets_and_merges_missing_zero_and_unseen(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    counts = [str(draw.choice(["", "0", "-1", "1", "2", "3", "4", "5", "6", "1000"])) for _ in range(600)]
+    values = [str(draw.choice(["", "68fd1e64", "05db9164", f"{draw.integers(10**9):08x}"])) for _ in range(600)]
+    log = tmp_path / "train.txt"
+    log.write_text(criteo_lines(counts, values))
+    prepare(read_recipe("criteo_x4"), [str(log)], tmp_path / "data")
+    schema = Schema.read(tmp_path / "data")
+    assert [field.name for field in schema.fields] == [f"I{i}" for i in range(1, 14)] + [f"C{i}" for i in range(1, 27)]
+    assert schema.numeric == ()
+    (batch,) = RawEncoder(tmp_path / "data").encode_files([log], batch_size=1000)
+    vocabulary, words = tokens(tmp_path / "data", "I1"), tokens(tmp_path / "data", "C1")
+    assert set(vocabulary) == {"-1", "1", "2", "3", "47"}
+    assert set(words) == {"68fd1e64", "05db9164"}
+    # ln(3)^2 = 1.2, ln(4)^2 = 1.9, ln(5)^2 = 2.6, ln(6)^2 = 3.2, ln(1000)^2 = 47.7
+    rule = {"-1": "-1", "1": "1", "2": "2", "3": "1", "4": "1", "5": "2", "6": "3", "1000": "47"}
+    for row in range(600):
+        assert batch.ids_BC[row, 0] == vocabulary.get(rule.get(counts[row], "absent"), 1)
+        assert batch.ids_BC[row, 13] == words.get(values[row], 1)
+    assert not (batch.ids_BC == 0).any()
+
+
+def test_criteo_x1_reads_given_splits_as_they_stand(tmp_path: Path) -> None:
+    header = ",".join(["label", *[f"I{i}" for i in range(1, 14)], *[f"C{i}" for i in range(1, 27)]])
+    inputs = []
+    for number, name in enumerate(SPLITS):
+        rows = [",".join([str(i % 2), *[f"{(i + number) / 7}"] * 13, *[str(i % 3 + number)] * 26]) for i in range(12)]
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]))
+        inputs.append(f"{name}={tmp_path / name}.csv")
+    prepare(read_recipe("criteo_x1"), inputs, tmp_path / "data")
+    assert tokens(tmp_path / "data", "C26") == {"0": 2, "1": 3, "2": 4}
+    test = pq.read_table(tmp_path / "data" / "test")
+    assert test["C1"].to_pylist() == [4, 1, 1] * 4
+    assert test["I13"].to_pylist() == [float(np.float32((i + 2) / 7)) for i in range(12)]
+
+
+@pytest.mark.parametrize("x", [3, 4, 5, 6, 7.38, 7.39, 20.08, 20.09, 100, 65535, 2e9, 3e38])
+def test_bucket_is_the_square_of_the_logarithm_cut(x: float) -> None:
+    root = math.isqrt(int(bucket(x)))
+    assert math.exp(math.sqrt(int(bucket(x)))) <= x < math.exp(math.sqrt(int(bucket(x)) + 1))
+    assert root * root <= int(bucket(x))
+
+
+@pytest.mark.parametrize(("x", "want"), [(2, "2"), (1.9, "1"), (0, "0"), (-0.5, "0"), (-7, "-7"), (2.5, "0")])
+def test_bucket_up_to_two_is_the_integer_part(x: float, want: str) -> None:
+    assert bucket(x) == want
+
+
+def test_criteo_numeric_on_the_real_sample(real_data: Path, tmp_path: Path) -> None:
+    log = real_data / "criteo" / "train.txt.gz"
+    summary = prepare(read_recipe("criteo_numeric"), [str(log)], tmp_path / "data")
+    assert summary["rows"] == {"read": 110_000, "encoded": 110_000, "rejected": 0}
+    assert [summary["splits"][name]["rows"] for name in SPLITS] == [88_000, 11_000, 11_000]
+    with gzip.open(log, "rt") as stream:
+        rows = [line.rstrip("\n").split("\t") for line in stream]
+    for index, field in ((14, "C1"), (16, "C3"), (39, "C26")):
+        counts = Counter(row[index] for row in rows[:88_000] if row[index])
+        kept = sorted((-count, value) for value, count in counts.items() if count >= 10)
+        ids = {value: rank + 2 for rank, (_, value) in enumerate(kept)}
+        assert tokens(tmp_path / "data", field) == ids
+        assert column(tmp_path / "data", field).tolist() == [
+            ids.get(row[index], 1) if row[index] else 0 for row in rows
+        ]
+    for index, field in ((1, "I1"), (2, "I2")):
+        raw = np.array([float(row[index]) if row[index] else np.nan for row in rows])
+        logged = np.sign(raw) * np.log1p(np.abs(raw))
+        train = logged[:88_000]
+        want = (logged - np.nanmean(train)) / np.nanstd(train)
+        np.testing.assert_allclose(column(tmp_path / "data", field), np.nan_to_num(want), rtol=1e-5, atol=1e-6)
+    labels = column(tmp_path / "data", "label")
+    assert labels.tolist() == [int(row[0]) for row in rows]
+
+
+def test_avazu_on_the_real_sample(real_data: Path, tmp_path: Path) -> None:
+    log = real_data / "avazu" / "train.csv.gz"
+    summary = prepare(read_recipe("avazu_x4"), [str(log)], tmp_path / "data")
+    assert summary["rows"] == {"read": 45_937, "encoded": 45_937, "rejected": 0}
+    assert summary["fields"]["weekend"]["vocabulary_size"] == 4
+    rates = [split["click_rate"] for split in summary["splits"].values()]
+    assert max(rates) - min(rates) < 1e-4
+    encoder = RawEncoder(tmp_path / "data")
+    batches = list(encoder.encode_files([log], batch_size=10_000, labels=True))
+    assert [len(batch) for batch in batches] == [10_000] * 4 + [5_937]
+    ids = torch.cat([batch.ids_BC for batch in batches]).numpy()
+    # The splits keep file order, so sorting both by content must agree.
+    prepared = np.stack([column(tmp_path / "data", field) for field in AVAZU_FIELDS], axis=1)
+    assert (
+        np.sort(ids.view([("", ids.dtype)] * 24), axis=0)
+        == np.sort(np.ascontiguousarray(prepared).view([("", ids.dtype)] * 24), axis=0)
+    ).all()
