@@ -1,0 +1,39 @@
+"""De-correlated mixture-of-experts click-through-rate models (arXiv 2505.17925)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dmoe.classifier import DMoEClassifier
+    from dmoe.decorrelation import CorrLoss, CovLoss, CrossExpertCorrelation, cross_expert_correlation
+    from dmoe.nn.model import DMoE, DMoEOutput
+    from dmoe.prediction import load
+
+__all__ = [
+    "CorrLoss",
+    "CovLoss",
+    "CrossExpertCorrelation",
+    "DMoE",
+    "DMoEClassifier",
+    "DMoEOutput",
+    "cross_expert_correlation",
+    "load",
+]
+
+_HOME = {
+    "CorrLoss": "dmoe.decorrelation",
+    "CovLoss": "dmoe.decorrelation",
+    "CrossExpertCorrelation": "dmoe.decorrelation",
+    "cross_expert_correlation": "dmoe.decorrelation",
+    "DMoE": "dmoe.nn.model",
+    "DMoEClassifier": "dmoe.classifier",
+    "DMoEOutput": "dmoe.nn.model",
+    "load": "dmoe.prediction",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Loaded on first use: torch takes seconds to import, and `dmoe --help` needs none of it.
+    if name not in _HOME:
+        raise AttributeError(f"module 'dmoe' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,299 @@
+"""The typed configuration of a run: what `run.yaml` may say.
+
+An unknown key is an error that names the nearest key; `config.yaml` in the run folder is this, fully resolved.
+"""
+
+import copy
+import inspect
+import math
+import types
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dmoe.errors import ConfigError
+from dmoe.validation import nearest, parse_yaml, read_yaml, validate
+
+
+def _check_option(key: str, value: object, parameter: inspect.Parameter) -> None:
+    if not _fits(value, parameter.annotation):
+        shown = inspect.formatannotation(parameter.annotation).replace("collections.abc.", "")
+        raise ValueError(f"{key} must be {shown}, got {value!r}")
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    """Whether a YAML value is of the annotated type; annotations beyond YAML's own types accept anything."""
+    if annotation is None or annotation is types.NoneType:
+        return value is None
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if isinstance(origin, type) and issubclass(origin, Iterable):
+        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+    return True
+
+
+def check_device(device: str) -> str:
+    """The name itself.
+
+    Raises: ValueError if it names no kind of device that dmoe trains on.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got '{device}'")
+    return device
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class GateConfig(_Strict):
+    """Softmax gate (eq. 9): Linear(units), ReLU, Linear(experts). `table`: its own, or that of expert m."""
+
+    units: int = Field(default=64, ge=1)
+    table: Literal["own"] | int = "own"
+
+
+class ModelConfig(_Strict):
+    """Experts, the tables that they read, the gate and the tower."""
+
+    embedding_dim: int | list[int] = 16
+    tables: Literal["shared", "per-expert"] | list[int] = "per-expert"
+    experts: list[dict[str, Any]] = Field(
+        default=[{"kind": "cin", "units": [276]}, {"kind": "crossnet", "layers": 3}], min_length=1
+    )
+    gate: GateConfig = GateConfig()
+    expert_units: int = Field(default=500, ge=1)
+    tower_units: list[int] = [500]
+    tower_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @field_validator("experts")
+    @classmethod
+    def _known_experts(cls, experts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        from dmoe.nn.experts import expert_class
+
+        for index, expert in enumerate(experts):
+            if "kind" not in expert:
+                raise ValueError(f"experts[{index}]: key 'kind' is missing, for example kind: crossnet")
+            try:
+                options = expert_class(str(expert["kind"])).options()
+            except ConfigError as error:
+                raise ValueError(f"experts[{index}]: {error}") from None
+            for key, value in expert.items():
+                if key == "kind":
+                    continue
+                if key not in options:
+                    raise ValueError(
+                        f"experts[{index}]: expert '{expert['kind']}' has no option '{key}'{nearest(key, options)}"
+                    )
+                _check_option(f"experts[{index}].{key}", value, options[key])
+        return experts
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> "ModelConfig":
+        num_experts = len(self.experts)
+        if isinstance(self.tables, list):
+            if len(self.tables) != num_experts:
+                raise ValueError(f"'tables' names {len(self.tables)} tables for {num_experts} experts")
+            if sorted(set(self.tables)) != list(range(len(set(self.tables)))):
+                raise ValueError(f"'tables' must number the tables 0, 1, 2, …, got {self.tables}")
+        widths = self.embedding_dim if isinstance(self.embedding_dim, list) else [self.embedding_dim]
+        if any(width < 1 for width in widths):
+            raise ValueError(f"'embedding_dim' must be at least 1, got {self.embedding_dim}")
+        if isinstance(self.embedding_dim, list) and len(widths) != self.num_tables:
+            raise ValueError(f"'embedding_dim' lists {len(widths)} widths for {self.num_tables} tables")
+        if isinstance(self.gate.table, int) and not 0 <= self.gate.table < num_experts:
+            raise ValueError(f"'gate.table' must be own or an expert from 0 to {num_experts - 1}")
+        if any(units < 1 for units in self.tower_units):
+            raise ValueError(f"'tower_units' must be positive, got {self.tower_units}")
+        return self
+
+    @property
+    def table_of_expert(self) -> list[int]:
+        """The table that each expert reads."""
+        if isinstance(self.tables, list):
+            return self.tables
+        return [0 if self.tables == "shared" else index for index in range(len(self.experts))]
+
+    @property
+    def num_tables(self) -> int:
+        """Tables read by experts; the gate's own comes on top."""
+        return max(self.table_of_expert) + 1
+
+
+class DecorrelationConfig(_Strict):
+    """One term alpha/(B-1) · L of eq. 12: `alpha` from step `start_step` on, grown over `warmup_steps`."""
+
+    loss: Literal["corr", "cov"] = "corr"
+    location: Literal["output", "pre-activation", "intermediate", "input"] = "output"
+    alpha: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    norm: Literal["frobenius", "spectral", "l1", "l2"] | None = None
+    scale: Literal["paper", "dimension-free"] = "paper"
+    start_step: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _norm_of_loss(self) -> "DecorrelationConfig":
+        allowed = {"corr": ("frobenius", "spectral"), "cov": ("l1", "l2")}[self.loss]
+        if self.norm is not None and self.norm not in allowed:
+            raise ValueError(f"'norm' of loss '{self.loss}' must be {' or '.join(allowed)}, got '{self.norm}'")
+        return self
+
+
+class OptimiserConfig(_Strict):
+    """Adam for all, with the embedding tables updated in the way that `embedding` names.
+
+    `embedding_l2` is λ of (λ/2)‖W‖² over the full tables at every step; `network_l2` the same for the rest.
+    After an evaluation that does not improve, lr is multiplied by `lr_decay`, down to `min_lr`.
+    """
+
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    embedding: Literal["deferred", "dense", "lazy", "rowwise-adagrad"] = "deferred"
+    embedding_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    network_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    lr_decay: float = Field(default=0.1, gt=0, le=1)
+    min_lr: float = Field(default=1e-6, gt=0)
+
+    @model_validator(mode="after")
+    def _l2_is_used(self) -> "OptimiserConfig":
+        if self.embedding_l2 > 0 and self.embedding in ("lazy", "rowwise-adagrad"):
+            raise ValueError(
+                f"'embedding_l2' acts on every row at every step, which embedding: {self.embedding} does not do; "
+                "set embedding: deferred (the same model as dense) or embedding_l2: 0"
+            )
+        return self
+
+
+class TrainingConfig(_Strict):
+    """The recipe: when to evaluate, when to stop, what is kept."""
+
+    batch_size: int = Field(default=10_000, ge=1)
+    epochs: int = Field(default=10, ge=1)
+    evaluations_per_epoch: int = Field(default=1, ge=1)
+    patience: int = Field(default=2, ge=1)
+    monitor: Literal["auc", "logloss", "auc-logloss"] = "auc-logloss"
+    clip_norm: float | None = Field(default=10.0, gt=0)
+    seed: int = Field(default=2025, ge=0, lt=2**63)
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    memory_gb: float = Field(default=4.0, gt=0)
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+
+    @field_validator("device")
+    @classmethod
+    def _device_name(cls, device: str) -> str:
+        return check_device(device)
+
+
+class RunConfig(_Strict):
+    """Everything that a run is made from, the data apart."""
+
+    model: ModelConfig = ModelConfig()
+    decorrelation: list[DecorrelationConfig] = []
+    optimiser: OptimiserConfig = OptimiserConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _terms_can_act(self) -> "RunConfig":
+        active = [term for term in self.decorrelation if term.alpha > 0]
+        if active and len(self.model.experts) < 2:
+            raise ValueError("'decorrelation' needs at least two experts; set alpha: 0 or add an expert")
+        tables = self.model.table_of_expert
+        if any(term.location == "input" for term in active) and len(set(tables)) < len(tables):
+            raise ValueError(
+                "'decorrelation' at location 'input' needs a table for each expert: experts that share a table "
+                "have the same input; set model.tables: per-expert"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every default spelled out."""
+        values = self.model_dump(mode="json")
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+
+
+def presets() -> list[str]:
+    """Names of the run configurations that ship with the package."""
+    folder = files("dmoe") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _preset_text(name: str) -> str:
+    return (files("dmoe") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def preset_summary(name: str) -> str:
+    """The first line of a preset, which says what it is."""
+    return _preset_text(name).splitlines()[0].removeprefix("#").strip()
+
+
+def load_config(source: Path | str | None, overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration in a YAML file or of a preset's name, changed by `key.path=value` overrides.
+
+    Raises: ConfigError for an absent file, an unknown key or a value that does not fit.
+    """
+    values: dict[str, Any] = {}
+    name = "configuration"
+    if source is not None:
+        path = Path(source)
+        name = str(source)
+        if path.suffix not in (".yaml", ".yml") and not path.exists():
+            if name not in presets():
+                raise ConfigError(
+                    f"{name}: neither a file nor a preset{nearest(name, presets())} (presets: {', '.join(presets())})"
+                )
+            values = parse_yaml(_preset_text(name), f"preset {name}")
+        else:
+            values = read_yaml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    return validate(RunConfig, values, name)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}': an override is written key.path=value, for example training.epochs=3")
+    value = parse_yaml(f"value: {text}", f"override '{override}'").get("value")
+    parts = key.split(".")
+    current: Any = values
+    # A section that the file leaves out is changed from its default, not from nothing.
+    default: Any = RunConfig().model_dump(mode="json")
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        here = ".".join(parts[: depth + 1])
+        if isinstance(current, list):
+            if not part.isdigit() or int(part) > len(current):
+                raise ConfigError(
+                    f"override '{override}': '{here}' must number an entry of a list of {len(current)}, from 0"
+                )
+            if int(part) == len(current):
+                current.append({})
+            slot: Any = int(part)
+        elif isinstance(current, dict):
+            slot = part
+            default = default.get(part) if isinstance(default, dict) else None
+            if isinstance(default, dict | list):
+                current.setdefault(slot, copy.deepcopy(default))
+            elif not last:
+                current.setdefault(slot, {})
+        else:
+            raise ConfigError(f"override '{override}': '{'.'.join(parts[:depth])}' is a value, not a section")
+        if last:
+            current[slot] = value
+        else:
+            current = current[slot]

@@ -1,0 +1,143 @@
+"""One training step: forward, loss, backward, clip, update.
+
+The embedding weight has an optimiser of its own (`dmoe.optim`); everything else is torch's fused Adam.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dmoe.config import OptimiserConfig
+from dmoe.data.batch import Batch
+from dmoe.errors import NonFiniteLossError
+from dmoe.nn.model import DecorrelationTerm, DMoE, total_loss
+from dmoe.optim import make_embedding_optimiser
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """Losses of one batch: the total of eq. 12, its mean logloss and its weighted de-correlation."""
+
+    total: float
+    logloss: float
+    decorrelation: float
+
+
+class Engine:
+    """Owns the optimisers of `model` and steps them.
+
+    Args:
+        clip_norm: bound on the global L2 norm of the whole gradient, embedding L2 over the full tables included.
+        autocast: dtype of matrix products, or None for the weights' own.
+    """
+
+    def __init__(
+        self,
+        model: DMoE,
+        terms: Sequence[DecorrelationTerm],
+        config: OptimiserConfig,
+        *,
+        clip_norm: float | None,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.terms, self.device, self.clip_norm = model, list(terms), device, clip_norm
+        self.autocast = autocast
+        self.embedding = make_embedding_optimiser(
+            config.embedding, model.embedding.weight, lr=config.lr, l2=config.embedding_l2
+        )
+        # From here on a forward pass first brings the rows that it reads up to date.
+        model.embedding.attach(self.embedding)
+        named = [(name, value) for name, value in model.named_parameters() if value is not model.embedding.weight]
+        self.names = [name for name, _ in named]
+        self.dense = [value for _, value in named]
+        # (λ/2)‖W‖² belongs to the loss, so its gradient λW counts in the clipped norm.
+        self.decay = [self._decay_of(name, value, config) for name, value in named]
+        self.adam = torch.optim.Adam(self.dense, lr=config.lr, fused=device.type in ("cpu", "cuda"))
+
+    @staticmethod
+    def _decay_of(name: str, parameter: nn.Parameter, config: OptimiserConfig) -> float:
+        if name.startswith("embedding."):
+            return config.embedding_l2
+        return config.network_l2 if parameter.ndim > 1 else 0.0
+
+    def step(self, batch: Batch, step: int) -> StepLoss:
+        """Trains on one batch; `step` counts from 0.
+
+        Raises: NonFiniteLossError before anything is updated, if the loss or the gradient is not finite.
+        """
+        moved = batch.to(self.device)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            output = self.model(moved.ids_BC, moved.numeric_BN)
+            total, logloss, decorrelation = total_loss(output, moved.labels_B, self.terms, step)
+        losses = StepLoss(total.item(), logloss.item(), decorrelation.item())
+        if not math.isfinite(losses.total):
+            raise NonFiniteLossError(
+                f"the loss is {losses.total} (logloss {losses.logloss}, de-correlation {losses.decorrelation})"
+            )
+        total.backward()  # type: ignore[no-untyped-call]
+        self._update()
+        return losses
+
+    def _update(self) -> None:
+        for parameter, decay in zip(self.dense, self.decay, strict=True):
+            if decay and parameter.grad is not None:
+                parameter.grad.add_(parameter.detach(), alpha=decay)
+        clip = 1.0
+        if self.clip_norm is not None:
+            norm = self.gradient_norm()
+            if not math.isfinite(norm):
+                self._zero_gradients()
+                raise NonFiniteLossError(f"the norm of the gradient is {norm}")
+            clip = min(1.0, self.clip_norm / (norm + 1e-6))
+        if clip < 1.0:
+            for parameter in self.dense:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(clip)
+        self.adam.step()
+        self.embedding.step(grad_scale=clip)
+        self._zero_gradients()
+
+    def gradient_norm(self) -> float:
+        """L2 norm of the gradient of the whole loss, as dense training would have it."""
+        gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None]
+        dense = torch.nn.utils.get_total_norm(gradients).item()
+        return math.sqrt(dense**2 + self.embedding.grad_norm_squared(self.clip_norm))
+
+    def _zero_gradients(self) -> None:
+        self.adam.zero_grad(set_to_none=True)
+        self.embedding.zero_grad()
+
+    def flush(self) -> None:
+        """Brings every embedding row up to date with the steps taken."""
+        self.embedding.flush()
+
+    def set_lr(self, lr: float) -> None:
+        self.adam.param_groups[0]["lr"] = lr
+        self.embedding.set_lr(lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that the next step depends on, by name; not flushed."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in zip(self.names, self.dense, strict=True):
+            for key, value in self.adam.state[parameter].items():
+                tensors[f"adam.{key}.{name}"] = value
+        tensors |= {f"embedding.{key}": value for key, value in self.embedding.state_dict().items()}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "adam": {}, "embedding": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+        self.model.load_state_dict(parts["model"])
+        for key, value in parts["adam"].items():
+            kind, _, name = key.partition(".")
+            parameter = self.dense[self.names.index(name)]
+            # The step counter of fused Adam lives on the parameter's device, in float32, like the moments.
+            self.adam.state[parameter][kind] = value.to(parameter.device)
+        self.embedding.load_state_dict(parts["embedding"])

@@ -1,0 +1,337 @@
+"""Training from a data set folder to a run folder: the recipe of the benchmark lineage, resumable to the bit."""
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from pyarrow.dataset import dataset
+
+from dmoe.config import RunConfig, TrainingConfig
+from dmoe.data.dataset import SplitReader
+from dmoe.errors import ConfigError, DataError, DmoeError, NonFiniteLossError
+from dmoe.files import append_json_line, read_json_lines, write_json
+from dmoe.nn.build import build_model, build_terms
+from dmoe.schema import Schema
+from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
+from dmoe.training.engine import Engine, StepLoss
+from dmoe.training.evaluation import SCORING_ROWS, evaluate_split, quick_metrics
+from dmoe.training.progress import Silent, Watcher
+from dmoe.training.run import Run, choose_device, environment_facts, peak_memory_bytes
+
+# An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
+_MINIMAL_GAIN = 1e-6
+# About this many points make the training curve of one epoch.
+_CURVE_POINTS = 100
+
+
+class InterruptedRun(DmoeError):
+    """Training was interrupted; the run folder holds a checkpoint to resume from. Exit code 130."""
+
+    exit_code = 130
+
+
+@dataclass(slots=True)
+class _Position:
+    """Where training is: all that is not a tensor."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches done in this epoch
+    evaluations: int = 0
+    lr: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    best_epoch: int = 0
+    failures: int = 0
+    finished: bool = False
+    seconds: float = 0.0
+    # Sums over the steps since the last evaluation.
+    rows: int = 0
+    total: float = 0.0
+    logloss: float = 0.0
+    decorrelation: float = 0.0
+    training_seconds: float = 0.0
+    all_rows: int = 0
+    all_training_seconds: float = 0.0
+
+    def add(self, loss: StepLoss, rows: int, seconds: float) -> None:
+        self.rows += rows
+        self.total += loss.total * rows
+        self.logloss += loss.logloss * rows
+        self.decorrelation += loss.decorrelation * rows
+        self.training_seconds += seconds
+        self.all_rows += rows
+        self.all_training_seconds += seconds
+
+    def restart_sums(self) -> None:
+        self.rows = 0
+        self.total = self.logloss = self.decorrelation = self.training_seconds = 0.0
+
+
+def train(
+    config: RunConfig,
+    data: Path,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+) -> Run:
+    """Trains `config` on the data set folder `data` and leaves a run folder at `output`.
+
+    Raises:
+        ConfigError, DataError: what was asked for or read is wrong; nothing of an earlier run is touched.
+        NonFiniteLossError: the loss diverged; the message names the batch.
+        InterruptedRun: SIGINT or SIGTERM came; `resume=True` continues to the same bits.
+    """
+    schema = Schema.read(data)
+    if resume and (output / "config.yaml").is_file():
+        run = Run.open(output)
+        if run.config != config:
+            raise ConfigError(
+                f"{output / 'config.yaml'}: differs from the configuration given; resume with the same one "
+                "(or none), or choose another --output"
+            )
+        run.data_folder(data)
+        if (output / "metrics.json").is_file():
+            raise DataError(f"{output}: this run is complete; there is nothing to resume")
+    else:
+        if overwrite and (output / "config.yaml").is_file():
+            shutil.rmtree(output)
+        choose_device(config.training.device)
+        _check_splits(data, schema)
+        run = Run.create(output, config, schema, data)
+    watcher = watcher or Silent()
+    try:
+        _Trainer(run, data, watcher).run_to_end()
+    finally:
+        watcher.stop()
+    return run
+
+
+def _check_splits(data: Path, schema: Schema) -> None:
+    """Both classes must be in train and valid, said before an epoch is spent."""
+    for split in ("train", "valid"):
+        SplitReader(data, split, batch_size=1)  # its errors come first
+        classes = dataset(data / split, format="parquet").to_table(columns=[schema.label])[0].unique().to_pylist()
+        if len(classes) < 2:
+            raise DataError(
+                f"{data / split}: every row has {schema.label} {classes[0]}; AUC needs both classes. "
+                "Prepare the data with another split"
+            )
+
+
+class _Trainer:
+    def __init__(self, run: Run, data: Path, watcher: Watcher) -> None:
+        self.run, self.data, self.watcher = run, data, watcher
+        config = run.config
+        recipe: TrainingConfig = config.training
+        self.recipe = recipe
+        self.optimiser = config.optimiser
+        self.device = choose_device(recipe.device)
+        memory = int(recipe.memory_gb * 2**30)
+        self.reader = SplitReader(
+            data, "train", batch_size=recipe.batch_size, shuffle=True, seed=recipe.seed, memory_bytes=memory
+        )
+        self.valid = SplitReader(data, "valid", batch_size=SCORING_ROWS, memory_bytes=memory)
+        self.model = build_model(config.model, run.schema, seed=recipe.seed).to(self.device)
+        self.engine = Engine(
+            self.model,
+            build_terms(config.decorrelation, self.model),
+            config.optimiser,
+            clip_norm=recipe.clip_norm,
+            device=self.device,
+            autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+        )
+        self.at = _Position(lr=config.optimiser.lr)
+        # Dropout draws from torch's global stream.
+        torch.manual_seed(recipe.seed)
+
+    def run_to_end(self) -> None:
+        self._resume()
+        per_epoch = self.reader.num_batches
+        every = max(1, -(-per_epoch // self.recipe.evaluations_per_epoch))
+        self.watcher.start(per_epoch * self.recipe.epochs, self.at.step)
+        with _stop_requests() as requests:
+            while not self.at.finished:
+                self._epoch(every, requests)
+                if self.at.epoch == self.recipe.epochs:
+                    self.at.finished = True
+            self.watcher.stop()
+            self._finish()
+
+    def _resume(self) -> None:
+        checkpoint = load_checkpoint(self.run.path)
+        if checkpoint is not None:
+            self.engine.load_state(checkpoint.tensors)
+            self.at = _Position(**checkpoint.position)
+            self.engine.set_lr(self.at.lr)
+        # Lines after the checkpoint will be written again.
+        for name in ("metrics.jsonl", "steps.jsonl"):
+            path = self.run.path / name
+            if path.is_file():
+                kept = [line for line in read_json_lines(path) if line["step"] <= self.at.step]
+                path.unlink()
+                for line in kept[: self.at.evaluations] if name == "metrics.jsonl" else kept:
+                    append_json_line(path, line)
+
+    def _epoch(self, every: int, requests: "_Requests") -> None:
+        per_epoch = self.reader.num_batches
+        curve_every = max(1, per_epoch // _CURVE_POINTS)
+        saved = time.monotonic()
+        began = time.monotonic()
+        batches = self.reader.batches(self.at.epoch, start_batch=self.at.batch)
+        for batch in batches:
+            try:
+                loss = self.engine.step(batch, self.at.step)
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(
+                    f"stopped at step {self.at.step + 1}, batch {self.at.batch + 1} of {per_epoch} in epoch "
+                    f"{self.at.epoch + 1}: {error}. Weights up to the step before are kept in {self.run.path}. "
+                    "Lower optimiser.lr or decorrelation.alpha, set training.clip_norm or a warmup_steps"
+                ) from None
+            now = time.monotonic()
+            self.at.add(loss, len(batch), now - began)
+            self.at.seconds += now - began
+            began = now
+            self.at.step += 1
+            self.at.batch += 1
+            self.watcher.step(self.at.epoch, len(batch), loss)
+            if self.at.step % curve_every == 0:
+                append_json_line(self.run.path / "steps.jsonl", {"step": self.at.step, **_curve_point(loss)})
+            if self.at.batch % every == 0 or self.at.batch == per_epoch:
+                self._evaluate()
+                now = time.monotonic()
+                self.at.seconds += now - began
+                began = now
+                if self.at.finished:
+                    return
+            if requests.stop or now - saved > self.recipe.checkpoint_minutes * 60:
+                self._save_checkpoint()
+                saved = time.monotonic()
+                if requests.stop:
+                    raise InterruptedRun(
+                        f"interrupted at step {self.at.step}; `dmoe train … --output {self.run.path} --resume` "
+                        "continues exactly here"
+                    )
+        self.at.epoch += 1
+        self.at.batch = 0
+
+    def _evaluate(self) -> None:
+        self.engine.flush()
+        found = quick_metrics(self.model, self.valid, self.device)
+        monitored = {
+            "auc": found["auc"],
+            "logloss": -found["logloss"],
+            "auc-logloss": found["auc"] - found["logloss"],
+        }[self.recipe.monitor]
+        better = self.at.best is None or monitored > self.at.best + _MINIMAL_GAIN
+        rows = max(self.at.rows, 1)
+        line = {
+            "epoch": self.at.epoch + 1,
+            "step": self.at.step,
+            "rows": self.at.all_rows,
+            "seconds": self.at.seconds,
+            "rows_per_second": self.at.rows / max(self.at.training_seconds, 1e-9),
+            "lr": self.at.lr,
+            "train_loss": self.at.total / rows,
+            "train_logloss": self.at.logloss / rows,
+            "decorrelation_loss": self.at.decorrelation / rows,
+            "valid": found,
+            "best": better,
+        }
+        append_json_line(self.run.path / "metrics.jsonl", line)
+        self.watcher.evaluated(line)
+        self.at.evaluations += 1
+        self.at.restart_sums()
+        if better:
+            self.at.best, self.at.best_step, self.at.best_epoch = monitored, self.at.step, self.at.epoch + 1
+            self.at.failures = 0
+            self.run.save_weights(self.model.state_dict())
+        else:
+            self.at.failures += 1
+            self.at.lr = max(self.at.lr * self.optimiser.lr_decay, self.optimiser.min_lr)
+            self.engine.set_lr(self.at.lr)
+            self.at.finished = self.at.failures >= self.recipe.patience
+
+    def _save_checkpoint(self) -> None:
+        save_checkpoint(self.run.path, Checkpoint(self.engine.state(), asdict(self.at)))
+
+    def _finish(self) -> None:
+        """Reloads the best weights, evaluates them on every held-out split and writes the final figures."""
+        model = self.run.load_model().to(self.device)
+        (self.run.path / "evaluation").mkdir(exist_ok=True)
+        final: dict[str, Any] = {}
+        for split in ("valid", "test"):
+            if not (self.data / split).is_dir():
+                continue
+            found = evaluate_split(model, self.run.path, self.data, split, device=self.device)
+            write_json(self.run.path / "evaluation" / f"{split}.json", found)
+            final[split] = summary_of(found)
+        final |= {
+            "best_epoch": self.at.best_epoch,
+            "best_step": self.at.best_step,
+            "steps": self.at.step,
+            "seconds": self.at.seconds,
+            "rows_per_second": self.at.all_rows / max(self.at.all_training_seconds, 1e-9),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        }
+        self.run.update_environment(
+            **environment_facts(), wall_seconds=self.at.seconds, peak_memory_bytes=peak_memory_bytes()
+        )
+        write_json(self.run.path / "metrics.json", final)
+        remove_checkpoint(self.run.path)
+
+
+def summary_of(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The few figures of an evaluation that `metrics.json` keeps."""
+    output = evaluation["correlation"].get("output")
+    return {
+        "rows": evaluation["rows"],
+        "auc": evaluation["auc"],
+        "logloss": evaluation["logloss"],
+        "relative_information_gain": evaluation["relative_information_gain"],
+        "cec": output["total"] if output else None,
+        "cec_noise_floor": output["total_noise_floor"] if output else None,
+        "dead_columns": output["dead_columns"] if output else None,
+    }
+
+
+def _curve_point(loss: StepLoss) -> dict[str, float]:
+    return {"loss": loss.total, "logloss": loss.logloss, "decorrelation": loss.decorrelation}
+
+
+@dataclass(slots=True)
+class _Requests:
+    stop: bool = False
+
+
+@contextmanager
+def _stop_requests() -> Iterator[_Requests]:
+    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once."""
+    requests = _Requests()
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if requests.stop:
+            raise KeyboardInterrupt
+        requests.stop = True
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handle)
+    except ValueError:
+        # Not the main thread: whoever runs us there handles signals.
+        pass
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,96 @@
+"""What a person sees while a model trains."""
+
+import time
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from dmoe.training.engine import StepLoss
+
+
+class Watcher(Protocol):
+    """Told of every step and evaluation."""
+
+    def start(self, steps: int, done: int) -> None: ...
+    def step(self, epoch: int, rows: int, loss: StepLoss) -> None: ...
+    def evaluated(self, line: dict[str, object]) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, steps: int, done: int) -> None: ...
+    def step(self, epoch: int, rows: int, loss: StepLoss) -> None: ...
+    def evaluated(self, line: dict[str, object]) -> None: ...
+    def stop(self) -> None: ...
+
+
+class TerminalWatcher:
+    """A progress bar with rows/s, loss, de-correlation loss and time left; a line for each evaluation.
+
+    Without a terminal only the lines are printed. The bar counts steps to the last epoch: early stopping ends it
+    sooner.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.since = time.monotonic()
+        self.rows = 0
+        self.shown = 0.0
+
+    def start(self, steps: int, done: int) -> None:
+        self.since = time.monotonic()
+        if not self.console.is_terminal:
+            return
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("correlation {task.fields[correlation]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.progress.add_task(
+            "train", total=steps, completed=done, epoch=1, speed="", loss="-", correlation="-"
+        )
+        self.progress.start()
+
+    def step(self, epoch: int, rows: int, loss: StepLoss) -> None:
+        self.rows += rows
+        if self.progress is None or self.task is None:
+            return
+        now = time.monotonic()
+        if now - self.shown < 0.1:
+            self.progress.advance(self.task)
+            return
+        self.shown = now
+        self.progress.update(
+            self.task,
+            advance=1,
+            epoch=epoch + 1,
+            speed=f"{self.rows / max(now - self.since, 1e-9):,.0f} rows/s",
+            loss=f"{loss.logloss:.4f}",
+            correlation=f"{loss.decorrelation:.2e}",
+        )
+
+    def evaluated(self, line: dict[str, object]) -> None:
+        valid = line["valid"]
+        assert isinstance(valid, dict)
+        self.console.print(
+            f"epoch {line['epoch']}  step {line['step']}  "
+            f"train logloss {line['train_logloss']:.4f}  correlation {line['decorrelation_loss']:.2e}  "
+            f"valid AUC {valid['auc']:.4f}  logloss {valid['logloss']:.4f}  lr {line['lr']:.0e}  "
+            f"{line['rows_per_second']:,.0f} rows/s" + ("  best" if line["best"] else "")
+        )
+
+    def stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None

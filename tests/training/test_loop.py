@@ -1,0 +1,186 @@
+"""The training loop: determinism, exact resume, the recipe, and what stops it."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmoe.data.dataset import SplitReader
+from dmoe.errors import ConfigError, DataError, NonFiniteLossError
+from dmoe.files import read_json, read_json_lines
+from dmoe.training.engine import StepLoss
+from dmoe.training.evaluation import quick_metrics
+from dmoe.training.loop import InterruptedRun, train
+from dmoe.training.progress import Silent
+from dmoe.training.run import Run
+from tests.training.conftest import small_config, write_data
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return run.load_weights()
+
+
+def assert_same_bits(first: Run, second: Run) -> None:
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+class StopAt(Silent):
+    """Sends this process SIGINT during the given step, as Ctrl-C would."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def step(self, epoch: int, rows: int, loss: StepLoss) -> None:  # noqa: ARG002
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(small_data, tmp_path):
+    first = train(small_config(), small_data, tmp_path / "a")
+    second = train(small_config(), small_data, tmp_path / "b")
+    other = train(small_config("training.seed=8"), small_data, tmp_path / "c")
+    assert_same_bits(first, second)
+    assert not torch.equal(weights(first)["head.weight"], weights(other)["head.weight"])
+
+
+def test_alpha_zero_is_the_baseline_to_the_bit(small_data, tmp_path):
+    baseline = train(small_config("decorrelation=[]"), small_data, tmp_path / "none")
+    zero = train(small_config("decorrelation=[{alpha: 0}]"), small_data, tmp_path / "zero")
+    some = train(small_config(), small_data, tmp_path / "some")
+    assert_same_bits(baseline, zero)
+    assert not torch.equal(weights(baseline)["experts.0.align.weight"], weights(some)["experts.0.align.weight"])
+
+
+@pytest.mark.parametrize("embedding", ["deferred", "dense", "lazy", "rowwise-adagrad"])
+@pytest.mark.parametrize("step", [1, 16, 25])
+def test_an_interrupted_run_resumes_to_the_same_bits(small_data, tmp_path, embedding, step):
+    overrides = [f"optimiser.embedding={embedding}", "model.tower_dropout=0.2", "training.epochs=2"]
+    if embedding in ("lazy", "rowwise-adagrad"):
+        overrides.append("optimiser.embedding_l2=0")
+    config = small_config(*overrides)
+    whole = train(config, small_data, tmp_path / "whole")
+    with pytest.raises(InterruptedRun, match="resume"):
+        train(config, small_data, tmp_path / "cut", watcher=StopAt(step))
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    resumed = train(config, small_data, tmp_path / "cut", resume=True)
+    assert_same_bits(whole, resumed)
+    assert not (resumed.path / "checkpoint").exists()
+
+    def without_times(run: Run) -> list[dict]:
+        lines = read_json_lines(run.path / "metrics.jsonl")
+        return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+
+    assert without_times(whole) == without_times(resumed)
+
+
+def test_the_run_folder_holds_what_it_should(small_data, tmp_path):
+    run = train(small_config(), small_data, tmp_path / "run")
+    names = {path.name for path in run.path.iterdir()}
+    assert names >= {
+        "config.yaml", "schema.json", "vocabulary", "model.safetensors", "metrics.jsonl", "metrics.json",
+        "steps.jsonl", "evaluation", "environment.json",
+    }  # fmt: skip
+    metrics = read_json(run.path / "metrics.json")
+    reader = SplitReader(small_data, "test", batch_size=50)
+    found = quick_metrics(run.load_model(), reader, torch.device("cpu"))
+    assert metrics["test"]["auc"] == pytest.approx(found["auc"], abs=1e-6)
+    assert metrics["test"]["logloss"] == pytest.approx(found["logloss"], abs=1e-6)
+    assert metrics["valid"]["auc"] > 0.6
+    assert Run.open(run.path).config == small_config()
+    environment = read_json(run.path / "environment.json")
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["peak_memory_bytes"] > 1e7
+
+
+def test_best_weights_are_kept_and_lr_falls_on_a_plateau(small_data, tmp_path):
+    run = train(small_config("training.epochs=30", "optimiser.lr=0.05"), small_data, tmp_path / "run")
+    lines = read_json_lines(run.path / "metrics.jsonl")
+    scores = [line["valid"]["auc"] - line["valid"]["logloss"] for line in lines]
+    best = read_json(run.path / "metrics.json")
+    assert lines[best["best_epoch"] - 1]["valid"]["auc"] == pytest.approx(best["valid"]["auc"], abs=1e-6)
+    assert max(scores) == scores[best["best_epoch"] - 1]
+    assert len(lines) < 30
+    lr, record, failures = 0.05, -math.inf, 0
+    for line, score in zip(lines, scores, strict=True):
+        assert line["lr"] == pytest.approx(lr)
+        assert line["best"] == (score > record + 1e-6)
+        if line["best"]:
+            record, failures = score, 0
+        else:
+            lr, failures = max(lr * 0.1, 1e-6), failures + 1
+    assert failures == 2
+
+
+def test_several_evaluations_an_epoch(small_data, tmp_path):
+    run = train(small_config("training.epochs=1", "training.evaluations_per_epoch=3"), small_data, tmp_path / "run")
+    assert [line["step"] for line in read_json_lines(run.path / "metrics.jsonl")] == [6, 12, 16]
+
+
+def test_a_diverging_loss_names_the_batch_and_keeps_finite_weights(small_data, tmp_path):
+    config = small_config("optimiser.lr=1e30", "training.clip_norm=null", "decorrelation=[]")
+    with pytest.raises(NonFiniteLossError, match=r"step \d+, batch \d+ of 16 in epoch 1.*lower|Lower"):
+        train(config, small_data, tmp_path / "run")
+
+
+def test_batches_of_one_row_and_a_data_set_smaller_than_a_batch(tmp_path):
+    data = write_data(tmp_path / "data", {"train": 40, "valid": 40})
+    one = train(small_config("training.batch_size=1", "training.epochs=1"), data, tmp_path / "one")
+    large = train(small_config("training.batch_size=1000", "training.epochs=1"), data, tmp_path / "large")
+    for run in (one, large):
+        assert all(torch.isfinite(value).all() for value in weights(run).values())
+    assert "test" not in read_json(one.path / "metrics.json")
+
+
+def test_one_class_in_a_split_is_refused_before_training(tmp_path):
+    data = write_data(tmp_path / "data", {"train": 100, "valid": 20}, label=1)
+    with pytest.raises(DataError, match="every row has click 1"):
+        train(small_config(), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_not_touched(small_data, tmp_path):
+    run = train(small_config("training.epochs=1"), small_data, tmp_path / "run")
+    before = (run.path / "model.safetensors").read_bytes()
+    with pytest.raises(DataError, match="exists already"):
+        train(small_config(), small_data, run.path)
+    with pytest.raises(DataError, match="complete"):
+        train(small_config("training.epochs=1"), small_data, run.path, resume=True)
+    with pytest.raises(ConfigError, match="differs"):
+        train(small_config("training.epochs=9"), small_data, run.path, resume=True)
+    assert (run.path / "model.safetensors").read_bytes() == before
+    train(small_config("training.epochs=2"), small_data, run.path, overwrite=True)
+    assert (run.path / "model.safetensors").read_bytes() != before
+
+
+def test_another_data_set_is_refused(small_data, tmp_path):
+    run = train(small_config("training.epochs=1"), small_data, tmp_path / "run")
+    other = write_data(tmp_path / "other", {"train": 50, "valid": 20})
+    schema = json.loads((other / "schema.json").read_text())
+    schema["fields"][0]["vocabulary_size"] += 1
+    (other / "schema.json").write_text(json.dumps(schema))
+    with pytest.raises(DataError, match=r"schema\.json differs"):
+        run.data_folder(other)
+
+
+def test_a_run_of_another_format_version_is_refused(small_data, tmp_path):
+    run = train(small_config("training.epochs=1"), small_data, tmp_path / "run")
+    schema = json.loads((run.path / "schema.json").read_text())
+    schema["format_version"] = 99
+    (run.path / "schema.json").write_text(json.dumps(schema))
+    with pytest.raises(DataError, match="format version 99, but this dmoe reads version 1"):
+        Run.open(run.path)
+
+
+def test_a_damaged_weight_file_is_named(small_data, tmp_path: Path):
+    run = train(small_config("training.epochs=1"), small_data, tmp_path / "run")
+    (run.path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(DataError, match=r"model\.safetensors: damaged"):
+        Run.open(run.path).load_model()
