@@ -1,0 +1,183 @@
+"""What the result files of a run hold, as far as the report shows it.
+
+Keys that are not listed are left unread on purpose: a run written by a later dmoe that adds a figure
+still gets its page. Figures that cannot be computed (the AUC of one class) are null in the files.
+"""
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Number = float | None
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class ExpertConfig(_Part):
+    kind: str
+
+
+class ModelConfig(_Part):
+    experts: tuple[ExpertConfig, ...] = Field(min_length=1)
+    tables: str | tuple[int, ...] = "per-expert"
+
+
+class DecorrelationConfig(_Part):
+    loss: str = "corr"
+    location: str = "output"
+    alpha: float = 0.0
+
+
+class TrainingConfig(_Part):
+    batch_size: int | None = None
+    seed: int | None = None
+
+
+class RunConfig(_Part):
+    """The parts of config.yaml that the page says in words."""
+
+    model: ModelConfig
+    decorrelation: tuple[DecorrelationConfig, ...] = ()
+    training: TrainingConfig = TrainingConfig()
+
+
+class Scores(_Part):
+    auc: Number = None
+    logloss: Number = None
+
+
+class EpochLine(_Part):
+    """One line of metrics.jsonl."""
+
+    epoch: float
+    step: int
+    rows_per_second: Number = None
+    lr: Number = None
+    train_loss: Number = None
+    train_logloss: Number = None
+    decorrelation_loss: Number = None
+    valid: Scores = Scores()
+    best: bool = False
+
+
+class StepLine(_Part):
+    """One line of steps.jsonl."""
+
+    step: int
+    loss: Number = None
+    logloss: Number = None
+    decorrelation: Number = None
+
+
+class FinalMetrics(_Part):
+    """metrics.json: scores by split, and how the training went."""
+
+    splits: dict[str, Scores]
+    best_epoch: Number = None
+    seconds: Number = None
+    rows_per_second: Number = None
+    parameters: int | None = None
+
+
+class CalibrationBin(_Part):
+    low: float
+    high: float
+    rows: int
+    mean_predicted: Number = None
+    click_rate: Number = None
+
+
+class Calibration(_Part):
+    bins: tuple[CalibrationBin, ...] = ()
+    expected_calibration_error: Number = None
+    predicted_to_observed: Number = None
+
+
+class Expert(_Part):
+    index: int
+    name: str
+    table: int | str | None = None
+    parameters: int | None = None
+
+
+class Correlation(_Part):
+    """CEC at one location: `matrix` is null on and above the diagonal; `noise_floor` is that of one pair."""
+
+    matrix: tuple[tuple[Number, ...], ...]
+    total: Number = None
+    noise_floor: Number = None
+    rows: int | None = None
+    columns: tuple[int, ...] = ()
+    dead_columns: tuple[int, ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[int, int, float]]:
+        """(row, column, value) of the pairs that have a value, row > column."""
+        return [
+            (row, column, value)
+            for row, line in enumerate(self.matrix)
+            for column, value in enumerate(line[:row])
+            if value is not None
+        ]
+
+    @property
+    def num_undefined(self) -> int:
+        """Pairs without a value, since one of the experts has no live unit."""
+        return math.comb(len(self.matrix), 2) - len(self.pairs)
+
+    @property
+    def cec(self) -> Number:
+        """The sum over pairs; None, and not 0, where no pair has a value."""
+        return self.total if self.pairs else None
+
+    @property
+    def cec_floor(self) -> Number:
+        """What `cec` would be for independent outputs: the number of summed pairs times the floor of one."""
+        return None if self.noise_floor is None or not self.pairs else self.noise_floor * len(self.pairs)
+
+
+class GateValue(_Part):
+    value: Any = None
+    rows: int
+    click_rate: Number = None
+    mean_weights: tuple[Number, ...]
+
+
+class GateField(_Part):
+    field: str
+    spread: Number = None
+    values: tuple[GateValue, ...] = ()
+
+
+class Gate(_Part):
+    mean: tuple[Number, ...]
+    std: tuple[Number, ...] = ()
+    mean_entropy: Number = None
+    argmax_share: tuple[Number, ...] = ()
+    by_field: tuple[GateField, ...] = ()
+
+
+class ExpertScores(Scores):
+    """Scores without an expert, or with it alone; `expert` is its index or its name."""
+
+    expert: int | str
+
+
+class Evaluation(_Part):
+    """evaluation/<split>.json."""
+
+    split: str
+    rows: int
+    positives: int
+    auc: Number = None
+    logloss: Number = None
+    relative_information_gain: Number = None
+    calibration: Calibration | None = None
+    experts: tuple[Expert, ...] = ()
+    correlation: dict[str, Correlation] = Field(default_factory=dict)
+    gate: Gate | None = None
+    removal: tuple[ExpertScores, ...] = ()
+    alone: tuple[ExpertScores, ...] = ()
