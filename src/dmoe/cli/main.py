@@ -1,0 +1,71 @@
+"""`dmoe`: registers one command per module and turns errors into exit codes."""
+
+import errno
+import importlib
+import sys
+from importlib.metadata import version as installed_version
+
+import typer
+
+from dmoe.errors import DmoeError
+
+# Command to module and one line of help: a module is imported only when its command runs, so that
+# `dmoe --help` does not wait for torch.
+COMMANDS = {
+    "generate": "Write a planted click log whose Bayes-optimal AUC and logloss are known.",
+    "prepare": "Turn raw logs into a data set folder: vocabularies and encoded Parquet shards.",
+    "recipes": "List the data recipes that ship with dmoe.",
+    "config": "Print a resolved run configuration.",
+    "train": "Train a model and write a run folder.",
+    "evaluate": "AUC, logloss, calibration, correlation, gate and expert statistics of a run.",
+    "correlation": "Cross-expert correlation of a run: matrix, noise floor, dead units.",
+    "predict": "Score raw rows with a trained run.",
+    "report": "One self-contained HTML page about one run or several.",
+    "experts": "List the experts and their options.",
+}
+
+
+def _not_chosen() -> None:
+    """Stands in the list of commands for one that this call does not run."""
+
+
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        typer.echo(installed_version("dmoe"))
+        raise typer.Exit
+
+
+def build_app(chosen: str | None) -> typer.Typer:
+    """The application, with the module of the `chosen` command loaded and the others only listed."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        help="De-correlated mixture-of-experts click-through-rate models (arXiv 2505.17925).",
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name, summary in COMMANDS.items():
+        if name == chosen:
+            module = importlib.import_module(f"dmoe.cli.{name}")
+            app.command(name, help=module.HELP)(module.command)
+        else:
+            app.command(name, help=summary)(_not_chosen)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 1 failed while running, 2 usage or data, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    try:
+        build_app(chosen)(args=arguments, prog_name="dmoe")
+    except DmoeError as error:
+        sys.stderr.write(f"dmoe: {error}\n")
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.stderr.write(f"dmoe: cannot write: {error.strerror}{where}; free space or choose another place\n")
+        sys.exit(1)

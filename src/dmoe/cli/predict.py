@@ -1,0 +1,35 @@
+"""`dmoe predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dmoe.cli.common import JsonOption, print_json, show_path
+
+HELP = """Score raw rows with a trained run: one probability a row, in the order of the input.
+
+The input has the format that the run was prepared from; the label may be absent. A value never seen in training,
+or a missing one, is scored as such.
+
+\b
+Examples:
+  dmoe predict runs/first new.csv -o predictions.parquet
+  dmoe predict runs/first day1.csv.gz day2.csv.gz -o predictions.csv
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Raw log files, read in this order.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="predictions.parquet or .csv to write.")] = ...,  # type: ignore[assignment]
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    from dmoe.prediction import load, write_predictions
+
+    rows = write_predictions(load(run, device=device), inputs, output)
+    if as_json:
+        print_json({"predictions": str(output), "rows": rows})
+    else:
+        typer.echo(f"{rows} predictions: {show_path(output)}")

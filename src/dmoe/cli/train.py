@@ -1,0 +1,78 @@
+"""`dmoe train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dmoe.cli.common import JsonOption, cec_text, print_json, show_path, stderr
+
+HELP = """Train a model and write a run folder.
+
+CONFIG is a YAML file or the name of a preset (`dmoe config` lists them); OVERRIDES change single keys.
+
+Ctrl-C stops after the current step and leaves a run that --resume continues to the same bits.
+
+\b
+Examples:
+  dmoe train run.yaml --data DATA --output runs/first
+  dmoe train d-moe --data DATA --output runs/second decorrelation.0.alpha=30 training.epochs=3
+  dmoe train --data DATA --output runs/second --resume
+"""
+
+
+def command(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] [OVERRIDES]...", help="key.path=value changes one key."),
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Data set folder made by `dmoe prepare`.")] = ...,  # type: ignore[assignment]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")] = ...,  # type: ignore[assignment]
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    from dmoe.config import load_config
+    from dmoe.errors import ConfigError
+    from dmoe.files import read_json
+    from dmoe.training.loop import train
+    from dmoe.training.progress import TerminalWatcher
+    from dmoe.training.run import Run
+
+    words = list(arguments or [])
+    source = words.pop(0) if words and "=" not in words[0] else None
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+    if resume and source is None and not words and (output / "config.yaml").is_file():
+        config = Run.open(output).config
+    else:
+        config = load_config(source, words)
+    for line in alpha_lines(config):
+        stderr.print(line)
+    run = train(config, data, output, resume=resume, overwrite=overwrite, watcher=TerminalWatcher(stderr))
+    metrics = read_json(run.path / "metrics.json")
+    if as_json:
+        print_json({"run": str(run.path), **metrics})
+        return
+    for split in ("valid", "test"):
+        if split in metrics:
+            found = metrics[split]
+            floor = found["cec_noise_floor"]
+            cec = "" if floor is None else f"  {cec_text(found['cec'], floor)}"
+            typer.echo(f"{split:5} AUC {found['auc']:.4f}  logloss {found['logloss']:.4f}{cec}")
+    typer.echo(f"run: {show_path(run.path)} (best epoch {metrics['best_epoch']})")
+
+
+def alpha_lines(config: "RunConfig") -> list[str]:  # type: ignore[name-defined]  # noqa: F821
+    """Each term's alpha at both scales: the same weight reads differently by a factor d."""
+    from dmoe.decorrelation import scales_of_alpha
+
+    lines = []
+    for term in config.decorrelation:
+        if term.location in ("output", "pre-activation") and term.alpha > 0:
+            units = config.model.expert_units
+            paper, free = scales_of_alpha(term.alpha, term.scale, units, units)
+            lines.append(
+                f"{term.loss} at {term.location}: alpha {paper:g} at scale paper = {free:g} at scale dimension-free"
+            )
+    return lines
