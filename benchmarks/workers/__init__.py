@@ -1,0 +1,1 @@
+"""One program for each contestant, run by `benchmarks.worker` in that contestant's own environment."""
