@@ -161,7 +161,7 @@ class OptimiserConfig(_Strict):
     """
 
     kind: Literal["adam"] = "adam"
-    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    lr: float = Field(default=1e-3, gt=0, le=100)
     embedding: Literal["deferred", "dense", "lazy", "rowwise-adagrad"] = "deferred"
     embedding_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     network_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -212,6 +212,11 @@ class RunConfig(_Strict):
         active = [term for term in self.decorrelation if term.alpha > 0]
         if active and len(self.model.experts) < 2:
             raise ValueError("'decorrelation' needs at least two experts; set alpha: 0 or add an expert")
+        if active and self.training.batch_size == 1:
+            raise ValueError(
+                "'decorrelation' needs batches of at least two rows: one row has no correlation; set alpha: 0 or a "
+                "larger training.batch_size"
+            )
         tables = self.model.table_of_expert
         if any(term.location == "input" for term in active) and len(set(tables)) < len(tables):
             raise ValueError(

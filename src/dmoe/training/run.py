@@ -9,7 +9,9 @@ checkpoint/                             the exact state to resume from, absent o
 """
 
 import json
+import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -146,8 +148,15 @@ class Run:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Raises: OSError if the file cannot be written, as on a full disk."""
     with written_aside(path) as aside:
-        save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, aside, metadata)
+        try:
+            save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, aside, metadata)
+        except SafetensorError as error:  # hides the system's error number in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
