@@ -86,7 +86,8 @@ def main(words: Sequence[str] | None = None) -> int:
         environments=arguments.environments.expanduser(),
         only_ours=arguments.only_ours,
     )
-    console = Console()
+    # A table in a file or a pipe is not cut to the 80 columns that such a stream claims to have.
+    console = Console(width=None if sys.stdout.isatty() else 140)
     results: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
