@@ -19,7 +19,8 @@ COMMANDS = {
     "train": "Train a model and write a run folder.",
     "evaluate": "AUC, logloss, calibration, correlation, gate and expert statistics of a run.",
     "correlation": "Cross-expert correlation of a run: matrix, noise floor, dead units.",
-    "predict": "Score raw rows with a trained run.",
+    "predict": "Score raw rows with a trained run or an exported model.",
+    "export": "Write a run as a model folder that scores raw rows, proven equal.",
     "report": "One self-contained HTML page about one run or several.",
     "experts": "List the experts and their options.",
 }
