@@ -61,9 +61,11 @@ def check_tokens(
 
 
 def _nulls(inputs: Sequence[FieldInput], rows: int) -> Features:
-    fill = {"text": lambda one: one.null, "number": lambda _: math.nan, "id": lambda one: one.missing_id}
-    types = {"text": object, "number": np.float64, "id": np.int64}
-    return {one.name: np.full((rows, 1), fill[one.kind](one), dtype=types[one.kind]) for one in inputs}
+    columns: Features = {}
+    for one in inputs:
+        value: Any = {"text": one.null, "number": math.nan, "id": one.missing_id}[one.kind]
+        columns[one.name] = np.array([[value]] * rows, dtype={"text": object, "number": float, "id": int}[one.kind])
+    return columns
 
 
 def bucket_number(token: str) -> float:
@@ -113,8 +115,8 @@ class Decoder:
     def _categorical(self, one: FieldInput, ids_B: npt.NDArray[np.int32]) -> Column:
         texts = self._texts[one.name]
         if one.bucket:
-            # 2⁵² is in bucket 1299, beyond what is counted or priced: unseen.
-            by_id: Column = np.array([math.nan, 2.0**52, *map(bucket_number, texts)])
+            # No bucket is as large as that of infinity: unseen.
+            by_id: Column = np.array([math.nan, math.inf, *map(bucket_number, texts)])
         elif one.kind == "text":
             by_id = np.array([one.null, _UNSEEN, *texts], dtype=object)
         else:

@@ -60,24 +60,20 @@ def data_config(schema: Schema, where: Path) -> DataConfig:
 def field_inputs(schema: Schema, config: DataConfig, id_fields: Collection[str]) -> list[FieldInput]:
     """The inputs in schema order, categorical fields first; text fields among `id_fields` enter as ids."""
     inputs = []
-    for field in (*schema.categorical, *schema.numeric):
+    for field in schema.categorical:
         column = config.source_column(field.name)
-        if isinstance(field, NumericField):
-            inputs.append(FieldInput(field.name, "number", column, ()))
-            continue
         missing_id = OOV_ID if config.missing_is_oov(field.name) else MISSING_ID
         options = config.fields.options(field.name)
         if field.name in config.fields.numeric:
-            inputs.append(
-                FieldInput(field.name, "number", column, options.missing_values, missing_id, bucket=True)
-            )
+            inputs.append(FieldInput(field.name, "number", column, options.missing_values, missing_id, bucket=True))
             continue
         # The raw text of a derived field was compared with the format's missing texts; it is never empty itself.
         general = ("",) if field.name in config.derive else config.format.missing
         missing = (*general, *options.missing_values)
         kind: Literal["text", "id"] = "id" if field.name in id_fields else "text"
         inputs.append(FieldInput(field.name, kind, column, tuple(dict.fromkeys(missing)), missing_id))
-    return inputs
+    numbers = [FieldInput(field.name, "number", config.source_column(field.name), ()) for field in schema.numeric]
+    return [*inputs, *numbers]
 
 
 def without_buckets(config: DataConfig) -> DataConfig:
@@ -95,7 +91,9 @@ class Featuriser:
     `tables` holds the look-up of every field whose input is an id.
     """
 
-    def __init__(self, schema: Schema, config: DataConfig, inputs: Sequence[FieldInput], tables: Mapping[str, TokenTable]):
+    def __init__(
+        self, schema: Schema, config: DataConfig, inputs: Sequence[FieldInput], tables: Mapping[str, TokenTable]
+    ):
         self.schema, self.inputs, self._tables = schema, inputs, tables
         self.config = without_buckets(config)
         self._narrow = [field for field in schema.numeric if _may_overflow(field)]

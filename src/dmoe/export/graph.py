@@ -59,7 +59,9 @@ def front_graph(schema: Schema, inputs: Sequence[FieldInput], tokens: Mapping[st
         outputs.append(graph.onnx.helper.make_tensor_value_info("fields/ids", types.INT64, ["batch", len(ids)]))
     if schema.numeric:
         _scaled_numbers(graph, schema.numeric)
-        outputs.append(graph.onnx.helper.make_tensor_value_info("fields/numeric", types.FLOAT, ["batch", len(schema.numeric)]))
+        outputs.append(
+            graph.onnx.helper.make_tensor_value_info("fields/numeric", types.FLOAT, ["batch", len(schema.numeric)])
+        )
     body = graph.onnx.helper.make_graph(
         graph.nodes,
         "fields",
@@ -96,21 +98,17 @@ def _id_columns(
             keys = {_bucket_number(one.name, token): id_ for token, id_ in tokens[one.name].items()}
             keys |= {int(text): one.missing_id for text in one.missing_texts if _is_bucket(text)}
             keys[_NO_BUCKET] = one.missing_id
-            attribute, source = "keys_int64s", bucket_columns[one.name]
+            columns.append(_encoder(graph, bucket_columns[one.name], keys, keys_int64s=list(keys)))
         else:
             keys = {**tokens[one.name], **dict.fromkeys((*one.missing_texts, one.null), one.missing_id)}
-            attribute, source = "keys_strings", one.name
-        columns.append(
-            graph.add(
-                "LabelEncoder",
-                source,
-                domain="ai.onnx.ml",
-                values_int64s=list(keys.values()),
-                default_int64=OOV_ID,
-                **{attribute: list(keys)},
-            )
-        )
+            columns.append(_encoder(graph, one.name, keys, keys_strings=list(keys)))
     return columns
+
+
+def _encoder(graph: _Graph, source: str, keys: Mapping[Any, int], **typed_keys: Any) -> str:
+    values = list(keys.values())
+    domain = "ai.onnx.ml"
+    return graph.add("LabelEncoder", source, domain=domain, values_int64s=values, default_int64=OOV_ID, **typed_keys)
 
 
 def _buckets(graph: _Graph, numbers_BK: str) -> str:
@@ -136,7 +134,9 @@ def _is_bucket(text: str) -> bool:
 
 def _bucket_number(field: str, token: str) -> int:
     if not _is_bucket(token):
-        raise DataError(f"field '{field}': bucket '{token}' is beyond ±2^53 and cannot be exported; raise its min_count")
+        raise DataError(
+            f"field '{field}': bucket '{token}' is beyond ±2^53 and cannot be exported; raise its min_count"
+        )
     return int(token)
 
 

@@ -6,6 +6,7 @@ with the hash of a token is still unseen.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,12 @@ def write_tokens(folder: Path, tokens: Sequence[str], ids_K: npt.NDArray[np.int3
     ordered = [encoded[index] for index in order_K.tolist()]
     offsets = np.zeros(len(ordered) + 1, np.int64)
     np.cumsum([len(token) for token in ordered], out=offsets[1:])
-    parts = (hashes_K, ids_K[order_K], offsets, np.frombuffer(b"".join(ordered), np.uint8))
+    parts: tuple[npt.NDArray[Any], ...] = (
+        hashes_K,
+        ids_K[order_K],
+        offsets,
+        np.frombuffer(b"".join(ordered), np.uint8),
+    )
     for name, array in zip(_PARTS, parts, strict=True):
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
@@ -46,8 +52,8 @@ class TokenTable:
         hashes, ids, offsets, text = (
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _PARTS
         )
-        self._hashes_K, self._ids_K, self._offsets = np.asarray(hashes), np.asarray(ids), np.asarray(offsets)
-        self._text = memoryview(np.asarray(text))
+        # Plain views: indexing np.memmap itself is several times slower.
+        self._hashes_K, self._ids_K, self._offsets, self._text = map(np.asarray, (hashes, ids, offsets, text))
 
     def ids(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """The id of each text, int64; out of vocabulary where it is no token."""
@@ -60,6 +66,6 @@ class TokenTable:
         places[places == len(self._hashes_K)] = 0
         for index in np.flatnonzero(self._hashes_K[places] == hashes).tolist():
             place = places[index]
-            if self._text[self._offsets[place] : self._offsets[place + 1]] == encoded[index]:
+            if self._text[self._offsets[place] : self._offsets[place + 1]].tobytes() == encoded[index]:
                 found[index] = self._ids_K[place]
         return found

@@ -23,8 +23,8 @@ from dmoe.export.manifest import OUTPUTS, Manifest
 from dmoe.rows import as_arrow, as_paths
 from dmoe.schema import Schema, vocabulary_path
 
-# Rows of one call of the graph: enough to fill a core's vector units, few enough for its cache.
-GRAPH_ROWS = 1024
+# Rows of one call of the graph: enough to fill vector units, few enough for the activations to stay in cache.
+GRAPH_ROWS = 256
 
 
 class Graph:
@@ -102,10 +102,8 @@ class OnnxModel:
         wanted = needed_columns(self._config, table.column_names, where, scoring=True)
         return table_rows(table.select(list(wanted)), wanted, where)
 
-    def score(
-        self, features: Features, outputs: Sequence[str] = OUTPUTS[:1]
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        """The named outputs for the rows of `features`, (R, width), a thousand rows at a time."""
+    def score(self, features: Features, outputs: Sequence[str] = OUTPUTS[:1]) -> dict[str, npt.NDArray[np.float32]]:
+        """The named outputs for the rows of `features`, (R, width), `GRAPH_ROWS` at a time."""
         rows = len(next(iter(features.values())))
         parts = [
             self.graph.run({name: column[start : start + GRAPH_ROWS] for name, column in features.items()}, outputs)
@@ -117,7 +115,7 @@ class OnnxModel:
         arrow = as_arrow(table)
         wanted = needed_columns(self._config, arrow.column_names, "table", scoring=True)
         arrow = arrow.select(list(wanted))
-        step = 16 * GRAPH_ROWS
+        step = 64 * GRAPH_ROWS
         return (
             partial(table_rows, arrow.slice(start, step), wanted, "table", start + 1)
             for start in range(0, arrow.num_rows, step)
@@ -129,4 +127,6 @@ class OnnxModel:
 
 def token_tables(folder: Path, inputs: Sequence[FieldInput]) -> Mapping[str, TokenTable]:
     """The look-ups of the fields that enter the graph as ids."""
-    return {one.name: TokenTable(vocabulary_path(folder, one.name).with_suffix("")) for one in inputs if one.kind == "id"}
+    return {
+        one.name: TokenTable(vocabulary_path(folder, one.name).with_suffix("")) for one in inputs if one.kind == "id"
+    }

@@ -20,19 +20,20 @@ class StoredEmbedding(nn.Module):
     Shape: ``ids_BC`` int64, ``numeric_BN`` float32 to a tuple of T tensors (B, F, D_t).
     """
 
+    first_row_C: Tensor
     table: Tensor
     scale_VT: Tensor
     numeric_weight: Tensor
 
     def __init__(self, embedding: MultiTableEmbedding, stored: TableType) -> None:
         super().__init__()
-        self.widths = embedding.widths
+        self.widths = list(embedding.widths)
         self.stored = stored
         weight_VS = embedding.weight.detach()
         first = [embedding.field_rows(field).start for field in range(len(embedding.vocabulary_sizes))]
         self.register_buffer("first_row_C", torch.tensor(first, dtype=torch.int64))
         if stored == "int8":
-            parts = weight_VS.split(list(self.widths), dim=1)
+            parts = torch.split(weight_VS, self.widths, dim=1)
             scale_VT = torch.stack([part.abs().amax(1) for part in parts], dim=1) / 127
             scale_VT[scale_VT == 0] = 1
             rounded = [(part / scale_VT[:, [table]]).round() for table, part in enumerate(parts)]
@@ -44,11 +45,11 @@ class StoredEmbedding(nn.Module):
 
     def forward(self, ids_BC: Tensor, numeric_BN: Tensor) -> tuple[Tensor, ...]:
         num_categorical, num_numeric = len(self.first_row_C), len(self.numeric_weight)
-        numeric = (numeric_BN.unsqueeze(-1) * self.numeric_weight).split(list(self.widths), dim=-1)
+        numeric = torch.split(numeric_BN.unsqueeze(-1) * self.numeric_weight, self.widths, dim=-1)
         if not num_categorical:
             return numeric
         rows_BC = ids_BC + self.first_row_C
-        looked_up = nn.functional.embedding(rows_BC, self.table).float().split(list(self.widths), dim=-1)
+        looked_up = torch.split(nn.functional.embedding(rows_BC, self.table).float(), self.widths, dim=-1)
         if self.stored == "int8":
             scale_BCT = nn.functional.embedding(rows_BC, self.scale_VT)
             looked_up = tuple(part * scale_BCT[..., [table]] for table, part in enumerate(looked_up))
