@@ -21,6 +21,7 @@ COMMANDS = {
     "correlation": "Cross-expert correlation of a run: matrix, noise floor, dead units.",
     "predict": "Score raw rows with a trained run or an exported model.",
     "export": "Write a run as a model folder that scores raw rows, proven equal.",
+    "serve": "Serve an exported model over HTTP.",
     "report": "One self-contained HTML page about one run or several.",
     "experts": "List the experts and their options.",
 }

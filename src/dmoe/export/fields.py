@@ -116,13 +116,17 @@ class Featuriser:
         if one.kind == "number":
             return rows.numeric[one.name].reshape(-1, 1)
         coded: Coded = rows.categorical[one.name]
-        texts = coded.values.to_pylist()
-        assert MISSING == -1  # indexes what is appended here
-        if one.kind == "text":
-            by_code: Column = np.array([*texts, one.null], dtype=object)
-        else:
-            by_code = text_ids(self._tables[one.name], one, [*texts, None])
+        texts = [*coded.values.to_pylist(), None]
+        assert MISSING == -1  # the code of what is appended here
+        by_code = text_column(one, texts) if one.kind == "text" else text_ids(self._tables[one.name], one, texts)
         return by_code[coded.codes_N].reshape(-1, 1)
+
+
+def text_column(one: FieldInput, texts: Sequence[str | None]) -> Column:
+    """The input of a text field, (R,); None is missing."""
+    if one.null == NUL and NUL in texts:
+        texts = [NUL * 2 if text == NUL else text for text in texts]  # is a text like any other, and unseen
+    return np.array([one.null if text is None else text for text in texts], dtype=object)
 
 
 def text_ids(table: TokenTable, one: FieldInput, texts: Sequence[str | None]) -> npt.NDArray[np.int64]:
