@@ -208,6 +208,10 @@ class Application:
         else:
             features, names, label = parse(served, body, outputs)
         found = await self.batcher.score(served.model, features, names)
+        for values in found.values():
+            if not np.isfinite(values).all():
+                row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
+                raise RequestError(400, f"row {row} has no finite score: a number is too far from those of training")
         if "probability" in found:
             served.drift.add(found["probability"])
         encode = _encode_arrow if kind == openapi.ARROW else self._encode_json

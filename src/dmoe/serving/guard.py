@@ -11,8 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dmoe.serving.metrics import Metrics
 from dmoe.serving.settings import LOOPBACK, Settings
 
-# Reachable without a token: whether the process lives, and the page, which holds nothing and asks for the token.
-_OPEN = frozenset({"/", "/page.js", "/page.css", "/docs", "/docs.js", "/v2/health/live", "/v2/health/ready"})
+# Reachable without a token: whether the process lives, the description, and the page, which holds no data.
+_OPEN = frozenset(
+    {"/", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+)
 _SECURITY = [
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
     (b"x-content-type-options", b"nosniff"),

@@ -85,10 +85,10 @@ class RowReader:
 
     def from_arrow(self, body: bytes, max_rows: int) -> Features:
         """Raises: RequestError (400, or 413 for more than `max_rows` rows)."""
-        table = read_table(body, max_rows)
-        if table is None:
-            raise RequestError(413, f"more than {max_rows} rows; send them in several requests")
         try:
+            table = read_table(body, max_rows)
+            if table is None:
+                raise RequestError(413, f"more than {max_rows} rows; send them in several requests")
             return self._model.featuriser(self._model.raw_rows(table, "body"))
         except DataError as error:
             raise RequestError(400, str(error)) from None
@@ -164,7 +164,7 @@ def json_columns(inputs: Any, max_rows: int) -> list[JsonColumn]:
         if not isinstance(one, Mapping) or not isinstance(one.get("name"), str):
             raise RequestError(400, "each of 'inputs' must be an object with name, shape, datatype and data")
         name, datatype, shape, data = one["name"], one.get("datatype"), one.get("shape"), one.get("data")
-        if datatype not in _JSON_TYPES:
+        if not isinstance(datatype, str) or datatype not in _JSON_TYPES:
             raise RequestError(400, f"input '{name[:64]}': datatype must be one of {', '.join(sorted(_JSON_TYPES))}")
         if not isinstance(data, list):
             raise RequestError(400, f"input '{name[:64]}': data must be a list")

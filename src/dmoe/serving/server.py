@@ -16,6 +16,7 @@ from dmoe.serving.guard import log
 from dmoe.serving.settings import Settings
 
 _MAX_HEAD_BYTES = 64 * 1024
+_LAST_REQUESTS_S = 0.3
 
 
 def bounded_protocol(head_timeout_s: float) -> type[HttpToolsProtocol]:
@@ -81,6 +82,13 @@ class Server(uvicorn.Server):
         address = self.servers[0].sockets[0].getsockname()
         served = self._application.slot.current
         log("ready", host=address[0], port=address[1], model=self._application.settings.name, version=served.version)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        for server in self.servers:
+            server.close()
+        # A connection that was only just accepted has its request on the way; uvicorn would cut it off.
+        await asyncio.sleep(_LAST_REQUESTS_S)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._loop.call_soon_threadsafe(self._drain)
