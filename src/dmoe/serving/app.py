@@ -34,6 +34,7 @@ _PAGES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
     "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
 }
@@ -91,27 +92,27 @@ class Application:
         )
         app.add_exception_handler(RequestError, _request_error)
         app.add_exception_handler(HTTPException, _http_error)
-        model = "/v2/models/{name}"
+        model = f"/v2/models/{self.settings.name}"
         for path, responses, call in (
             ("/v2", openapi.answer({"type": "object"}), self._server),
             ("/v2/health/live", openapi.answer({"type": "object"}), self._live),
             ("/v2/health/ready", openapi.answer({"type": "object"}) | openapi.responses(503), self._ready),
-            (model, openapi.answer({"type": "object"}) | openapi.responses(404), self._model),
-            (f"{model}/ready", openapi.answer({"type": "object"}) | openapi.responses(404, 503), self._model_ready),
+            (model, openapi.answer({"type": "object"}), self._model),
+            (f"{model}/ready", openapi.answer({"type": "object"}) | openapi.responses(503), self._model_ready),
         ):
             app.add_api_route(path, call, methods=["GET"], responses=openapi.responses() | responses)
         app.add_api_route(
             f"{model}/infer",
             self._infer,
             methods=["POST"],
-            responses=openapi.INFER_ANSWER | openapi.responses(400, 404, 408, 413, 415, 429, 503, 504),
-            openapi_extra=openapi.INFER_BODY,
+            responses=openapi.INFER_ANSWER | openapi.responses(400, 408, 413, 415, 429, 503, 504),
+            openapi_extra=openapi.infer_body(self._inputs(self.slot.current)),
         )
         app.add_api_route(
-            "/v2/repository/models/{name}/load",
+            f"/v2/repository/models/{self.settings.name}/load",
             self._load,
             methods=["POST"],
-            responses=openapi.answer({"type": "object"}) | openapi.responses(400, 404, 415),
+            responses=openapi.answer({"type": "object"}) | openapi.responses(400, 415),
         )
         app.add_api_route("/metrics", self._metrics, methods=["GET"], include_in_schema=False)
         for path in _PAGES:
@@ -138,29 +139,21 @@ class Application:
         """Whether new requests are welcome; not while the server drains."""
         return _json({"ready": not self.guard.draining}, 503 if self.guard.draining else 200)
 
-    async def _model_ready(self, name: str) -> Response:
+    async def _model_ready(self) -> Response:
         """Whether the model takes requests."""
-        self._check_name(name)
         return await self._ready()
 
-    async def _model(self, name: str) -> Response:
+    async def _model(self) -> Response:
         """Inputs (the raw columns), outputs, experts and how equal the model is to its run."""
-        self._check_name(name)
         served = self.slot.current
         manifest = served.model.manifest
-        by_column: dict[str, Any] = {}
-        for one in manifest.inputs:
-            kind = "FP64" if one.kind == "number" and one.name not in served.reader.derived else "BYTES"
-            by_column.setdefault(one.column, {"name": one.column, "datatype": kind, "shape": [-1, 1], "example": None})
-            if one.name not in served.reader.derived:
-                by_column[one.column]["example"] = one.example
         widths = {"gate_weights": len(manifest.experts)}
         return _json(
             {
                 "name": self.settings.name,
                 "versions": [served.version],
                 "platform": "onnxruntime_onnx",
-                "inputs": [by_column[column] for column in served.reader.columns],
+                "inputs": self._inputs(served),
                 "outputs": [
                     {"name": output, "datatype": "FP32", "shape": [-1, widths.get(output, 1)]} for output in OUTPUTS
                 ],
@@ -169,9 +162,21 @@ class Application:
             }
         )
 
-    async def _infer(self, name: str, request: Request) -> Response:
+    @staticmethod
+    def _inputs(served: Served) -> list[dict[str, Any]]:
+        """The raw columns of a request, with the datatype that suits each and a frequent value."""
+        derived = served.reader.derived
+        by_column: dict[str, dict[str, Any]] = {}
+        for one in served.model.manifest.inputs:
+            kind = "FP64" if one.kind == "number" and one.name not in derived else "BYTES"
+            column = {"name": one.column, "datatype": kind, "shape": [-1, 1], "example": None}
+            by_column.setdefault(one.column, column)
+            if one.name not in derived:
+                by_column[one.column]["example"] = one.example
+        return [by_column[column] for column in served.reader.columns]
+
+    async def _infer(self, request: Request) -> Response:
         """Scores raw rows: one tensor an input column, or an Arrow stream with those columns."""
-        self._check_name(name)
         served = self.slot.current
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in (openapi.JSON, openapi.ARROW):
@@ -258,9 +263,8 @@ class Application:
         ]
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    async def _load(self, name: str, request: Request) -> Response:
+    async def _load(self, request: Request) -> Response:
         """Serves the version that the model path now leads to; on an error the present one stays."""
-        self._check_name(name)
         # A page of another site can send a form, but not this type, without asking first.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != openapi.JSON:
             raise RequestError(415, f"send {openapi.JSON}")
@@ -274,10 +278,6 @@ class Application:
         served = self.slot.current
         text = self.metrics.render(served.version, served.drift)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    def _check_name(self, name: str) -> None:
-        if name != self.settings.name:
-            raise RequestError(404, f"no such model; this server has '{self.settings.name}'")
 
 
 def _output_names(names: list[Any]) -> list[str]:
@@ -310,6 +310,7 @@ async def _request_error(_: Request, error: Exception) -> Response:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _json({"error": str(error.detail).lower()}, error.status_code)
+    hint = "; GET /v2 for the model, GET /openapi.json for the paths" if error.status_code == 404 else ""
+    response = _json({"error": f"{error.detail.lower()}{hint}"}, error.status_code)
     response.headers.update(error.headers or {})
     return response

@@ -13,7 +13,17 @@ from dmoe.serving.settings import LOOPBACK, Settings
 
 # Reachable without a token: whether the process lives, the description, and the page, which holds no data.
 _OPEN = frozenset(
-    {"/", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+    {
+        "/",
+        "/page.js",
+        "/page.css",
+        "/icon.svg",
+        "/docs",
+        "/docs.js",
+        "/openapi.json",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
 )
 _SECURITY = [
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),

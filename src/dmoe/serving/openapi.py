@@ -1,5 +1,6 @@
 """The parts of the OpenAPI description that follow from the Open Inference Protocol, not from Python types."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dmoe.export.manifest import OUTPUTS
@@ -11,38 +12,6 @@ _DATATYPES = ["BYTES", "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT
               "FP16", "FP32", "FP64"]  # fmt: skip
 _SCALAR = {"type": ["string", "number", "boolean", "null"]}
 _NAMED = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "enum": list(OUTPUTS)}}}
-
-INFER_REQUEST: dict[str, Any] = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {
-        "id": {"type": "string", "maxLength": 256},
-        "inputs": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["name", "shape", "datatype", "data"],
-                "properties": {
-                    "name": {"type": "string", "description": "A raw column; GET the model for their names."},
-                    "shape": {
-                        "type": "array",
-                        "items": {"type": "integer", "minimum": 1},
-                        "minItems": 1,
-                        "maxItems": 2,
-                    },
-                    "datatype": {"type": "string", "enum": _DATATYPES},
-                    "data": {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR, "maxItems": 1}]},
-                    },
-                },
-            },
-        },
-        "outputs": {"type": "array", "items": _NAMED, "description": "By default the probability alone."},
-    },
-}
 
 INFER_RESPONSE: dict[str, Any] = {
     "type": "object",
@@ -71,7 +40,6 @@ _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"typ
 _ERRORS = {
     400: "The request is malformed: the message names the input and row",
     401: "No token, or a wrong one",
-    404: "No such model or path",
     405: "The path knows other methods",
     408: "The body did not arrive in time",
     413: "Too many bytes or rows",
@@ -94,15 +62,37 @@ def answer(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": "Done", "content": {JSON: {"schema": schema}}}}
 
 
-INFER_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            JSON: {"schema": INFER_REQUEST},
-            ARROW: {"schema": {"type": "string", "format": "binary"}},
+def infer_body(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The body of an inference request for a model with these inputs, with an example of one row."""
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype", "data"],
+        "properties": {
+            "name": {"type": "string", "enum": [one["name"] for one in inputs]},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 2},
+            "datatype": {"type": "string", "enum": _DATATYPES},
+            "data": {
+                "type": "array",
+                "minItems": 1,
+                "items": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR, "maxItems": 1}]},
+            },
         },
     }
-}
+    request = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string", "maxLength": 256},
+            "inputs": {"type": "array", "minItems": 1, "items": tensor, "description": "One tensor a raw column."},
+            "outputs": {"type": "array", "items": _NAMED, "description": "By default the probability alone."},
+        },
+    }
+    row = [{"name": one["name"], "shape": [1], "datatype": one["datatype"], "data": [one["example"]]} for one in inputs]
+    arrow = {"schema": {"type": "string", "format": "binary"}}
+    content = {JSON: {"schema": request, "example": {"inputs": row}}, ARROW: arrow}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 INFER_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "One score a row, in the form of the request",
