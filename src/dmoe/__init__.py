@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from dmoe.classifier import DMoEClassifier
     from dmoe.decorrelation import CorrLoss, CovLoss, CrossExpertCorrelation, cross_expert_correlation
     from dmoe.nn.model import DMoE, DMoEOutput
-    from dmoe.prediction import load
+    from dmoe.scoring import load
 
 __all__ = [
     "CorrLoss",
@@ -28,7 +28,7 @@ _HOME = {
     "DMoE": "dmoe.nn.model",
     "DMoEClassifier": "dmoe.classifier",
     "DMoEOutput": "dmoe.nn.model",
-    "load": "dmoe.prediction",
+    "load": "dmoe.scoring",
 }
 
 

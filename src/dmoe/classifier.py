@@ -20,7 +20,7 @@ from dmoe.config import RunConfig, load_config
 from dmoe.data.config import DataConfig
 from dmoe.data.prepare import prepare
 from dmoe.errors import DataError
-from dmoe.prediction import Predictor, load
+from dmoe.prediction import Predictor
 from dmoe.training.loop import train
 from dmoe.validation import validate
 
@@ -93,7 +93,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         run = Path(self.run_folder) if self.run_folder else folder / "run"
         self._prepare(table, (labels == self.classes_[1]).astype(np.uint8), configuration, folder)
         train(configuration, folder / "data", run)
-        self.predictor_: Predictor = load(run, device=configuration.training.device)
+        self.predictor_: Predictor = Predictor.open(run, configuration.training.device)
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:

@@ -269,6 +269,17 @@ def load_config(source: Path | str | None, overrides: Iterable[str] = ()) -> Run
     return validate(RunConfig, values, name)
 
 
+def changed_config(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
+    """`config` changed by `key.path=value` overrides.
+
+    Raises: ConfigError for an unknown key or a value that does not fit.
+    """
+    values = config.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(values, override)
+    return validate(RunConfig, values, "configuration")
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:

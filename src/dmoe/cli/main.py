@@ -18,8 +18,11 @@ COMMANDS = {
     "config": "Print a resolved run configuration.",
     "train": "Train a model and write a run folder.",
     "evaluate": "AUC, logloss, calibration, correlation, gate and expert statistics of a run.",
+    "compare": "Paired comparison of two runs on the same labelled rows.",
     "correlation": "Cross-expert correlation of a run: matrix, noise floor, dead units.",
-    "predict": "Score raw rows with a trained run.",
+    "predict": "Score raw rows with a trained run or an exported model.",
+    "export": "Write a run as a model folder that scores raw rows, proven equal.",
+    "serve": "Serve an exported model over HTTP.",
     "report": "One self-contained HTML page about one run or several.",
     "experts": "List the experts and their options.",
 }

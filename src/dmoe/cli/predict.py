@@ -7,26 +7,27 @@ import typer
 
 from dmoe.cli.common import JsonOption, print_json, show_path
 
-HELP = """Score raw rows with a trained run: one probability a row, in the order of the input.
+HELP = """Score raw rows with a run or an exported model: one probability a row, in the order of the input.
 
-The input has the format that the run was prepared from; the label may be absent. A value never seen in training,
+The input has the format that the data was prepared from; the label may be absent. A value never seen in training,
 or a missing one, is scored as such.
 
 \b
 Examples:
   dmoe predict runs/first new.csv -o predictions.parquet
+  dmoe predict models/first new.parquet -o predictions.parquet
   dmoe predict runs/first day1.csv.gz day2.csv.gz -o predictions.csv
 """
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or model folder of `dmoe export`.")],
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Raw log files, read in this order.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="predictions.parquet or .csv to write.")] = ...,  # type: ignore[assignment]
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="For a run: auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.prediction import load, write_predictions
+    from dmoe.scoring import load, write_predictions
 
     rows = write_predictions(load(run, device=device), inputs, output)
     if as_json:

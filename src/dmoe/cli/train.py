@@ -11,6 +11,9 @@ HELP = """Train a model and write a run folder.
 
 CONFIG is a YAML file or the name of a preset (`dmoe config` lists them); OVERRIDES change single keys.
 
+--from starts from the weights of an earlier run, on data prepared anew with the same fields; without CONFIG the
+run's own configuration is used.
+
 Ctrl-C stops after the current step and leaves a run that --resume continues to the same bits.
 
 \b
@@ -18,6 +21,7 @@ Examples:
   dmoe train run.yaml --data DATA --output runs/first
   dmoe train d-moe --data DATA --output runs/second decorrelation.0.alpha=30 training.epochs=3
   dmoe train --data DATA --output runs/second --resume
+  dmoe train --from runs/monday --data TUESDAY --output runs/tuesday training.epochs=1
 """
 
 
@@ -29,10 +33,14 @@ def command(
     data: Annotated[Path, typer.Option(help="Data set folder made by `dmoe prepare`.")] = ...,  # type: ignore[assignment]
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")] = ...,  # type: ignore[assignment]
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Run whose weights to start from; its tokens are matched by value."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.config import load_config
+    from dmoe.config import changed_config, load_config
     from dmoe.errors import ConfigError
     from dmoe.files import read_json
     from dmoe.training.loop import train
@@ -43,13 +51,22 @@ def command(
     source = words.pop(0) if words and "=" not in words[0] else None
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
+    if resume and start is not None:
+        raise ConfigError("--resume and --from exclude each other; a resumed run keeps what it started from")
     if resume and source is None and not words and (output / "config.yaml").is_file():
         config = Run.open(output).config
+    elif start is not None and source is None:
+        config = changed_config(Run.open(start).config, words)
     else:
         config = load_config(source, words)
     for line in alpha_lines(config):
         stderr.print(line)
-    run = train(config, data, output, resume=resume, overwrite=overwrite, watcher=TerminalWatcher(stderr))
+    earlier = Run.open(start) if start else None
+    watcher = TerminalWatcher(stderr)
+    run = train(config, data, output, resume=resume, overwrite=overwrite, start=earlier, watcher=watcher)
+    if earlier:
+        known = run.environment["started_from"]
+        stderr.print(f"{known['kept']} of {known['tokens']} tokens were known to {show_path(earlier.path)}")
     metrics = read_json(run.path / "metrics.json")
     if as_json:
         print_json({"run": str(run.path), **metrics})

@@ -97,7 +97,7 @@ def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str
         "split": split,
         "rows": found["output"]["rows"],
         "noise_floor": found["output"]["noise_floor"],
-        "experts": [expert["name"] for expert in _describe_experts(model)],
+        "experts": expert_names(model),
         "correlation": found,
     }
 
@@ -175,6 +175,11 @@ def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
 def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:
     logits_R = np.concatenate(logits)
     return {"expert": expert, "auc": auc(labels_R, logits_R), "logloss": logloss(labels_R, logits_R)}
+
+
+def expert_names(model: DMoE) -> list[str]:
+    """What each expert is called: its kind, numbered where a kind comes twice."""
+    return [str(expert["name"]) for expert in _describe_experts(model)]
 
 
 def _describe_experts(model: DMoE) -> list[dict[str, Any]]:

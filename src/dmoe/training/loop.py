@@ -23,7 +23,15 @@ from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpo
 from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.evaluation import SCORING_ROWS, evaluate_split, quick_metrics
 from dmoe.training.progress import Silent, Watcher
-from dmoe.training.run import Run, choose_device, environment_facts, peak_memory_bytes
+from dmoe.training.run import (
+    FirstWeights,
+    Run,
+    choose_device,
+    environment_facts,
+    load_tensors,
+    peak_memory_bytes,
+)
+from dmoe.training.warm_start import warm_start
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
 _MINIMAL_GAIN = 1e-6
@@ -82,9 +90,12 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    start: Run | None = None,
     watcher: Watcher | None = None,
 ) -> Run:
     """Trains `config` on the data set folder `data` and leaves a run folder at `output`.
+
+    With `start` the first weights are those of that run, its tokens matched by value; see `warm_start`.
 
     Raises:
         ConfigError, DataError: what was asked for or read is wrong; nothing of an earlier run is touched.
@@ -103,17 +114,24 @@ def train(
         if (output / "metrics.json").is_file():
             raise DataError(f"{output}: this run is complete; there is nothing to resume")
     else:
-        if overwrite and (output / "config.yaml").is_file():
-            shutil.rmtree(output)
         choose_device(config.training.device)
         _check_splits(data, schema)
-        run = Run.create(output, config, schema, data)
+        first = _first_weights(config, schema, data, start) if start else None
+        if overwrite and (output / "config.yaml").is_file():
+            shutil.rmtree(output)
+        run = Run.create(output, config, schema, data, first)
     watcher = watcher or Silent()
     try:
         _Trainer(run, data, watcher).run_to_end()
     finally:
         watcher.stop()
     return run
+
+
+def _first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) -> FirstWeights:
+    model = build_model(config.model, schema, seed=config.training.seed)
+    kept, tokens = warm_start(model, schema, data, start)
+    return FirstWeights(start.path, kept, tokens, model.state_dict())
 
 
 def _check_splits(data: Path, schema: Schema) -> None:
@@ -141,7 +159,10 @@ class _Trainer:
             data, "train", batch_size=recipe.batch_size, shuffle=True, seed=recipe.seed, memory_bytes=memory
         )
         self.valid = SplitReader(data, "valid", batch_size=SCORING_ROWS, memory_bytes=memory)
-        self.model = build_model(config.model, run.schema, seed=recipe.seed).to(self.device)
+        self.model = build_model(config.model, run.schema, seed=recipe.seed)
+        if run.first_weights.is_file():
+            self.model.load_state_dict(load_tensors(run.first_weights))
+        self.model.to(self.device)
         self.engine = Engine(
             self.model,
             build_terms(config.decorrelation, self.model),
@@ -287,6 +308,7 @@ class _Trainer:
             **environment_facts(), wall_seconds=self.at.seconds, peak_memory_bytes=peak_memory_bytes()
         )
         write_json(self.run.path / "metrics.json", final)
+        self.run.first_weights.unlink(missing_ok=True)
         remove_checkpoint(self.run.path)
 
 

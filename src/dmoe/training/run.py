@@ -5,6 +5,7 @@ model.safetensors                       the best weights so far
 metrics.jsonl, steps.jsonl              one line an evaluation; one line every few steps
 metrics.json, evaluation/<split>.json   the final figures
 environment.json                        versions, hardware, data set, wall time, peak memory
+start.safetensors                       weights of an earlier run to start from, absent once training is complete
 checkpoint/                             the exact state to resume from, absent once training is complete
 """
 
@@ -38,6 +39,16 @@ from dmoe.validation import read_yaml, validate
 _REPORTED = ("dmoe", "torch", "numpy", "numba", "duckdb", "pyarrow", "scikit-learn")
 
 
+@dataclass(frozen=True, slots=True)
+class FirstWeights:
+    """Weights of an earlier run to start from: `kept` of `tokens` tokens were known to it."""
+
+    run: Path
+    kept: int
+    tokens: int
+    weights: dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder."""
@@ -45,7 +56,7 @@ class Run:
     path: Path
 
     @staticmethod
-    def create(path: Path, config: RunConfig, schema: Schema, data: Path) -> "Run":
+    def create(path: Path, config: RunConfig, schema: Schema, data: Path, first: FirstWeights | None = None) -> "Run":
         """A new run folder holding the configuration, schema and vocabularies.
 
         Raises: DataError if something is there already.
@@ -62,7 +73,11 @@ class Run:
             if (data / "vocabulary").is_dir():
                 shutil.copytree(data / "vocabulary", aside / "vocabulary")
             (aside / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-            (aside / "environment.json").write_text(json.dumps({"data": str(data.resolve())}) + "\n", encoding="utf-8")
+            facts: dict[str, Any] = {"data": str(data.resolve())}
+            if first is not None:
+                save_tensors(Run(aside).first_weights, first.weights, {})
+                facts["started_from"] = {"run": str(first.run.resolve()), "kept": first.kept, "tokens": first.tokens}
+            (aside / "environment.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
             if path.is_dir():
                 path.rmdir()
         return Run(path)
@@ -79,6 +94,11 @@ class Run:
             raise DataError(f"{path}: has no config.yaml, so it is not a run folder of `dmoe train`")
         Schema.read(path)  # its errors come here, not at first use
         return Run(path)
+
+    @property
+    def first_weights(self) -> Path:
+        """What training started from, if not from chance; kept until it is complete, so that a kill loses nothing."""
+        return self.path / "start.safetensors"
 
     @cached_property
     def schema(self) -> Schema:

@@ -1,0 +1,68 @@
+"""`dmoe export`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dmoe.cli.common import JsonOption, print_json, show_path
+
+HELP = """Export a run as a model folder that scores raw rows, and prove that it is the same model.
+
+The folder holds an ONNX graph that takes the fields as they are in the log (text, numbers, missing values), its
+memory-mapped weights, and manifest.json: inputs, the largest difference from the run on its test split, the AUC of
+both, and the checksum of every file. `dmoe serve` and `dmoe predict` take it.
+
+\b
+Examples:
+  dmoe export runs/first -o models/first
+  dmoe export runs/first -o models/small --tables int8
+  dmoe export runs/first -o models/program --format torch
+"""
+
+
+class Format(StrEnum):
+    onnx = "onnx"
+    torch = "torch"
+
+
+class Tables(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")] = ...,  # type: ignore[assignment]
+    format: Annotated[Format, typer.Option(help="onnx, or torch for a torch.export program.")] = Format.onnx,
+    tables: Annotated[Tables, typer.Option(help="How embedding weights are stored.")] = Tables.float32,
+    max_graph_tokens: Annotated[
+        int, typer.Option(help="A field with a larger vocabulary is looked up outside the graph, memory-mapped.")
+    ] = 200_000,
+    data: Annotated[Path | None, typer.Option(help="Data set folder, if it has moved.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    from dmoe.export.write import export
+    from dmoe.training.run import Run
+
+    manifest = export(
+        Run.open(run),
+        output,
+        format=format.value,
+        tables=tables.value,
+        max_graph_tokens=max_graph_tokens,
+        data=data,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print_json({"model": str(output), "version": manifest.version, **manifest.parity.model_dump()})
+        return
+    found = manifest.parity
+    typer.echo(
+        f"{found.split}: {found.rows} rows, largest difference in probability {found.max_abs_probability:.1e}, "
+        f"AUC {found.auc_export:.6f} (run {found.auc_torch:.6f})"
+    )
+    typer.echo(f"model: {show_path(output)} (version {manifest.version})")

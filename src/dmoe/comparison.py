@@ -1,0 +1,199 @@
+"""Two runs on the same labelled rows: is the difference more than chance, and where does it lie?
+
+R rows, P of them clicks and Q not.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmoe.data.dataset import SplitReader
+from dmoe.data.encode import RawBatch, RawEncoder
+from dmoe.data.vocabulary import read_vocabulary
+from dmoe.errors import DataError, UserError
+from dmoe.metrics import auc, calibration, logloss
+from dmoe.training.evaluation import SCORING_ROWS
+from dmoe.training.run import Run
+from dmoe.validation import nearest
+
+Floats = npt.NDArray[np.float64]
+
+# Differences are called real where chance alone would show them in less than this share of comparisons.
+SIGNIFICANCE = 0.05
+
+SEGMENT_VALUES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of a paired metric, second minus first, with its 95% interval and two-sided p."""
+
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    @staticmethod
+    def of(first: float, second: float, standard_error: float) -> "Difference":
+        difference = second - first
+        half = 1.959963984540054 * standard_error
+        p = math.erfc(abs(difference) / standard_error / math.sqrt(2)) if standard_error > 0 else float(difference == 0)
+        return Difference(first, second, difference, difference - half, difference + half, p)
+
+
+def paired_auc(labels_R: npt.NDArray[np.bool_], first_R: Floats, second_R: Floats) -> Difference:
+    """AUC of two scores of the same rows; standard error by DeLong, DeLong and Clarke-Pearson (1988).
+
+    With the midranks of Sun and Xu (2014), so in R log R time. Ties count half.
+
+    Raises: DataError if only one class is present.
+    """
+    aucs = [auc(labels_R, scores_R) for scores_R in (first_R, second_R)]
+    clicks, others = [], []
+    for scores_R in (first_R, second_R):
+        ranks_R = _midranks(scores_R)
+        # The share of the other class that each row is ordered rightly against.
+        clicks.append((ranks_R[labels_R] - _midranks(scores_R[labels_R])) / (~labels_R).sum())
+        others.append(1 - (ranks_R[~labels_R] - _midranks(scores_R[~labels_R])) / labels_R.sum())
+    variance = _variance(clicks[1] - clicks[0]) + _variance(others[1] - others[0])
+    return Difference.of(aucs[0], aucs[1], math.sqrt(variance))
+
+
+def paired_logloss(labels_R: npt.NDArray[np.bool_], first_R: Floats, second_R: Floats) -> Difference:
+    """Mean logloss of two logits of the same rows; standard error of the mean of their differences."""
+    signs_R = np.where(labels_R, -1.0, 1.0)
+    losses_R = np.logaddexp(0, signs_R * second_R) - np.logaddexp(0, signs_R * first_R)
+    return Difference.of(logloss(labels_R, first_R), logloss(labels_R, second_R), math.sqrt(_variance(losses_R)))
+
+
+def _variance(values: Floats) -> float:
+    """Of the mean of `values`; 0 for a single one."""
+    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
+
+
+def _midranks(values: Floats) -> Floats:
+    """Ranks from 1, ties at the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: Floats = (last - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def compare_runs(
+    first: Run,
+    second: Run,
+    *,
+    logs: Sequence[Path] = (),
+    split: str = "test",
+    data: Path | None = None,
+    segments: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Metrics of both, their differences, and a table for each field of `segments`.
+
+    Rows are those of `logs`, raw and labelled, which each run encodes with its own vocabularies; else those of a
+    split of the data set that both runs were trained on.
+
+    Raises: DataError if the rows have no labels or the runs were trained on different data sets and no log is
+    given; UserError for a segment that is no categorical field of the first run.
+    """
+    names = [field.name for field in first.schema.categorical]
+    for segment in segments:
+        if segment not in names:
+            raise UserError(f"--segment {segment}: no categorical field of {first.path}{nearest(segment, names)}")
+    columns = [names.index(segment) for segment in segments]
+    scored = [_scored(run, logs, split, data, columns) for run in (first, second)]
+    (labels_R, first_R, ids_RS), (other_labels_R, second_R, _) = scored
+    if not np.array_equal(labels_R, other_labels_R):
+        raise DataError("the runs gave the rows different labels; prepare both with the same label column")
+    return {
+        "rows": len(labels_R),
+        "positives": int(labels_R.sum()),
+        "auc": asdict(paired_auc(labels_R, first_R, second_R)),
+        "logloss": asdict(paired_logloss(labels_R, first_R, second_R)),
+        "calibration": [_calibration(labels_R, logits_R) for logits_R in (first_R, second_R)],
+        "segments": {
+            segment: _segment(first, columns[index], ids_RS[:, index], labels_R, first_R, second_R)
+            for index, segment in enumerate(segments)
+        },
+    }
+
+
+def _calibration(labels_R: npt.NDArray[np.bool_], logits_R: Floats) -> dict[str, float]:
+    found = calibration(labels_R, 1 / (1 + np.exp(-logits_R)))
+    return {
+        "expected_calibration_error": found.expected_calibration_error,
+        "predicted_to_observed": found.predicted_to_observed,
+    }
+
+
+def _scored(
+    run: Run, logs: Sequence[Path], split: str, data: Path | None, columns: Sequence[int]
+) -> tuple[npt.NDArray[np.bool_], Floats, npt.NDArray[np.int32]]:
+    """Labels (R,), logits (R,), and the ids of the chosen columns (R, S)."""
+    model = run.load_model()
+    labels, logits, ids = [], [], []
+    with torch.inference_mode():
+        for batch in _batches(run, logs, split, data):
+            if batch.labels_B is None:
+                raise DataError(f"{logs[0]}: has no column '{run.schema.label}'; comparing needs labels")
+            labels.append(batch.labels_B.numpy() > 0)
+            logits.append(model(batch.ids_BC, batch.numeric_BN).logit.double().numpy())
+            ids.append(batch.ids_BC.numpy()[:, list(columns)])
+    return np.concatenate(labels), np.concatenate(logits), np.concatenate(ids)
+
+
+def _batches(run: Run, logs: Sequence[Path], split: str, data: Path | None) -> Iterator[RawBatch]:
+    if logs:
+        yield from RawEncoder(run.path).encode_files(logs, batch_size=SCORING_ROWS, labels=True)
+        return
+    for batch in SplitReader(run.data_folder(data), split, batch_size=SCORING_ROWS).batches():
+        yield RawBatch(batch.ids_BC, batch.numeric_BN, batch.labels_B)
+
+
+def _segment(
+    run: Run,
+    column: int,
+    ids_R: npt.NDArray[np.int32],
+    labels_R: npt.NDArray[np.bool_],
+    first_R: Floats,
+    second_R: Floats,
+) -> list[dict[str, Any]]:
+    """One entry a frequent value, and one for all others together; by falling number of rows."""
+    texts = ["(missing)", "(out of vocabulary)", *read_vocabulary(run.path, run.schema.categorical[column])]
+    values, counts = np.unique(ids_R, return_counts=True)
+    frequent = values[np.argsort(-counts, kind="stable")][:SEGMENT_VALUES]
+    groups: Iterable[tuple[str, npt.NDArray[np.bool_]]] = [
+        *((texts[value], ids_R == value) for value in frequent.tolist()),
+        ("(all other values)", ~np.isin(ids_R, frequent)),
+    ]
+    return [_segment_row(value, labels_R[of], first_R[of], second_R[of]) for value, of in groups if of.any()]
+
+
+def _segment_row(value: str, labels_R: npt.NDArray[np.bool_], first_R: Floats, second_R: Floats) -> dict[str, Any]:
+    both = 0 < labels_R.sum() < len(labels_R)
+    return {
+        "value": value,
+        "rows": len(labels_R),
+        "click_rate": float(labels_R.mean()),
+        "predicted": [float((1 / (1 + np.exp(-logits_R))).mean()) for logits_R in (first_R, second_R)],
+        "logloss": asdict(paired_logloss(labels_R, first_R, second_R)),
+        "auc": asdict(paired_auc(labels_R, first_R, second_R)) if both else None,
+    }
+
+
+def worse_segments(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """(field, value) where the second run's logloss is worse beyond chance, p times the number of segments."""
+    rows = [(field, row) for field, table in found["segments"].items() for row in table]
+    return [
+        (field, row["value"])
+        for field, row in rows
+        if row["logloss"]["difference"] > 0 and row["logloss"]["p"] * len(rows) < SIGNIFICANCE
+    ]

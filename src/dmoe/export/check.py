@@ -1,0 +1,169 @@
+"""The export beside the run it came from: every token, and the rows of a data set.
+
+R rows of a split, B rows of a batch.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmoe.data.batch import Batch
+from dmoe.data.dataset import SplitReader
+from dmoe.data.vocabulary import read_vocabulary
+from dmoe.errors import DmoeError
+from dmoe.export.extra import require
+from dmoe.export.fields import Column, Features, FieldInput, text_ids
+from dmoe.export.lookup import TokenTable
+from dmoe.export.onnx_model import Graph
+from dmoe.metrics import auc, logloss
+from dmoe.nn.model import DMoE
+from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, NumericField, Schema
+from dmoe.training.evaluation import SCORING_ROWS, scored_batches
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Scorer: TypeAlias = Callable[[Batch], tuple[Floats, Floats]]  # probability (B,), logit (B,)
+
+_UNSEEN = "\0unseen"  # no line of text can hold it
+_REFERENCE_ROWS = 100_000
+_REFERENCE_BINS = 20
+
+
+def check_tokens(
+    front: Any, schema: Schema, inputs: Sequence[FieldInput], tokens: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Runs every token, missing text and an unseen one of every field through the graph.
+
+    Raises: DmoeError if one gets another id than its vocabulary says.
+    """
+    session = require("onnxruntime", "export").InferenceSession(front.SerializeToString())
+    for column, field in enumerate(schema.categorical):
+        one = next(one for one in inputs if one.name == field.name)
+        if one.kind == "id":
+            continue
+        expected = {**tokens[one.name], one.null: one.missing_id}
+        if one.bucket:
+            values: Column = np.array([bucket_number(text) for text in expected if text != one.null] + [math.nan])
+        else:
+            expected |= {**dict.fromkeys(one.missing_texts, one.missing_id), _UNSEEN: OOV_ID}
+            values = np.array(list(expected), dtype=object)
+        for start in range(0, len(values), SCORING_ROWS):
+            part = values[start : start + SCORING_ROWS]
+            ids = session.run(["fields/ids"], {**_nulls(inputs, len(part)), one.name: part.reshape(-1, 1)})[0]
+            wanted = list(expected.values())[start : start + len(part)]
+            if ids[:, column].tolist() != wanted:
+                raise DmoeError(f"field '{one.name}': the graph gives a token another id than the vocabulary")
+
+
+def _nulls(inputs: Sequence[FieldInput], rows: int) -> Features:
+    columns: Features = {}
+    for one in inputs:
+        value: Any = {"text": one.null, "number": math.nan, "id": one.missing_id}[one.kind]
+        columns[one.name] = np.array([[value]] * rows, dtype={"text": object, "number": float, "id": int}[one.kind])
+    return columns
+
+
+def bucket_number(token: str) -> float:
+    """A number that lies in a bucket: the middle of floor(ln(x)²) = token, or the token itself up to 2."""
+    bucket = int(token)
+    return math.exp(math.sqrt(bucket + 0.5)) if bucket > 2 else float(bucket)
+
+
+class Decoder:
+    """Encoded rows back to raw values: the values that training saw, up to rounding of numbers."""
+
+    def __init__(
+        self, schema: Schema, inputs: Sequence[FieldInput], vocabularies: Path, tables: Mapping[str, TokenTable]
+    ) -> None:
+        self._schema, self._inputs, self._tables = schema, inputs, tables
+        self._texts: dict[str, list[str]] = {
+            field.name: list(read_vocabulary(vocabularies, field)) for field in schema.categorical
+        }
+
+    def scorer(self, graph: Graph) -> Scorer:
+        def score(batch: Batch) -> tuple[Floats, Floats]:
+            found = graph.run(self(batch), ("probability", "logit"))
+            return found["probability"][:, 0].astype(np.float64), found["logit"][:, 0].astype(np.float64)
+
+        return score
+
+    def __call__(self, batch: Batch) -> Features:
+        ids_BC, numeric_BN = batch.ids_BC.numpy(), batch.numeric_BN.double().numpy()
+        by_name = {one.name: one for one in self._inputs}
+        features: Features = {}
+        for index, field in enumerate(self._schema.categorical):
+            features[field.name] = self._categorical(by_name[field.name], ids_BC[:, index])
+        for index, numeric in enumerate(self._schema.numeric):
+            features[numeric.name] = _unscaled(numeric, numeric_BN[:, index]).reshape(-1, 1)
+        return features
+
+    def example(self, one: FieldInput) -> str | float | None:
+        """A frequent value of a field, None if its vocabulary is empty."""
+        numeric = {field.name: field for field in self._schema.numeric}
+        if one.name in numeric:
+            return round(float(_unscaled(numeric[one.name], np.zeros(1))[0]), 3)
+        texts = self._texts[one.name]
+        if not texts:
+            return None
+        return round(bucket_number(texts[0]), 3) if one.bucket else texts[0]
+
+    def _categorical(self, one: FieldInput, ids_B: npt.NDArray[np.int32]) -> Column:
+        texts = self._texts[one.name]
+        if one.bucket:
+            # No bucket is as large as that of infinity: unseen.
+            by_id: Column = np.array([math.nan, math.inf, *map(bucket_number, texts)])
+        elif one.kind == "text":
+            by_id = np.array([one.null, _UNSEEN, *texts], dtype=object)
+        else:
+            distinct, inverse = np.unique(ids_B, return_inverse=True)
+            special = {MISSING_ID: None, OOV_ID: _UNSEEN}
+            words = [special[id_] if id_ in special else texts[id_ - FIRST_TOKEN_ID] for id_ in distinct.tolist()]
+            return text_ids(self._tables[one.name], one, words)[inverse].reshape(-1, 1)
+        return by_id[ids_B].reshape(-1, 1)
+
+
+def _unscaled(field: NumericField, values: Floats) -> Floats:
+    numbers = values * field.scale + field.mean
+    return np.sign(numbers) * np.expm1(np.abs(numbers)) if field.transform == "log" else numbers
+
+
+def compare(model: DMoE, score: Scorer, data: Path) -> dict[str, Any]:
+    """`Parity` of a scorer with the torch model, on the test split, or valid where there is none."""
+    split = "test" if (data / "test").is_dir() else "valid"
+    reader = SplitReader(data, split, batch_size=SCORING_ROWS)
+    labels, ours, torches, probabilities = [], [], [], [0.0]
+    for batch, output in scored_batches(model, reader.batches(), torch.device("cpu")):
+        probability_B, logit_B = score(batch)
+        labels.append(batch.labels_B.numpy())
+        ours.append(logit_B)
+        torches.append(output.logit.double().numpy())
+        probabilities.append(float(np.abs(torch.sigmoid(output.logit.double()).numpy() - probability_B).max()))
+    labels_R, ours_R, torch_R = np.concatenate(labels), np.concatenate(ours), np.concatenate(torches)
+    return {
+        "split": split,
+        "rows": len(labels_R),
+        "max_abs_probability": max(probabilities),
+        "max_abs_logit": float(np.abs(ours_R - torch_R).max()),
+        "auc_torch": auc(labels_R, torch_R),
+        "auc_export": auc(labels_R, ours_R),
+        "logloss_torch": logloss(labels_R, torch_R),
+        "logloss_export": logloss(labels_R, ours_R),
+    }
+
+
+def reference_scores(score: Scorer, data: Path) -> list[dict[str, float]]:
+    """Bins of about equal shares of the scores of training rows, a random 100,000 of them at most."""
+    reader = SplitReader(data, "train", batch_size=SCORING_ROWS, shuffle=True)
+    batches: Iterator[Batch] = islice(reader.batches(), math.ceil(_REFERENCE_ROWS / SCORING_ROWS))
+    scores = np.concatenate([score(batch)[0] for batch in batches])
+    edges = np.unique(np.quantile(scores, np.arange(1, _REFERENCE_BINS) / _REFERENCE_BINS))
+    uppers = [*edges[edges < 1].tolist(), 1.0]
+    counts = np.bincount(np.searchsorted(uppers, scores), minlength=len(uppers))
+    return [
+        {"upper": upper, "share": count / len(scores)} for upper, count in zip(uppers, counts.tolist(), strict=True)
+    ]

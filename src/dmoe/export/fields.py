@@ -1,0 +1,142 @@
+"""How each field of a schema enters the graph, and raw rows as the graph's inputs.
+
+Values are parsed by the same `convert` that preparing uses; the graph does what follows: text to id, bucket to id,
+number to its scaled value. R rows.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dmoe.data.columns import MISSING, Coded, Rows, convert
+from dmoe.data.config import DataConfig
+from dmoe.data.numbers import encode_numbers
+from dmoe.data.parse import RawRows
+from dmoe.data.values import FLOAT32_MAX
+from dmoe.errors import ConfigError, DataError
+from dmoe.export.lookup import TokenTable
+from dmoe.schema import MISSING_ID, OOV_ID, NumericField, Schema
+from dmoe.validation import validate
+
+Column: TypeAlias = npt.NDArray[Any]
+Features: TypeAlias = dict[str, Column]  # input name -> (R, 1)
+
+# Stands for "no value" in a field in which the empty text is a value; no line of text can hold it.
+NUL = "\0"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldInput:
+    """One field: the text, number or id that the graph takes for it."""
+
+    name: str
+    kind: Literal["text", "number", "id"]
+    column: str
+    missing_texts: tuple[str, ...]  # of a text field, beyond null; compared with the text or derived text
+    missing_id: int = MISSING_ID
+    bucket: bool = False
+
+    @property
+    def null(self) -> str:
+        """The text that stands for no value."""
+        return "" if "" in self.missing_texts else NUL
+
+
+def data_config(schema: Schema, where: Path) -> DataConfig:
+    """The data configuration that a schema carries.
+
+    Raises: DataError.
+    """
+    try:
+        return validate(DataConfig, schema.source, f"{where / 'schema.json'}: source")
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+
+
+def field_inputs(schema: Schema, config: DataConfig, id_fields: Collection[str]) -> list[FieldInput]:
+    """The inputs in schema order, categorical fields first; text fields among `id_fields` enter as ids."""
+    inputs = []
+    for field in schema.categorical:
+        column = config.source_column(field.name)
+        missing_id = OOV_ID if config.missing_is_oov(field.name) else MISSING_ID
+        options = config.fields.options(field.name)
+        if field.name in config.fields.numeric:
+            inputs.append(FieldInput(field.name, "number", column, options.missing_values, missing_id, bucket=True))
+            continue
+        # The raw text of a derived field was compared with the format's missing texts; it is never empty itself.
+        general = ("",) if field.name in config.derive else config.format.missing
+        missing = (*general, *options.missing_values)
+        kind: Literal["text", "id"] = "id" if field.name in id_fields else "text"
+        inputs.append(FieldInput(field.name, kind, column, tuple(dict.fromkeys(missing)), missing_id))
+    numbers = [FieldInput(field.name, "number", config.source_column(field.name), ()) for field in schema.numeric]
+    return [*inputs, *numbers]
+
+
+def without_buckets(config: DataConfig) -> DataConfig:
+    """The configuration under which `convert` leaves the numbers of bucket fields as numbers."""
+    values = config.model_dump(exclude_defaults=True)
+    for name, options in config.fields.numeric.items():
+        if options.transform == "bucket":
+            values["fields"]["numeric"][name] = {}
+    return DataConfig.model_validate(values)
+
+
+class Featuriser:
+    """Raw rows to the graph's inputs.
+
+    `tables` holds the look-up of every field whose input is an id.
+    """
+
+    def __init__(
+        self, schema: Schema, config: DataConfig, inputs: Sequence[FieldInput], tables: Mapping[str, TokenTable]
+    ):
+        self.schema, self.inputs, self._tables = schema, inputs, tables
+        self.config = without_buckets(config)
+        self._narrow = [field for field in schema.numeric if _may_overflow(field)]
+
+    def __call__(self, raw: RawRows) -> Features:
+        """Raises: DataError naming the first row that cannot be read."""
+        rows = convert(raw, self.config, scoring=True)
+        if rows.rejects:
+            raise DataError(str(rows.rejects[0]))
+        features = {one.name: self._column(one, rows) for one in self.inputs}
+        self.check_range(features)
+        return features
+
+    def check_range(self, features: Features) -> None:
+        """Raises: DataError if a scaled number would not fit float32, as `RawEncoder` does."""
+        for field in self._narrow:
+            encode_numbers(features[field.name][:, 0], field)
+
+    def _column(self, one: FieldInput, rows: Rows) -> Column:
+        if one.kind == "number":
+            return rows.numeric[one.name].reshape(-1, 1)
+        coded: Coded = rows.categorical[one.name]
+        texts = [*coded.values.to_pylist(), None]
+        assert MISSING == -1  # the code of what is appended here
+        by_code = text_column(one, texts) if one.kind == "text" else text_ids(self._tables[one.name], one, texts)
+        return by_code[coded.codes_N].reshape(-1, 1)
+
+
+def text_column(one: FieldInput, texts: Sequence[str | None]) -> Column:
+    """The input of a text field, (R,); None is missing."""
+    if one.null == NUL and NUL in texts:
+        texts = [NUL * 2 if text == NUL else text for text in texts]  # is a text like any other, and unseen
+    return np.array([one.null if text is None else text for text in texts], dtype=object)
+
+
+def text_ids(table: TokenTable, one: FieldInput, texts: Sequence[str | None]) -> npt.NDArray[np.int64]:
+    """The ids of an id field's texts; None is missing."""
+    missing = {None, *one.missing_texts}
+    ids = table.ids(["" if text is None else text for text in texts])
+    ids[[index for index, text in enumerate(texts) if text in missing]] = one.missing_id
+    return ids
+
+
+def _may_overflow(field: NumericField) -> bool:
+    reach = FLOAT32_MAX if field.transform != "log" else np.log1p(FLOAT32_MAX)
+    return bool((reach + abs(field.mean)) / field.scale > FLOAT32_MAX)

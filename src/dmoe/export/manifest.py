@@ -1,0 +1,134 @@
+"""`manifest.json` of a model folder: what goes in and out, how it compares with the run, and every file's checksum."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dmoe.errors import ConfigError, DataError
+from dmoe.files import read_json
+from dmoe.validation import validate
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+
+# What a model folder can be asked for: (rows, 1), (rows, 1) and (rows, experts).
+OUTPUTS = ("probability", "logit", "gate_weights")
+
+Format = Literal["onnx", "torch"]
+TableType = Literal["float32", "float16", "int8"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Input(_Strict):
+    """One input of the graph, of shape (rows, 1), named after its field.
+
+    `text`: strings; `missing` is the text that stands for no value. `number`: float64, NaN is missing.
+    `id`: int64 ids of the field's vocabulary, which is looked up outside the graph.
+    """
+
+    name: str
+    kind: Literal["text", "number", "id"]
+    column: str  # the raw column that the field is read from
+    missing: str = ""
+    example: str | float | None = None  # a frequent value
+
+
+class Parity(_Strict):
+    """The exported model beside the torch model on the same rows of the data set."""
+
+    split: str
+    rows: int
+    max_abs_probability: float
+    max_abs_logit: float
+    auc_torch: float
+    auc_export: float
+    logloss_torch: float
+    logloss_export: float
+
+
+class ScoreBin(_Strict):
+    """The share of training rows whose probability is at most `upper` and above that of the bin before."""
+
+    upper: float
+    share: float
+
+
+class FileSum(_Strict):
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Manifest(_Strict):
+    format_version: int = MANIFEST_FORMAT
+    format: Format
+    tables: TableType
+    inputs: tuple[Input, ...]
+    experts: tuple[str, ...]
+    parity: Parity
+    reference_scores: tuple[ScoreBin, ...]
+    versions: dict[str, str]
+    files: dict[str, FileSum]
+
+    @staticmethod
+    def read(folder: Path) -> "Manifest":
+        """The manifest of a model folder, its checksums not yet compared.
+
+        Raises: DataError if the folder or manifest is absent, damaged, or of another format version.
+        """
+        path = folder / MANIFEST
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such model folder; `dmoe export RUN -o {folder}` makes one")
+        if not path.is_file():
+            raise DataError(f"{folder}: has no {MANIFEST}, so it is not a model folder of `dmoe export`")
+        values = read_json(path)
+        if values.get("format_version") != MANIFEST_FORMAT:
+            raise DataError(
+                f"{path}: format version {values.get('format_version')}, but this dmoe reads version "
+                f"{MANIFEST_FORMAT}; export the run again"
+            )
+        try:
+            return validate(Manifest, values, str(path))
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+
+    def verify(self, folder: Path) -> None:
+        """Compares every file of the folder with its recorded size and SHA-256.
+
+        Raises: DataError naming the first file that is absent, changed or not recorded.
+        """
+        present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} - {MANIFEST}
+        for name, recorded in self.files.items():
+            path = folder / name
+            if name not in present:
+                raise DataError(f"{path}: no such file, but {MANIFEST} lists it; export the run again")
+            if path.stat().st_size != recorded.bytes or sha256(path) != recorded.sha256:
+                raise DataError(f"{path}: is not the file that was exported (checksum); export the run again")
+        extra = sorted(present - set(self.files))
+        if extra:
+            raise DataError(f"{folder / extra[0]}: is not listed in {MANIFEST}; remove it or export the run again")
+
+    @property
+    def version(self) -> str:
+        """A short name of exactly these files."""
+        names = "".join(f"{name}:{one.sha256}\n" for name, one in sorted(self.files.items()))
+        return hashlib.sha256(names.encode()).hexdigest()[:12]
+
+
+def is_model_folder(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below `folder`, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}

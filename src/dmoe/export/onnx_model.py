@@ -1,0 +1,132 @@
+"""A model folder in ONNX: the session, and raw rows in, scores out. Imports no torch.
+
+R rows.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dmoe.data.ordered_pool import OrderedPool, usable_threads
+from dmoe.data.parse import RawRows
+from dmoe.data.sources import Piece, Source, expand_inputs, needed_columns, table_rows
+from dmoe.errors import DataError
+from dmoe.export.extra import require
+from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
+from dmoe.export.lookup import TokenTable
+from dmoe.export.manifest import OUTPUTS, Manifest
+from dmoe.rows import as_arrow, as_paths
+from dmoe.schema import Schema, vocabulary_path
+
+# Rows of one call of the graph: enough to fill vector units, few enough for the activations to stay in cache.
+GRAPH_ROWS = 256
+
+
+class Graph:
+    """The ONNX Runtime session of a model folder, one thread a call; calls may come from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        runtime = require("onnxruntime", "serve")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        # Resolved: a weights file reached through a link outside the folder is refused by ONNX Runtime.
+        self._session = runtime.InferenceSession(
+            str((folder / "model.onnx").resolve()), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, features: Features, outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """The named outputs, float32 (R, width)."""
+        rows = len(next(iter(features.values())))
+        if rows == 0:
+            # Some operators of ONNX Runtime end the process on an empty batch.
+            widths = {one.name: one.shape[1] for one in self._session.get_outputs()}
+            return {name: np.empty((0, widths[name]), np.float32) for name in outputs}
+        return dict(zip(outputs, self._session.run(list(outputs), features), strict=True))
+
+
+class OnnxModel:
+    """A model folder of `dmoe export`, verified against its checksums; made by `dmoe.load` or `open`."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.schema = Schema.read(folder)
+        self._config = data_config(self.schema, folder)
+        id_fields = {one.name for one in manifest.inputs if one.kind == "id"}
+        self.inputs = field_inputs(self.schema, self._config, id_fields)
+        self.tables = token_tables(folder, self.inputs)
+        self.graph = Graph(folder)
+        self.featuriser = Featuriser(self.schema, self._config, self.inputs, self.tables)
+
+    @staticmethod
+    def open(folder: Path) -> "OnnxModel":
+        """Raises: DataError if a file is absent or was changed, or the folder holds another format."""
+        folder = folder.resolve()
+        manifest = Manifest.read(folder)
+        manifest.verify(folder)
+        if manifest.format != "onnx":
+            raise DataError(f"{folder}: is in format {manifest.format}; export the run with --format onnx")
+        return OnnxModel(folder, manifest)
+
+    def predict_proba(self, rows: Any) -> npt.NDArray[np.float32]:
+        """Click probability of each raw row, (R,), in order.
+
+        Args:
+            rows: a pandas, polars or pyarrow table with the raw columns, or the path of a raw log (or several).
+        Raises: DataError if a column is missing or a row cannot be read.
+        """
+        parts = list(self.stream(rows))
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+
+    def stream(self, rows: Any) -> Iterator[npt.NDArray[np.float32]]:
+        """The same, piece by piece; memory does not grow with the number of rows."""
+        paths = as_paths(rows)
+        with OrderedPool(usable_threads()) as pool:
+            if paths is None:
+                yield from pool.map(self._score_piece, self._table_pieces(rows))
+                return
+            for path in expand_inputs([str(path) for path in paths]):
+                yield from pool.map(self._score_piece, Source(path, self._config, scoring=True).pieces())
+
+    def raw_rows(self, table: pa.Table, where: str) -> RawRows:
+        """A table's columns that the fields are read from.
+
+        Raises: DataError if one is missing.
+        """
+        wanted = needed_columns(self._config, table.column_names, where, scoring=True)
+        return table_rows(table.select(list(wanted)), wanted, where)
+
+    def score(self, features: Features, outputs: Sequence[str] = OUTPUTS[:1]) -> dict[str, npt.NDArray[np.float32]]:
+        """The named outputs for the rows of `features`, (R, width), `GRAPH_ROWS` at a time."""
+        rows = len(next(iter(features.values())))
+        parts = [
+            self.graph.run({name: column[start : start + GRAPH_ROWS] for name, column in features.items()}, outputs)
+            for start in range(0, max(rows, 1), GRAPH_ROWS)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    def _table_pieces(self, table: Any) -> Iterable[Piece]:
+        arrow = as_arrow(table)
+        wanted = needed_columns(self._config, arrow.column_names, "table", scoring=True)
+        arrow = arrow.select(list(wanted))
+        step = 64 * GRAPH_ROWS
+        return (
+            partial(table_rows, arrow.slice(start, step), wanted, "table", start + 1)
+            for start in range(0, arrow.num_rows, step)
+        )
+
+    def _score_piece(self, piece: Piece) -> npt.NDArray[np.float32]:
+        return self.score(self.featuriser(piece()))["probability"][:, 0]
+
+
+def token_tables(folder: Path, inputs: Sequence[FieldInput]) -> Mapping[str, TokenTable]:
+    """The look-ups of the fields that enter the graph as ids."""
+    return {
+        one.name: TokenTable(vocabulary_path(folder, one.name).with_suffix("")) for one in inputs if one.kind == "id"
+    }

@@ -1,0 +1,73 @@
+"""The trained model as a plain function of ids and numbers, its tables in float32, float16 or int8.
+
+Shape suffixes: B rows, C categorical fields, N numeric fields, F = C + N, T tables, D width of one table,
+S summed width, V summed vocabulary sizes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dmoe.export.manifest import TableType
+from dmoe.nn.embedding import MultiTableEmbedding
+from dmoe.nn.model import DMoE
+
+
+class StoredEmbedding(nn.Module):
+    """The lookup of a trained `MultiTableEmbedding` in operations that every exporter knows.
+
+    float16 rounds each weight; int8 stores round(w / s) with one s = max|w| / 127 a row and table.
+
+    Shape: ``ids_BC`` int64, ``numeric_BN`` float32 to a tuple of T tensors (B, F, D_t).
+    """
+
+    first_row_C: Tensor
+    table: Tensor
+    scale_VT: Tensor
+    numeric_weight: Tensor
+
+    def __init__(self, embedding: MultiTableEmbedding, stored: TableType) -> None:
+        super().__init__()
+        self.widths = list(embedding.widths)
+        self.stored = stored
+        weight_VS = embedding.weight.detach()
+        first = [embedding.field_rows(field).start for field in range(len(embedding.vocabulary_sizes))]
+        self.register_buffer("first_row_C", torch.tensor(first, dtype=torch.int64))
+        if stored == "int8":
+            parts = torch.split(weight_VS, self.widths, dim=1)
+            scale_VT = torch.stack([part.abs().amax(1) for part in parts], dim=1) / 127
+            scale_VT[scale_VT == 0] = 1
+            rounded = [(part / scale_VT[:, [table]]).round() for table, part in enumerate(parts)]
+            self.register_buffer("table", torch.cat(rounded, dim=1).to(torch.int8))
+            self.register_buffer("scale_VT", scale_VT)
+        else:
+            self.register_buffer("table", weight_VS.half() if stored == "float16" else weight_VS)
+        self.register_buffer("numeric_weight", embedding.numeric_weight.detach())
+
+    def forward(self, ids_BC: Tensor, numeric_BN: Tensor) -> tuple[Tensor, ...]:
+        num_categorical, num_numeric = len(self.first_row_C), len(self.numeric_weight)
+        numeric = torch.split(numeric_BN.unsqueeze(-1) * self.numeric_weight, self.widths, dim=-1)
+        if not num_categorical:
+            return numeric
+        rows_BC = ids_BC + self.first_row_C
+        looked_up = torch.split(nn.functional.embedding(rows_BC, self.table).float(), self.widths, dim=-1)
+        if self.stored == "int8":
+            scale_BCT = nn.functional.embedding(rows_BC, self.scale_VT)
+            looked_up = tuple(part * scale_BCT[..., [table]] for table, part in enumerate(looked_up))
+        if not num_numeric:
+            return looked_up
+        return tuple(torch.cat(pair, dim=1) for pair in zip(looked_up, numeric, strict=True))
+
+
+class ScoringModel(nn.Module):
+    """ids and numbers to `(probability_B1, logit_B1, gate_weights_BM)`."""
+
+    def __init__(self, model: DMoE, stored: TableType) -> None:
+        super().__init__()
+        model.add_module("embedding", StoredEmbedding(model.embedding, stored))
+        self.model = model.eval()
+        self.eval()
+
+    def forward(self, ids_BC: Tensor, numeric_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.model(ids_BC, numeric_BN)
+        logit_B1 = output.logit.unsqueeze(1)
+        return torch.sigmoid(logit_B1), logit_B1, output.gate_weights

@@ -1,0 +1,187 @@
+"""`dmoe export`: a run folder becomes a model folder, proven on the rows of its data set."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dmoe.data.vocabulary import read_vocabulary
+from dmoe.errors import DataError, DmoeError, UserError
+from dmoe.export.check import Decoder, check_tokens, compare, reference_scores
+from dmoe.export.extra import require
+from dmoe.export.fields import FieldInput, data_config, field_inputs
+from dmoe.export.graph import OPSET, front_graph, joined
+from dmoe.export.lookup import write_tokens
+from dmoe.export.manifest import MANIFEST, MANIFEST_FORMAT, OUTPUTS, Format, Manifest, TableType, checksums
+from dmoe.export.onnx_model import Graph, token_tables
+from dmoe.export.tables import ScoringModel
+from dmoe.export.torch_model import Program
+from dmoe.files import write_json, written_aside
+from dmoe.schema import Schema, vocabulary_path
+from dmoe.training.evaluation import expert_names
+from dmoe.training.run import Run
+
+# The graph keeps a token in some 200 bytes of memory, the memory-mapped look-up in some 30 of a file.
+MAX_GRAPH_TOKENS = 200_000
+
+# Largest difference from the torch model's probabilities that an export with float32 tables may show.
+_TOLERANCE = 1e-5
+
+
+def export(
+    run: Run,
+    output: Path,
+    *,
+    format: Format = "onnx",
+    tables: TableType = "float32",
+    max_graph_tokens: int = MAX_GRAPH_TOKENS,
+    data: Path | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Writes the model folder `output` and returns its manifest.
+
+    Args:
+        tables: how embedding weights are stored; anything but float32 changes the scores a little.
+        max_graph_tokens: a field with more tokens is looked up outside the graph.
+        data: the data set folder, if it has moved; its held-out split proves the export.
+    Raises: DataError if the run or its data set is not whole, or something is at `output` already; DmoeError if
+    the export does not give the run's scores; MissingExtraError.
+    """
+    if output.exists() and not (overwrite and (output / MANIFEST).is_file()):
+        raise DataError(f"{output}: exists already; pass --overwrite to replace a model folder, or choose another")
+    if max_graph_tokens < 0:
+        raise UserError(f"--max-graph-tokens must be at least 0, got {max_graph_tokens}")
+    folder = run.data_folder(data)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(output) as aside:
+        aside.mkdir()
+        run.schema.write(aside)
+        inputs = _write_model(run, aside, format, tables, max_graph_tokens)
+        _prove(run, aside, folder, format, tables, inputs)
+        if output.exists():
+            shutil.rmtree(output)
+    return Manifest.read(output)
+
+
+def _write_model(run: Run, folder: Path, format: Format, tables: TableType, max_graph_tokens: int) -> list[FieldInput]:
+    schema, config = run.schema, data_config(run.schema, run.path)
+    scoring = ScoringModel(run.load_model(), tables)
+    if format == "torch":
+        shutil.copytree(run.path / "vocabulary", folder / "vocabulary")
+        torch.export.save(_traced(scoring, schema), folder / "model.pt2")
+        return field_inputs(schema, config, ())
+    large = {field.name for field in schema.categorical if field.vocabulary_size > max_graph_tokens}
+    inputs = field_inputs(schema, config, large)
+    clash = [one.name for one in inputs if one.name in OUTPUTS]
+    if clash:
+        raise DataError(f"field '{clash[0]}' has the name of an output of the graph; rename it in the data and train")
+    tokens: dict[str, dict[str, int]] = {}
+    for one, field in zip(inputs, schema.categorical, strict=False):
+        vocabulary = read_vocabulary(run.path, field)
+        if one.kind == "id":
+            ids = np.fromiter(vocabulary.values(), np.int32, len(vocabulary))
+            write_tokens(vocabulary_path(folder, field.name).with_suffix(""), list(vocabulary), ids)
+        else:
+            tokens[one.name] = vocabulary
+    front = front_graph(schema, inputs, tokens)
+    check_tokens(front, schema, inputs, tokens)
+    graph = joined(front, _model_graph(scoring, schema, folder))
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+    return inputs
+
+
+def _example(schema: Schema) -> tuple[torch.Tensor, torch.Tensor]:
+    # Two rows: a traced size of 1 would be taken for a constant.
+    return torch.zeros(2, len(schema.categorical), dtype=torch.int64), torch.zeros(2, len(schema.numeric))
+
+
+def _traced(scoring: ScoringModel, schema: Schema) -> Any:
+    batch = {0: torch.export.Dim("batch", min=1, max=1 << 20)}
+    with torch.no_grad():
+        program = torch.export.export(scoring, _example(schema), dynamic_shapes=(batch, batch))
+    # Nothing but weights and a JSON graph is saved; example inputs would be pickled.
+    program.example_inputs = None
+    return program
+
+
+def _model_graph(scoring: ScoringModel, schema: Schema, folder: Path) -> Any:
+    """The model's graph, its weights left in `folder`/model.onnx.data."""
+    onnx = require("onnx", "export")
+    require("onnxscript", "export")
+    with _quiet_exporter():
+        batch = {0: torch.export.Dim("batch", min=1, max=1 << 20)}
+        with torch.no_grad():
+            program = torch.onnx.export(
+                scoring,
+                _example(schema),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["ids", "numeric"],
+                output_names=list(OUTPUTS),
+                dynamic_shapes=(batch, batch),
+                verbose=False,
+            )
+    assert program is not None
+    program.save(folder / "model.onnx", external_data=True)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    if any(node.op_type == "Einsum" for node in model.graph.node):
+        raise DmoeError("an expert uses torch.einsum, with which ONNX Runtime dies on an empty batch; use matmul")
+    return model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keeps back what torch's exporter says of itself: its own deprecations, and that torchvision is absent."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _prove(run: Run, folder: Path, data: Path, format: Format, tables: TableType, inputs: list[FieldInput]) -> None:
+    """Writes the manifest, after scoring rows of the data set with the export and with the run."""
+    model = run.load_model()
+    decoder = Decoder(run.schema, inputs, run.path, token_tables(folder, inputs))
+    scorer = Program(folder).score if format == "torch" else decoder.scorer(Graph(folder))
+    parity = compare(model, scorer, data)
+    if tables == "float32" and parity["max_abs_probability"] > _TOLERANCE:
+        raise DmoeError(
+            f"{run.path}: the export differs from the run by {parity['max_abs_probability']:.1e} in probability "
+            f"on the {parity['split']} split, more than {_TOLERANCE:g}; nothing was written"
+        )
+    packages = ("dmoe", "torch", *(("onnx", "onnxruntime") if format == "onnx" else ()))
+    write_json(
+        folder / MANIFEST,
+        {
+            "format_version": MANIFEST_FORMAT,
+            "format": format,
+            "tables": tables,
+            "inputs": [
+                {
+                    "name": one.name,
+                    "kind": one.kind,
+                    "column": one.column,
+                    "missing": one.null if one.kind == "text" else "",
+                    "example": decoder.example(one),
+                }
+                for one in inputs
+            ],
+            "experts": expert_names(model),
+            "parity": parity,
+            "reference_scores": reference_scores(scorer, data),
+            "versions": {name: version(name) for name in packages},
+            "files": checksums(folder),
+        },
+    )

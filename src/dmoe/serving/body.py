@@ -1,0 +1,71 @@
+"""Request bodies within bounds of size, time and total memory."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from dmoe.serving.rows import RequestError
+
+
+@dataclass(slots=True)
+class Reserved:
+    """The bytes that one request holds of a budget."""
+
+    budget: "Budget"
+    bytes: int = 0
+
+    def grow_to(self, size: int) -> None:
+        """Raises: RequestError (429) if the budget is spent."""
+        more = size - self.bytes
+        if self.budget.used + more > self.budget.limit:
+            raise RequestError(429, "too many bytes of requests are being answered; try again")
+        self.budget.used += more
+        self.bytes = size
+
+
+@dataclass(slots=True)
+class Budget:
+    """The bytes of bodies that may be in memory at once."""
+
+    limit: int
+    used: int = field(default=0)
+
+    @contextmanager
+    def reserve(self) -> Iterator[Reserved]:
+        """A share that is given back when the block ends."""
+        reserved = Reserved(self)
+        try:
+            yield reserved
+        finally:
+            self.used -= reserved.bytes
+
+
+async def read_body(request: Request, reserved: Reserved, *, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body.
+
+    Raises: RequestError: 413 beyond `max_bytes`, 408 if it takes longer than `timeout_s`, 415 for an encoded body,
+    429 if the budget is spent.
+    """
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise RequestError(415, "encoded bodies are not accepted; send the body as it is")
+    declared = request.headers.get("content-length", "")
+    too_large = RequestError(413, f"the body is larger than {max_bytes} bytes; send fewer rows at a time")
+    if declared.isdigit():
+        if int(declared) > max_bytes:
+            raise too_large
+        reserved.grow_to(int(declared))
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise too_large
+                reserved.grow_to(max(size, reserved.bytes))
+                chunks.append(chunk)
+    except TimeoutError:
+        raise RequestError(408, f"the body did not arrive within {timeout_s:g} s") from None
+    return b"".join(chunks)

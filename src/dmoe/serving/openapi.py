@@ -1,0 +1,101 @@
+"""The parts of the OpenAPI description that follow from the Open Inference Protocol, not from Python types."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dmoe.export.manifest import OUTPUTS
+
+JSON = "application/json"
+ARROW = "application/vnd.apache.arrow.stream"
+
+_DATATYPES = ["BYTES", "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64",
+              "FP16", "FP32", "FP64"]  # fmt: skip
+_SCALAR = {"type": ["string", "number", "boolean", "null"]}
+_NAMED = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "enum": list(OUTPUTS)}}}
+
+INFER_RESPONSE: dict[str, Any] = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "shape", "datatype", "data"],
+                "properties": {
+                    "name": {"type": "string", "enum": list(OUTPUTS)},
+                    "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+                    "datatype": {"type": "string", "enum": ["FP32"]},
+                    "data": {"type": "array", "items": {"type": "number"}},
+                },
+            },
+        },
+    },
+}
+
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+_ERRORS = {
+    400: "The request is malformed: the message names the input and row",
+    401: "No token, or a wrong one",
+    405: "The path knows other methods",
+    408: "The body did not arrive in time",
+    413: "Too many bytes or rows",
+    415: "Neither JSON nor an Arrow stream",
+    421: "The Host header names another host than this one",
+    429: "The queue is full; try again after the seconds of Retry-After",
+    503: "Not ready, or too many connections",
+    504: "Not scored in time",
+}
+
+
+def responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of a route, beside those that every route can give."""
+    return {
+        code: {"description": _ERRORS[code], "content": {JSON: {"schema": _ERROR}}} for code in (401, 405, 421, *codes)
+    }
+
+
+def answer(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": "Done", "content": {JSON: {"schema": schema}}}}
+
+
+def infer_body(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The body of an inference request for a model with these inputs, with an example of one row."""
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype", "data"],
+        "properties": {
+            "name": {"type": "string", "enum": [one["name"] for one in inputs]},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 2},
+            "datatype": {"type": "string", "enum": _DATATYPES},
+            "data": {
+                "type": "array",
+                "minItems": 1,
+                "items": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR, "maxItems": 1}]},
+            },
+        },
+    }
+    request = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string", "maxLength": 256},
+            "inputs": {"type": "array", "minItems": 1, "items": tensor, "description": "One tensor a raw column."},
+            "outputs": {"type": "array", "items": _NAMED, "description": "By default the probability alone."},
+        },
+    }
+    row = [{"name": one["name"], "shape": [1], "datatype": one["datatype"], "data": [one["example"]]} for one in inputs]
+    arrow = {"schema": {"type": "string", "format": "binary"}}
+    content = {JSON: {"schema": request, "example": {"inputs": row}}, ARROW: arrow}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+INFER_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One score a row, in the form of the request",
+        "content": {JSON: {"schema": INFER_RESPONSE}, ARROW: {"schema": {"type": "string", "format": "binary"}}},
+    }
+}

@@ -1,0 +1,183 @@
+"""Raw rows as they come in a request: columns of JSON values, or an Arrow stream, to the graph's inputs.
+
+The JSON way parses value by value with the functions that preparing uses; it gives what `Featuriser` gives.
+Messages name column and row, never a value. R rows.
+"""
+
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dmoe.data.values import FLOAT32_MAX, Fault, deriver, parse_number
+from dmoe.errors import DataError, DmoeError
+from dmoe.export.fields import Column, Features, FieldInput, text_column, text_ids
+from dmoe.export.onnx_model import OnnxModel
+from dmoe.serving.arrow import read_table
+
+_NONE = type(None)
+_INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+_FLOATS = frozenset({"FP16", "FP32", "FP64"})
+# What JSON values a datatype may hold. A text is never a number by accident, nor a truth value a number.
+_JSON_TYPES: dict[str, Collection[type]] = {
+    "BYTES": {str, _NONE},
+    "BOOL": {bool, _NONE},
+    **{integer: {int, _NONE} for integer in _INTEGERS},
+    **{real: {int, float, _NONE} for real in _FLOATS},
+}
+
+
+class RequestError(DmoeError):
+    """The request is at fault; `status` is the HTTP status that says how."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class JsonColumn:
+    """One input tensor of a request: `data` holds `rows` values or null, of the types of its datatype."""
+
+    name: str
+    datatype: str
+    data: Sequence[Any]
+
+
+class RowReader:
+    """Reads the rows of requests for one model."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+        config = model.featuriser.config
+        self._missing = frozenset(config.format.missing)
+        self.columns = tuple(config.field_columns())
+        self._fields = {column: [one for one in model.inputs if one.column == column] for column in self.columns}
+        self.derived = frozenset(config.derive)
+        self._derivers = {name: deriver(derivation) for name, derivation in config.derive.items()}
+
+    def from_json(self, columns: Sequence[JsonColumn]) -> Features:
+        """Raises: RequestError (400) naming the column and row at fault."""
+        given = {column.name: column for column in columns}
+        if len(given) < len(columns):
+            raise RequestError(400, "an input appears twice")
+        for name in given:
+            if name not in self._fields:
+                close = difflib.get_close_matches(name, self.columns, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else "; GET the model for its inputs"
+                raise RequestError(400, f"the model has no input '{name[:64]}'{hint}")
+        features: Features = {}
+        for name, fields in self._fields.items():
+            if name not in given:
+                raise RequestError(400, f"input '{name}' is missing; send null where there is no value")
+            column = given[name]
+            if not set(map(type, column.data)) <= set(_JSON_TYPES[column.datatype]):
+                row = next(i for i, value in enumerate(column.data) if type(value) not in _JSON_TYPES[column.datatype])
+                raise RequestError(400, f"input '{name}', row {row}: is no {column.datatype} value")
+            for field in fields:
+                features[field.name] = self._column(field, column).reshape(-1, 1)
+        self._check_range(features)
+        return features
+
+    def from_arrow(self, body: bytes, max_rows: int) -> Features:
+        """Raises: RequestError (400, or 413 for more than `max_rows` rows)."""
+        try:
+            table = read_table(body, max_rows)
+            if table is None:
+                raise RequestError(413, f"more than {max_rows} rows; send them in several requests")
+            return self._model.featuriser(self._model.raw_rows(table, "body"))
+        except DataError as error:
+            raise RequestError(400, str(error)) from None
+        except (pa.ArrowException, ValueError, OverflowError):
+            raise RequestError(400, "the body holds a column that cannot be read as raw values") from None
+
+    def _check_range(self, features: Features) -> None:
+        try:
+            self._model.featuriser.check_range(features)
+        except DataError as error:
+            raise RequestError(
+                400, str(error).partition(":")[0] + " has a number too far from those of training"
+            ) from None
+
+    def _column(self, field: FieldInput, column: JsonColumn) -> Column:
+        if field.name in self._derivers:
+            return self._derived(field, column)
+        if field.kind == "number":
+            return self._numbers(column)
+        return self._as_input(field, _texts(column))
+
+    def _as_input(self, field: FieldInput, texts: Sequence[str | None]) -> Column:
+        if field.kind == "id":
+            return text_ids(self._model.tables[field.name], field, texts)
+        return text_column(field, texts)
+
+    def _numbers(self, column: JsonColumn) -> npt.NDArray[np.float64]:
+        if column.datatype != "BYTES":
+            numbers = np.array(column.data, dtype=np.float64)  # null becomes NaN
+            if (np.abs(numbers) > FLOAT32_MAX).any():
+                row = int(np.flatnonzero(np.abs(numbers) > FLOAT32_MAX)[0])
+                raise RequestError(400, f"input '{column.name}', row {row}: number out of range")
+            return numbers
+        return np.array(self._mapped(column.data, parse_number, column.name, np.nan))
+
+    def _derived(self, field: FieldInput, column: JsonColumn) -> Column:
+        derive = self._derivers[field.name]
+        texts = self._mapped(_texts(column), derive, column.name, None)
+        if field.kind != "number":
+            return self._as_input(field, texts)
+        return np.array([np.nan if text is None else float(text) for text in texts])
+
+    def _mapped(
+        self, texts: Sequence[str | None], function: Callable[[str], Any], name: str, missing: Any
+    ) -> list[Any]:
+        results = [missing if text is None or text in self._missing else function(text) for text in texts]
+        for row, result in enumerate(results):
+            if isinstance(result, Fault):
+                raise RequestError(400, f"input '{name}', row {row}: {result.reason}")
+        return results
+
+
+def _texts(column: JsonColumn) -> Sequence[str | None]:
+    """The values as text, as `as_text` gives them for a typed column."""
+    if column.datatype == "BYTES":
+        return column.data
+    if column.datatype in _INTEGERS:
+        return [None if value is None else str(value) for value in column.data]
+    if column.datatype == "BOOL":
+        return [None if value is None else str(value).lower() for value in column.data]
+    raise RequestError(400, f"input '{column.name}' is text; send it as BYTES, not {column.datatype}")
+
+
+def json_columns(inputs: Any, max_rows: int) -> list[JsonColumn]:
+    """The `inputs` of an Open Inference request, all of one number of rows.
+
+    Raises: RequestError (400, or 413 for more than `max_rows` rows).
+    """
+    if not isinstance(inputs, list) or not inputs:
+        raise RequestError(400, "'inputs' must be a list of tensors")
+    columns = []
+    for one in inputs:
+        if not isinstance(one, Mapping) or not isinstance(one.get("name"), str):
+            raise RequestError(400, "each of 'inputs' must be an object with name, shape, datatype and data")
+        name, datatype, shape, data = one["name"], one.get("datatype"), one.get("shape"), one.get("data")
+        if not isinstance(datatype, str) or datatype not in _JSON_TYPES:
+            raise RequestError(400, f"input '{name[:64]}': datatype must be one of {', '.join(sorted(_JSON_TYPES))}")
+        if not isinstance(data, list):
+            raise RequestError(400, f"input '{name[:64]}': data must be a list")
+        if shape not in ([len(data)], [len(data), 1]) or not data:
+            raise RequestError(
+                400, f"input '{name[:64]}': shape must be [rows] or [rows, 1] of its data, at least one row"
+            )
+        if len(data) > max_rows:
+            raise RequestError(413, f"more than {max_rows} rows; send them in several requests")
+        # [rows, 1] may come nested, one list a row.
+        if len(shape) == 2 and all(isinstance(value, list) and len(value) == 1 for value in data):
+            data = [value[0] for value in data]
+        columns.append(JsonColumn(name, datatype, data))
+    if len({len(column.data) for column in columns}) > 1:
+        raise RequestError(400, "the inputs must all have the same number of rows")
+    return columns

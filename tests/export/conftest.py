@@ -1,0 +1,58 @@
+"""Small runs over every kind of field, and their exports."""
+
+from pathlib import Path
+
+import pytest
+
+from dmoe.config import load_config
+from dmoe.data.prepare import prepare
+from dmoe.export.write import export
+from dmoe.training.loop import train
+from dmoe.training.run import Run
+from tests.data.logs import COLUMNS, config, random_rows, write_csv
+
+SMALL = [
+    "model.embedding_dim=4",
+    "model.experts=[{kind: cin, units: [6]}, {kind: crossnet, layers: 2}]",
+    "model.expert_units=16",
+    "model.gate.units=8",
+    "model.tower_units=[16]",
+    "training.batch_size=64",
+    "training.epochs=4",
+    "optimiser.lr=0.03",
+]
+
+
+def trained(folder: Path, *overrides: str, **data: object) -> Run:
+    """log.csv, data and run below `folder`; the log has every kind of field, and clicks that depend on them."""
+    rows = random_rows(900, 5)
+    for row in rows:
+        site, age = row[COLUMNS.index("site")], row[COLUMNS.index("age")]
+        row[COLUMNS.index("y")] = str(int((site in "ab日本") ^ (age > "5")))
+    log = write_csv(folder / "log.csv", rows)
+    prepare(config(**data), [str(log)], folder / "data")
+    return train(load_config(None, [*SMALL, *overrides]), folder / "data", folder / "run")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return trained(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def log(run: Run) -> Path:
+    return run.path.parent / "log.csv"
+
+
+@pytest.fixture(scope="session")
+def in_graph(run: Run) -> Path:
+    """A model folder whose vocabularies are all in the graph."""
+    export(run, run.path.parent / "model")
+    return run.path.parent / "model"
+
+
+@pytest.fixture(scope="session")
+def looked_up(run: Run) -> Path:
+    """A model folder whose text fields are all looked up outside the graph."""
+    export(run, run.path.parent / "looked-up", max_graph_tokens=0)
+    return run.path.parent / "looked-up"
