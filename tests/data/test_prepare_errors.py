@@ -185,15 +185,6 @@ def test_existing_output_is_kept_unless_forced(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "log.csv", "other"]
 
 
-@pytest.mark.parametrize("step", ["read", "count", "write"])
-def test_interruption_leaves_nothing(tmp_path: Path, step: str) -> None:
-    def interrupt(at: str, _rows: int) -> None:
-        if at == step:
-            raise KeyboardInterrupt
-
-    attempt(tmp_path, GOOD, "^$", error=KeyboardInterrupt, progress=interrupt)
-
-
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     rows = "".join(f"{i % 2},{i * 7919 % 1000003:x},{i}\n" for i in range(60_000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -246,7 +237,7 @@ def test_command_line_errors_are_one_line_and_exit_2(tmp_path: Path, capsys: pyt
     cases: dict[tuple[str, ...], str] = {
         ("--config", str(yaml)): "unknown key 'fields.min_cout'; did you mean 'min_count'?",
         ("--recipe", "criteo_x5"): "no recipe 'criteo_x5'; did you mean 'criteo_x",
-        (): "give either --recipe NAME or --config data.yaml",
+        (): "give one of --recipe NAME, --config data.yaml and --update DATA",
         ("--recipe", "avazu_x4", "--split", "randm"): "--split: 'kind': Input should be 'ordered'",
         ("--recipe", "avazu_x4", "--split", "random,train=0.5"): "shares must sum to 1",
         ("--recipe", "avazu_x4", "--split", "ordered", "--seed", "3"): "'seed' has no meaning for split kind 'ordered'",
