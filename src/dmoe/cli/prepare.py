@@ -86,6 +86,10 @@ def command(
         int | None, typer.Option(min=1, help="Threads; by default one per processor.", show_default=False)
     ] = None,
     max_rejects: Annotated[int, typer.Option(min=0, help="Rejected rows to put up with.")] = 1000,
+    no_check: Annotated[
+        bool,
+        typer.Option("--no-check", help="Given splits need not be the published files that a recipe names."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing data set folder.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,6 +112,7 @@ def command(
             "threads": threads,
             "max_rejects": max_rejects,
             "force": force,
+            "check": not no_check,
             "progress": progress,
         }
         try:

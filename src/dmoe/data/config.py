@@ -198,10 +198,21 @@ class Split(_Strict):
         return {name: Fraction(str(getattr(self, name))) for name in SPLITS}
 
 
+class Checks(_Strict):
+    """What published files with given splits have and give: their md5 sums and rows by split, the vocabulary sizes
+    of single fields and of all together. A size counts the ids of missing and unseen values too."""
+
+    md5: dict[Literal["train", "valid", "test"], str]
+    rows: dict[Literal["train", "valid", "test"], int]
+    vocabulary_rows: int
+    vocabulary_sizes: dict[str, int] = {}
+
+
 class DataConfig(_Strict):
     """A whole `data.yaml`."""
 
     description: str = ""
+    checks: Checks | None = None
     label: str
     split: Split = Split()
     fields: Fields

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from dmoe.data import lines, splits
 from dmoe.data.base import Base
+from dmoe.data.checks import check_inputs, check_result
 from dmoe.data.columns import Rows, categorical_names, convert, numeric_names, quantile_names
 from dmoe.data.config import SPLITS, DataConfig
 from dmoe.data.engines import Engine, EngineName, EngineOptions, open_engine
@@ -33,6 +34,7 @@ from dmoe.data.summary import FileTally, Progress, Summary
 from dmoe.data.write import SplitWriter
 from dmoe.errors import ConfigError, DataError, DmoeError
 from dmoe.files import write_json
+from dmoe.schema import Schema
 
 _LEAST_MEMORY = 1 << 30
 _MARKS = ("schema.json", "summary.json")
@@ -43,6 +45,7 @@ class PrepareOptions:
     """How to work; of these only `shard_rows` shows in the result, and `max_rejects` in whether there is one.
 
     `progress(step, done, share)` is called after every chunk. `force` replaces a data set folder at the output.
+    `check` compares given splits with the published files that the configuration names under `checks`.
     """
 
     engine: EngineName = "duckdb"
@@ -52,6 +55,7 @@ class PrepareOptions:
     max_rejects: int = 1000
     shard_rows: int = SHARD_ROWS
     force: bool = False
+    check: bool = True
     progress: Progress = lambda _step, _done, _share: None
 
 
@@ -80,7 +84,13 @@ def run(
     sources = split_inputs(config, inputs)
     plan = _plan(config, sources, base, options)
     with _readable_errors(output), restartable(output, options.force, _MARKS, plan) as (folder, work, journal):
+        checks = config.checks if options.check and config.split.kind == "given" else None
+        if checks is not None:
+            check_inputs(checks, sources)
         values = _Work(config, sources, folder, work, journal, options).run(base)
+        if checks is not None:
+            rows = {name: split["rows"] for name, split in values["splits"].items()}
+            check_result(checks, Schema.read(folder), rows)
         if base is not None:
             values = base.take_over(folder, values)
         write_json(folder / "summary.json", values)

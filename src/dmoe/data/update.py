@@ -24,7 +24,7 @@ def update(
     Raises: as `prepare`.
     """
     base = Base.read(data)
-    config = base.config()
+    config = base.config().model_copy(update={"checks": None})
     if split is not None:
         values = {**config.model_dump(exclude_unset=True), "split": split.model_dump(exclude_unset=True)}
         config = validate(DataConfig, values, "--split")

@@ -36,9 +36,8 @@ class SplitWriter:
         for entry in self.journal.of("chunk"):
             summary.add(entry["index"], {name: np.array(counts) for name, counts in entry["tally"].items()})
         done = {name: len(self.journal.of("shard", split=name)) for name in summary.splits}
-        start = self._first_chunk(done)
+        start, before = self._place(done)
         chunks = self.fitted.stage.chunks
-        before = self.codes[: chunks[start].start] if start < len(chunks) else self.codes
         arrow = arrow_schema(self.fitted.schema)
         writers = {
             name: ShardWriter(
@@ -46,7 +45,7 @@ class SplitWriter:
                 arrow,
                 self.shard_rows,
                 first_part=self.first_parts[name] + done[name],
-                skip=done[name] * self.shard_rows - int(np.count_nonzero(before == SPLITS.index(name))),
+                skip=done[name] * self.shard_rows - before[name],
                 finished=partial(_note_shard, note, name),
             )
             for name in summary.splits
@@ -65,15 +64,17 @@ class SplitWriter:
             for writer in writers.values():
                 writer.close()
 
-    def _first_chunk(self, done: Mapping[str, int]) -> int:
-        """The chunk with the first row that is in no finished shard; of an earlier one all rows are."""
-        row = len(self.codes)
-        for name, shards in done.items():
-            members = np.flatnonzero(self.codes == SPLITS.index(name))
-            if shards * self.shard_rows < len(members):
-                row = min(row, int(members[shards * self.shard_rows]))
-        starts = [chunk.start for chunk in self.fitted.stage.chunks]
-        return int(np.searchsorted(starts, row, side="right")) - 1
+    def _place(self, done: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+        """The first chunk with a row that is in no finished shard, and the rows of each split before it."""
+        before = dict.fromkeys(done, 0)
+        chunks = self.fitted.stage.chunks
+        for chunk in chunks:
+            code = self.codes[chunk.start : chunk.start + chunk.num_rows]
+            after = {name: rows + int(np.count_nonzero(code == SPLITS.index(name))) for name, rows in before.items()}
+            if any(after[name] > shards * self.shard_rows for name, shards in done.items()):
+                return chunk.index, before
+            before = after
+        return len(chunks), before
 
     def _encode(self, chunk: StagedChunk) -> tuple[StagedChunk, Tally, pa.Table]:
         schema = self.fitted.schema
