@@ -7,7 +7,6 @@ has the declared number of columns. Empty lines are no rows and are counted apar
 N rows of a chunk.
 """
 
-import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -92,9 +91,17 @@ def split_line(line: str, delimiter: str, quote: str | None) -> list[str] | None
     """The values of one line, or None if its quotes are stray."""
     if quote is None:
         return line.split(delimiter)
-    if not _row_pattern(delimiter, quote).fullmatch(line.encode("utf-8", "surrogatepass")):
+    data = line.encode("utf-8", "surrogatepass")
+    if not _row_pattern(delimiter, quote).fullmatch(data):
         return None
-    return next(csv.reader([line], delimiter=delimiter, quotechar=quote, strict=True), [""])
+    values, position = [], 0
+    while position <= len(data):
+        found = _value_pattern(delimiter, quote).match(data, position)
+        assert found is not None  # an empty value matches too
+        value = found[0].decode("utf-8", "surrogatepass")
+        values.append(value[1:-1].replace(quote * 2, quote) if value.startswith(quote) else value)
+        position = found.end() + len(delimiter)
+    return values
 
 
 def guess_delimiter(line: str, quote: str | None, fits: "Mapping[str, bool] | None" = None) -> str:
@@ -156,9 +163,14 @@ def is_utf8(data: bytes) -> bool:
 
 
 @cache
-def _row_pattern(delimiter: str, quote: str) -> re.Pattern[bytes]:
+def _value_pattern(delimiter: str, quote: str) -> re.Pattern[bytes]:
     q, d = re.escape(quote), re.escape(delimiter)
-    value = f"(?:{q}(?:[^{q}]|{q}{q})*+{q}|[^{q}{d}]*+)"
+    return re.compile(f"(?:{q}(?:[^{q}]|{q}{q})*+{q}|[^{q}{d}]*+)".encode(), re.DOTALL)
+
+
+@cache
+def _row_pattern(delimiter: str, quote: str) -> re.Pattern[bytes]:
+    value, d = _value_pattern(delimiter, quote).pattern.decode(), re.escape(delimiter)
     return re.compile(f"{value}(?:{d}{value})*+".encode(), re.DOTALL)
 
 

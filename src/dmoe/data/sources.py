@@ -123,7 +123,7 @@ class Source:
             raise DataError(f"{self.path}: is empty")
         number = first.data.count(b"\n", 0, lead)
         raw = first.data[lead:].split(b"\n", 1)[0].removesuffix(b"\r")
-        if b"\r" in raw:
+        if b"\r" in raw and (form.columns is None or b"\n" not in first.data):
             raise DataError(f"{self.path}:{number + 1}: lines end in a bare carriage return; use line feeds")
         if form.columns is None and not is_utf8(raw):
             raise DataError(f"{self.path}:{number + 1}: the header is not UTF-8")
