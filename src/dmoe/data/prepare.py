@@ -81,7 +81,7 @@ def run(
         raise DataError(f"--memory: needs at least {least} MiB, got {given} MiB")
     if options.spark_master is not None and options.engine != "spark":
         raise ConfigError("--spark-master goes with --engine spark only")
-    sources = split_inputs(config, inputs)
+    sources = split_inputs(config, inputs, needs_train=base is None)
     plan = _plan(config, sources, base, options)
     with _readable_errors(output), restartable(output, options.force, _MARKS, plan) as (folder, work, journal):
         checks = config.checks if options.check and config.split.kind == "given" else None

@@ -55,7 +55,9 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
     return paths
 
 
-def split_inputs(config: DataConfig, inputs: Sequence[str]) -> list[tuple[Path, str | None]]:
+def split_inputs(
+    config: DataConfig, inputs: Sequence[str], *, needs_train: bool = True
+) -> list[tuple[Path, str | None]]:
     """Each input file, with its split if the splits are given, in the order train, valid, test.
 
     Raises: ConfigError if inputs say no split where they must; DataError as `expand_inputs`.
@@ -68,7 +70,7 @@ def split_inputs(config: DataConfig, inputs: Sequence[str]) -> list[tuple[Path, 
         if not equals or name not in SPLITS:
             raise ConfigError(f"--input {text}: split kind 'given' needs train=FILE, valid=FILE or test=FILE")
         by_split[name].append(path)
-    if not by_split["train"]:
+    if needs_train and not by_split["train"]:
         raise ConfigError("split kind 'given' needs at least one --input train=FILE")
     expand_inputs([path for paths in by_split.values() for path in paths])
     return [(path, name) for name in SPLITS if by_split[name] for path in expand_inputs(by_split[name])]

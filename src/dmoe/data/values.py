@@ -85,7 +85,7 @@ def hasher(buckets: int) -> Callable[[str], str]:
 
 def deriver(derivation: Derivation) -> Callable[[str], str | Fault]:
     """The function from a raw text to the derived text."""
-    parse = _TIMES[derivation.format]
+    parse = time_parser(derivation.format)
     take = _PARTS[derivation.take]
 
     def derive(text: str) -> str | Fault:
@@ -93,6 +93,11 @@ def deriver(derivation: Derivation) -> Callable[[str], str | Fault]:
         return Fault(NOT_A_TIME) if time is None else str(take(time))
 
     return derive
+
+
+def time_parser(form: str) -> Callable[[str], datetime | None]:
+    """The function from a text of this format of `Derivation` to its time, None if it is none."""
+    return _TIMES[form]
 
 
 def _yymmddhh(text: str) -> datetime | None:
