@@ -145,6 +145,28 @@ def test_an_interrupted_update_leaves_the_old_data_and_is_continued(tmp_path: Pa
     assert data_files(tmp_path / "data") == data_files(tmp_path / "whole")
 
 
+def test_a_kill_while_the_old_data_is_replaced_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = [write_csv(tmp_path / f"{seed}.csv", random_rows(200, seed)) for seed in (1, 2)]
+    for name in ("data", "whole"):
+        prepare(config(), [str(logs[0])], tmp_path / name)
+    update(tmp_path / "whole", [str(logs[1])])
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "result":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        update(tmp_path / "data", [str(logs[1])])
+    monkeypatch.undo()
+    assert not (tmp_path / "data").exists()
+    update(tmp_path / "data", [str(logs[1])])
+    assert data_files(tmp_path / "data") == data_files(tmp_path / "whole")
+    assert not (tmp_path / ".data.work").exists()
+
+
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     log = write_csv(tmp_path / "log.csv", random_rows(50, 3))
     (tmp_path / "folder").mkdir()

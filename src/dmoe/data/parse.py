@@ -82,9 +82,14 @@ def parse_lines(chunk: LineChunk, layout: Layout, file: str) -> RawRows:
     lines = np.delete(lines, list(wrong)) if wrong else lines
     if table.num_rows != len(lines):
         raise DmoeError(f"{file}: line {chunk.first_line} on: {len(lines)} lines became {table.num_rows} rows")
-    columns = {name: table.column(name).combine_chunks() for name in layout.wanted}
+    # One block was read, so there is one chunk, or none; combine_chunks would copy it.
+    columns = {name: _only_chunk(table.column(name)) for name in layout.wanted}
     rejects.sort(key=lambda reject: reject.line)
     return RawRows(file, lines + chunk.first_line, columns, rejects, blank)
+
+
+def _only_chunk(column: Any) -> Any:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def split_line(line: str, delimiter: str, quote: str | None) -> list[str] | None:
@@ -177,7 +182,7 @@ def _row_pattern(delimiter: str, quote: str) -> re.Pattern[bytes]:
 def _read_columns(data: bytes, layout: Layout) -> tuple[pa.Table, dict[int, int]]:
     """The wanted columns as text, and the rows with a wrong number of columns: row -> its number."""
     wrong: dict[int, int] = {}
-    if data.count(b"\n") == len(data):
+    if not data.strip(b"\n"):
         return pa.table({name: pa.array([], pa.string()) for name in layout.wanted}), wrong
 
     def skip(row: Any) -> Literal["skip"]:

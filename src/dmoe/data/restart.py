@@ -40,6 +40,17 @@ class Journal:
         return max((float(entry["seconds"]) for entry in self.entries if "seconds" in entry), default=0.0)
 
 
+def put_back(output: Path) -> None:
+    """Puts an earlier output back that a kill caught between being moved away and being replaced."""
+    replaced = _home(output) / "replaced"
+    if replaced.exists() and not output.exists():
+        replaced.rename(output)
+
+
+def _home(output: Path) -> Path:
+    return output.parent / f".{output.name}.work"
+
+
 @contextmanager
 def restartable(
     output: Path, force: bool, marks: tuple[str, ...], plan: Mapping[str, Any]
@@ -53,12 +64,13 @@ def restartable(
     Raises: DataError if `output` exists and is not to be, or must not be, replaced, or another process is at
     the same work; OSError.
     """
+    put_back(output)
     exists = output.exists() or output.is_symlink()
     if exists and not force:
         raise DataError(f"{output}: already exists; choose another --output, or replace it by --force")
     if exists and not (output.is_dir() and all((output / mark).is_file() for mark in marks)):
         raise DataError(f"{output}: is not a data set folder, so --force does not replace it; remove it yourself")
-    home = output.parent / f".{output.name}.work"
+    home = _home(output)
     home.mkdir(parents=True, exist_ok=True)
     lock = FileLock(home / "lock")
     try:
