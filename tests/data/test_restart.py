@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from dmoe.cli import prepare as cli
 from dmoe.cli.main import main
 from dmoe.data import lines
 from dmoe.data.prepare import prepare
@@ -147,6 +148,21 @@ def test_ctrl_c_says_how_to_go_on(
         )
     assert done.value.code == 130
     assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+
+
+def test_progress_in_a_log_file_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 9.0, 12.0, 13.0, 30.0])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    report = cli._lines()
+    for done, share in ((100, 0.1), (200, 0.2), (300, 0.3), (400, 0.4), (500, 0.5)):
+        report("read", done, share)
+    # 0.2 of the step in 11 seconds: 0.7 takes 38.5. Then 0.4 in 29: 0.5 takes 36.25.
+    assert capsys.readouterr().err.splitlines() == [
+        "read 300 rows, 30% of this step, 0:00:38 left",
+        "read 500 rows, 50% of this step, 0:00:36 left",
+    ]
 
 
 # Small pieces and shards, so that every step has many moments to be killed at.

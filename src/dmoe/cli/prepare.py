@@ -1,8 +1,10 @@
 """`dmoe prepare`."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,21 +129,45 @@ def command(
         print_json({"data": str(place), **summary})
 
 
+_WORDS = {"read": "read {:,} rows", "count": "counted {:,} fields", "write": "wrote {:,} rows"}
+_LINE_S = 10.0
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, float], None]]:
     """Shows the step at work, what of it is done, and the time that it will still take."""
-    words = {"read": "read {:,} rows", "count": "counted {:,} fields", "write": "wrote {:,} rows"}
+    if not stderr.is_terminal:
+        yield _lines()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True) as progress:
-        tasks = {step: progress.add_task(step, total=1.0, visible=False, start=False) for step in words}
+        tasks = {step: progress.add_task(step, total=1.0, visible=False, start=False) for step in _WORDS}
 
         def report(step: str, done: int, share: float) -> None:
             progress.start_task(tasks[step])
             for other, task in tasks.items():
                 progress.update(task, visible=other == step)
-            progress.update(tasks[step], completed=share, description=words[step].format(done))
+            progress.update(tasks[step], completed=share, description=_WORDS[step].format(done))
 
         yield report
+
+
+def _lines() -> Callable[[str, int, float], None]:
+    """The same for a log file: a line every `_LINE_S` seconds."""
+    started: dict[str, tuple[float, float]] = {}
+    said = time.monotonic()
+
+    def report(step: str, done: int, share: float) -> None:
+        nonlocal said
+        now = time.monotonic()
+        # An earlier run may have done the first part of the step.
+        since, before = started.setdefault(step, (now, share))
+        if now - said >= _LINE_S and share > before:
+            left = timedelta(seconds=round((now - since) * (1 - share) / (share - before)))
+            stderr.print(f"{_WORDS[step].format(done)}, {share:.0%} of this step, {left} left", markup=False)
+            said = now
+
+    return report
 
 
 def _split(text: str | None, seed: int | None) -> Any:
@@ -188,7 +214,7 @@ def _show(summary: dict[str, Any], output: Path) -> None:
     for name, split in summary["splits"].items():
         table.add_row(name, f"{split['rows']:,}", f"{split['positives']:,}", f"{split['click_rate']:.4f}")
     stderr.print(table)
-    rows = summary["rows"]
+    rows = summary["updates"][-1]["rows"] if "updates" in summary else summary["rows"]
     stderr.print(
         f"{rows['read']:,} rows read, {rows['rejected']:,} rejected, {summary['seconds']:.1f} s "
         f"({summary['rows_per_second']:,} rows/s)"
