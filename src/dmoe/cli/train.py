@@ -18,7 +18,6 @@ Examples:
   dmoe train run.yaml --data DATA --output runs/first
   dmoe train d-moe --data DATA --output runs/second decorrelation.0.alpha=30 training.epochs=3
   dmoe train --data DATA --output runs/second --resume
-  dmoe train runs/second/config.yaml --data GROWN --output runs/third --start-from runs/second
 """
 
 
@@ -30,14 +29,6 @@ def command(
     data: Annotated[Path, typer.Option(help="Data set folder made by `dmoe prepare`.")] = ...,  # type: ignore[assignment]
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")] = ...,  # type: ignore[assignment]
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    start_from: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Start from the weights of this run, on its data set or one made of it by dmoe prepare --update.",
-            show_default=False,
-        ),
-    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,10 +41,6 @@ def command(
 
     words = list(arguments or [])
     source = words.pop(0) if words and "=" not in words[0] else None
-    if resume and start_from is not None:
-        raise ConfigError("--resume continues a run with the start it had; leave --start-from out")
-    if start_from is not None and start_from.resolve() == output.resolve():
-        raise ConfigError(f"{output}: is the run to start from; choose another --output")
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
     if resume and source is None and not words and (output / "config.yaml").is_file():
@@ -62,8 +49,7 @@ def command(
         config = load_config(source, words)
     for line in alpha_lines(config):
         stderr.print(line)
-    watcher = TerminalWatcher(stderr)
-    run = train(config, data, output, resume=resume, overwrite=overwrite, start=start_from, watcher=watcher)
+    run = train(config, data, output, resume=resume, overwrite=overwrite, watcher=TerminalWatcher(stderr))
     metrics = read_json(run.path / "metrics.json")
     if as_json:
         print_json({"run": str(run.path), **metrics})

@@ -24,7 +24,6 @@ from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.evaluation import SCORING_ROWS, evaluate_split, quick_metrics
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.run import Run, choose_device, environment_facts, peak_memory_bytes
-from dmoe.training.start import check_start, start_from
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
 _MINIMAL_GAIN = 1e-6
@@ -83,12 +82,9 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    start: Path | None = None,
     watcher: Watcher | None = None,
 ) -> Run:
     """Trains `config` on the data set folder `data` and leaves a run folder at `output`.
-
-    `start` is an earlier run whose best weights this one starts from, on its data set or an update of that.
 
     Raises:
         ConfigError, DataError: what was asked for or read is wrong; nothing of an earlier run is touched.
@@ -107,13 +103,11 @@ def train(
         if (output / "metrics.json").is_file():
             raise DataError(f"{output}: this run is complete; there is nothing to resume")
     else:
-        if start is not None:
-            check_start(Run.open(start), config, data)
         if overwrite and (output / "config.yaml").is_file():
             shutil.rmtree(output)
         choose_device(config.training.device)
         _check_splits(data, schema)
-        run = Run.create(output, config, schema, data, start)
+        run = Run.create(output, config, schema, data)
     watcher = watcher or Silent()
     try:
         _Trainer(run, data, watcher).run_to_end()
@@ -175,9 +169,6 @@ class _Trainer:
 
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.run.path)
-        start = self.run.environment.get("start")
-        if checkpoint is None and start is not None:
-            start_from(self.model, Run.open(Path(start)))
         if checkpoint is not None:
             self.engine.load_state(checkpoint.tensors)
             self.at = _Position(**checkpoint.position)

@@ -43,8 +43,8 @@ class Run:
     path: Path
 
     @staticmethod
-    def create(path: Path, config: RunConfig, schema: Schema, data: Path, start: Path | None = None) -> "Run":
-        """A new run folder holding the configuration, schema and vocabularies, and which run it starts from.
+    def create(path: Path, config: RunConfig, schema: Schema, data: Path) -> "Run":
+        """A new run folder holding the configuration, schema and vocabularies.
 
         Raises: DataError if something is there already.
         """
@@ -60,8 +60,7 @@ class Run:
             if (data / "vocabulary").is_dir():
                 shutil.copytree(data / "vocabulary", aside / "vocabulary")
             (aside / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-            facts = {"data": str(data.resolve())} | ({} if start is None else {"start": str(start.resolve())})
-            (aside / "environment.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+            (aside / "environment.json").write_text(json.dumps({"data": str(data.resolve())}) + "\n", encoding="utf-8")
             if path.is_dir():
                 path.rmdir()
         return Run(path)
