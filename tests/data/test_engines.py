@@ -7,13 +7,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dmoe.cli.main import main
-from dmoe.data import engine_frames
+from dmoe.data import engine_frames, lines
+from dmoe.data.config import DataConfig
 from dmoe.data.prepare import prepare
 from dmoe.data.update import update
-from dmoe.errors import ConfigError, MissingExtraError
+from dmoe.errors import ConfigError, DataError, MissingExtraError
 
 from .logs import COLUMNS, config, random_rows, write_csv
 from .test_prepare import data_files
@@ -45,7 +48,8 @@ def awkward_rows(count: int, seed: int) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("engine", ["polars", spark])
-def test_engines_give_the_same_bytes(tmp_path: Path, engine: str) -> None:
+def test_engines_give_the_same_bytes(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines.read_line_chunks, "__defaults__", (4000,))
     plan = config(split={"kind": "time", "column": "raw", "train": 0.8, "valid": 0.1, "test": 0.1})
     rows = awkward_rows(600, 5)
     for index, row in enumerate(rows):
@@ -58,6 +62,16 @@ def test_engines_give_the_same_bytes(tmp_path: Path, engine: str) -> None:
     update(tmp_path / "other", [str(second)], shard_rows=100, engine=engine, threads=2)
     assert data_files(tmp_path / "other") == data_files(tmp_path / "duckdb")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.csv", "duckdb", "other"]
+
+
+@pytest.mark.parametrize("engine", ["polars", spark])
+def test_errors_of_the_data_are_those_of_the_default_engine(tmp_path: Path, engine: str) -> None:
+    pq.write_table(pa.table({"y": [0, 1] * 9, "site": [[1]] * 18}), tmp_path / "log.parquet")
+    plan = DataConfig.model_validate({"label": "y", "fields": {"categorical": ["site"]}})
+    for name in ("duckdb", engine):
+        with pytest.raises(DataError, match=r"column 'site' holds list<.*> values, which cannot be read as text"):
+            prepare(plan, [str(tmp_path / "log.parquet")], tmp_path / "data", engine=name, threads=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
 
 def test_an_absent_engine_is_one_line(

@@ -5,18 +5,24 @@ Values go to the engine and come back as Parquet files in its folder, which a cl
 
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import narwhals as nw
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dmoe.data.engines import Counted, Engine, EngineOptions
+from dmoe.data.engines import Counted, Engine, EngineOptions, on_pool
+from dmoe.data.ordered_pool import OrderedPool
 from dmoe.errors import DmoeError, MissingExtraError
 
+T = TypeVar("T")
+R = TypeVar("R")
 _BATCH_ROWS = 1 << 20
 
 
@@ -35,7 +41,7 @@ def frames_engine(options: EngineOptions) -> Iterator[Engine]:
             raise DmoeError(f"Polars could not count: {str(error).splitlines()[0]}") from None
         return
     with _spark_session(options) as session:
-        yield _Frames(options.folder, "pyspark", {"session": session})
+        yield _Spark(options.folder, "pyspark", {"session": session})
 
 
 @contextmanager
@@ -61,6 +67,8 @@ def _spark_session(options: EngineOptions) -> Iterator[Any]:
         # Not for a cluster, whose workers reach the driver by its name; here the name may lead nowhere.
         builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
         builder = builder.config("spark.sql.shuffle.partitions", str(4 * options.threads))
+        # Workers on this machine run this very Python; on a cluster PYSPARK_PYTHON says which.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     try:
         session = builder.getOrCreate()
     except (PySparkException, RuntimeError) as error:
@@ -75,6 +83,8 @@ def _spark_session(options: EngineOptions) -> Iterator[Any]:
 
 class _Frames:
     """The plan over narwhals' lazy frames."""
+
+    map = staticmethod(on_pool)
 
     def __init__(self, folder: Path, backend: Literal["polars", "pyspark"], keywords: dict[str, Any]) -> None:
         self._folder, self._backend, self._keywords = folder, backend, keywords
@@ -113,6 +123,28 @@ class _Frames:
 
     def order(self, times: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         yield from _batches(self._give("order", self._take("times", times).sort("time", "row").select("row")))
+
+
+class _Spark(_Frames):
+    """The same plan; pieces of text are sent to Spark's workers, which parse them and write to the work folder."""
+
+    def map(self, function: Callable[[T], R], items: Iterable[T], pool: OrderedPool) -> Iterator[R]:  # noqa: ARG002
+        context = self._keywords["session"].sparkContext
+        items = iter(items)
+        # As many at a time as Spark has processors for: each piece passes through this process.
+        while wave := list(islice(items, context.defaultParallelism)):
+            for result, error in context.parallelize(wave, len(wave)).map(partial(_tried, function)).collect():
+                if error is not None:
+                    raise error
+                yield result
+
+
+def _tried(function: Callable[[T], R], item: T) -> tuple[R | None, Exception | None]:
+    """The result or our own error, which Spark would wrap in its own."""
+    try:
+        return function(item), None
+    except (DmoeError, OSError) as error:
+        return None, error
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:

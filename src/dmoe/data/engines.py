@@ -4,17 +4,20 @@ Everything else — what a row is, which values are kept, which id each gets, an
 set does not depend on the engine that made it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import duckdb
 import pyarrow as pa
 
+from dmoe.data.ordered_pool import OrderedPool
 from dmoe.errors import DmoeError
 
+T = TypeVar("T")
+R = TypeVar("R")
 EngineName = Literal["duckdb", "polars", "spark"]
 
 # Not DuckDB's share of the memory: raw and coded chunks at work, shards being written.
@@ -48,6 +51,10 @@ class Counted:
 class Engine(Protocol):
     """Text is compared by its UTF-8 bytes. Streams are read once, and before the next call."""
 
+    def map(self, function: Callable[[T], R], items: Iterable[T], pool: OrderedPool) -> Iterator[R]:
+        """`function` of each item, in order; on `pool`, or where the engine has its processors."""
+        ...
+
     def count(self, counted: pa.RecordBatchReader, min_count: int, known: pa.RecordBatchReader) -> Counted:
         """Sums (value, count) rows by value; `known` is (value, id)."""
         ...
@@ -70,6 +77,11 @@ def open_engine(options: EngineOptions) -> AbstractContextManager[Engine]:
     return frames_engine(options)
 
 
+def on_pool(function: Callable[[T], R], items: Iterable[T], pool: OrderedPool) -> Iterator[R]:
+    """`Engine.map` of an engine in this process."""
+    return pool.map(function, items)
+
+
 @contextmanager
 def _duckdb(options: EngineOptions) -> Iterator[Engine]:
     settings: dict[str, str | bool | int | float | list[str]] = {
@@ -90,6 +102,8 @@ def _duckdb(options: EngineOptions) -> Iterator[Engine]:
 
 class _DuckDB:
     """Works within its memory limit, and then on disk."""
+
+    map = staticmethod(on_pool)
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection

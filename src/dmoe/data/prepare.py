@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow as pa
 from dmoe.data import lines, splits
 from dmoe.data.base import Base
 from dmoe.data.checks import check_inputs, check_result
-from dmoe.data.columns import Rows, categorical_names, convert, numeric_names, quantile_names
+from dmoe.data.columns import categorical_names, convert, numeric_names, quantile_names
 from dmoe.data.config import SPLITS, DataConfig
 from dmoe.data.engines import Engine, EngineName, EngineOptions, open_engine
 from dmoe.data.fit import Fitter
@@ -29,7 +30,7 @@ from dmoe.data.rejects import Reject, RejectLog
 from dmoe.data.restart import Journal, restartable
 from dmoe.data.shards import SHARD_ROWS
 from dmoe.data.sources import PARQUET_ROWS, Piece, Source, split_inputs
-from dmoe.data.stage import Stage
+from dmoe.data.stage import Spill, Stage
 from dmoe.data.summary import FileTally, Progress, Summary
 from dmoe.data.write import SplitWriter
 from dmoe.errors import ConfigError, DataError, DmoeError
@@ -127,7 +128,7 @@ class _Work:
         self.options, self.progress = options, options.progress
         self.rejects = RejectLog(options.max_rejects)
         self.stage = Stage(
-            work,
+            work.resolve(),
             [name for name in categorical_names(config) if name not in quantile_names(config)],
             [*numeric_names(config), *quantile_names(config)],
         )
@@ -152,7 +153,7 @@ class _Work:
             self.stage.folder / "engine",
         )
         with OrderedPool(threads) as pool, open_engine(engine_options) as engine:
-            files, runs = self._stage_rows(pool)
+            files, runs = self._stage_rows(engine, pool)
             labels = self.stage.labels()
             codes = self._assign(labels, runs, engine)
             shares = dict(runs) if runs else self.config.split.shares()
@@ -168,7 +169,7 @@ class _Work:
         fitted.schema.write(self.folder)
         return summary.values(fitted.schema, self.seconds)
 
-    def _stage_rows(self, pool: OrderedPool) -> tuple[list[FileTally], list[tuple[str, int]]]:
+    def _stage_rows(self, engine: Engine, pool: OrderedPool) -> tuple[list[FileTally], list[tuple[str, int]]]:
         """Parses all inputs; gives what each file held and, for given splits, the rows of each file's split."""
         tallies: list[FileTally] = []
         runs: list[tuple[str, int]] = []
@@ -176,7 +177,7 @@ class _Work:
         for number, (path, split) in enumerate(self.sources):
             tally = FileTally(str(path))
             before = sum(sizes[:number])
-            for entry in chain(self.journal.of("piece", file=number), self._parsed(number, path, pool)):
+            for entry in chain(self.journal.of("piece", file=number), self._parsed(number, path, engine, pool)):
                 self.rejects.add([Reject(*values) for values in entry["rejects"]])
                 self.stage.append(entry["name"], entry["rows"], entry["values"])
                 tally.add(entry["rows"], len(entry["rejects"]), entry["blank_lines"])
@@ -188,29 +189,15 @@ class _Work:
             raise DataError(f"every row was rejected, the first:\n{self.rejects.describe()}")
         return tallies, runs
 
-    def _parsed(self, number: int, path: Path, pool: OrderedPool) -> Iterator[dict[str, Any]]:
+    def _parsed(self, number: int, path: Path, engine: Engine, pool: OrderedPool) -> Iterator[dict[str, Any]]:
         """The pieces of a file that earlier work has not finished, parsed, spilled and journaled."""
         if self.journal.of("file", file=number):
             return
         done = len(self.journal.of("piece", file=number))
 
-        def read(numbered: tuple[int, Piece]) -> dict[str, Any]:
-            index, piece = numbered
-            rows: Rows = convert(piece.read(), self.config)
-            name = f"{number}-{index}"
-            values = self.stage.spill(name, rows) if len(rows) else []
-            rejects = [(one.file, one.line, one.column, one.reason, one.text) for one in rows.rejects]
-            return {
-                "file": number,
-                "name": name,
-                "rows": len(rows),
-                "values": values,
-                "rejects": rejects,
-                "blank_lines": rows.blank_lines,
-                "end": piece.end,
-            }
-
-        for entry in pool.map(read, islice(enumerate(Source(path, self.config).pieces()), done, None)):
+        read = partial(_read_piece, self.config, self.stage.spill, number)
+        pieces = islice(enumerate(Source(path, self.config).pieces()), done, None)
+        for entry in engine.map(read, pieces, pool):
             if len(entry["rejects"]) <= self.rejects.limit:
                 self.note("piece", **entry)
             yield entry
@@ -230,6 +217,22 @@ class _Work:
             rows = (batch.column(0).to_numpy() for batch in engine.order(times))
             return splits.by_rank(rows, self.stage.num_rows, self.config.split)
         return splits.drawn(labels, self.config.split)
+
+
+def _read_piece(config: DataConfig, spill: Spill, file: int, numbered: tuple[int, Piece]) -> dict[str, Any]:
+    """Parses and spills a piece; gives its entry in the journal. An engine may run this on another machine."""
+    index, piece = numbered
+    rows = convert(piece.read(), config)
+    name = f"{file}-{index}"
+    return {
+        "file": file,
+        "name": name,
+        "rows": len(rows),
+        "values": spill.write(name, rows) if len(rows) else [],
+        "rejects": [(one.file, one.line, one.column, one.reason, one.text) for one in rows.rejects],
+        "blank_lines": rows.blank_lines,
+        "end": piece.end,
+    }
 
 
 @contextmanager

@@ -48,24 +48,21 @@ class StagedChunk:
     num_rows: int
 
 
-class Stage:
-    """Takes rows piece by piece, then gives them back as often as wanted.
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Writes rows into the folder of a stage, on any thread or machine that sees it.
 
     `coded` are the categorical fields whose codes come with the rows, `numeric` the fields that come as numbers.
     """
 
-    def __init__(self, folder: Path, coded: Sequence[str], numeric: Sequence[str]) -> None:
-        self.folder = folder
-        self.coded, self.numeric = list(coded), list(numeric)
-        self.chunks: list[StagedChunk] = []
-        self.num_rows = 0
-        self._offsets: dict[str, list[int]] = {name: [0] for name in coded}
-        self._edges: dict[str, tuple[float, ...]] = {}
+    folder: Path
+    coded: tuple[str, ...]
+    numeric: tuple[str, ...]
 
-    def spill(self, piece: str, rows: Rows) -> list[int]:
+    def write(self, piece: str, rows: Rows) -> list[int]:
         """Writes the rows of a piece of work; gives how many values each coded field has in it.
 
-        May be called from any thread. Raises: OSError if the disk is full.
+        Raises: OSError if the disk is full.
         """
         columns = {f"c{i}": pa.array(rows.categorical[name].codes_N) for i, name in enumerate(self.coded)}
         columns |= {f"n{i}": pa.array(rows.numeric[name]) for i, name in enumerate(self.numeric)}
@@ -87,6 +84,19 @@ class Stage:
         ):
             for batch in batches:
                 writer.write_batch(batch)
+
+
+class Stage:
+    """Takes rows piece by piece, then gives them back as often as wanted."""
+
+    def __init__(self, folder: Path, coded: Sequence[str], numeric: Sequence[str]) -> None:
+        self.folder = folder
+        self.coded, self.numeric = list(coded), list(numeric)
+        self.spill = Spill(folder, tuple(coded), tuple(numeric))
+        self.chunks: list[StagedChunk] = []
+        self.num_rows = 0
+        self._offsets: dict[str, list[int]] = {name: [0] for name in coded}
+        self._edges: dict[str, tuple[float, ...]] = {}
 
     def append(self, piece: str, num_rows: int, num_values: Sequence[int]) -> None:
         """Takes the next piece, which was spilled."""
