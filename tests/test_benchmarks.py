@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import batches, parts, plots
+from benchmarks import batches, parts, plots, preparing
 from benchmarks.arithmetic import dense_work
 from benchmarks.cases import Case, Contestant, Sizes, all_cases, choose
 from benchmarks.environments import REQUIREMENTS, pinned
@@ -21,6 +21,7 @@ from benchmarks.process import Worker, WorkerError
 from benchmarks.report import embedding_and_optimiser_share
 from benchmarks.workers.dmoe_worker import make_engine, make_model
 from benchmarks.workers.stopwatch import EngineProfile, Stopwatch
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmoe.data.batch import Batch
@@ -188,3 +189,49 @@ def test_cases_fit_together() -> None:
         assert all(one.worker in {"dmoe", *REQUIREMENTS} for one in case.contestants)
         assert not (case.embedding_l2 and any(one.optimiser == "sparse" for one in case.contestants))
     assert {line.partition("==")[0] for line in pinned()} == {"torch", "numpy"}
+
+
+def test_preparing_is_measured_at_growing_sizes(tmp_path: Path) -> None:
+    log = preparing.generated(tmp_path, 400)
+    results: dict[str, Any] = {"memory": "1GB", "growth": list(preparing.growth(log, [200, 400], tmp_path, "1GB"))}
+    first, second = results["growth"]
+    assert (first["rows"], second["rows"]) == (200, 400)
+    assert second["bytes"] == log.stat().st_size
+    assert first["bytes"] == sum(map(len, log.read_bytes().splitlines(keepends=True)[:201]))
+    for row in results["growth"]:
+        assert row["share_of_disk_speed"] == pytest.approx(row["bytes"] / row["seconds"] / row["disk_bytes_per_second"])
+        assert row["peak_bytes"] > 20 << 20
+    preparing.plot(results, tmp_path / "growth.svg")
+    assert "<svg" in (tmp_path / "growth.svg").read_text()
+    preparing.print_results(results, Console(quiet=True))
+    assert not (tmp_path / "growth").exists()
+
+
+def test_peak_memory_counts_a_process_and_what_it_starts(tmp_path: Path) -> None:
+    child = "import time; held = bytearray(80 << 20); time.sleep(1)"
+    parent = f"import subprocess, sys; held = bytearray(60 << 20); subprocess.run([sys.executable, '-c', {child!r}])"
+    alone = preparing.run([sys.executable, "-c", child], tmp_path / "log")
+    both = preparing.run([sys.executable, "-c", parent], tmp_path / "log")
+    assert 80 << 20 < alone.peak_bytes < 140 << 20
+    assert 140 << 20 < both.peak_bytes < 240 << 20
+    with pytest.raises(RuntimeError, match="went wrong"):
+        preparing.run([sys.executable, "-c", "import sys; sys.exit('went wrong')"], tmp_path / "log")
+
+
+def test_both_contestants_get_the_same_rows_and_fields(tmp_path: Path) -> None:
+    log = preparing.generated(tmp_path, 400)
+    fields = preparing.write_splits(log, 200, tmp_path)
+    assert fields["categorical"][:2] == ["hour", "C1"]
+    assert len(fields["categorical"]) == 24
+    rows = [(tmp_path / f"{split}.csv").read_text().splitlines() for split in preparing.SPLITS]
+    assert [len(lines) - 1 for lines in rows] == [160, 20, 20]
+    assert all(line.count(",") == 24 for lines in rows for line in lines)
+    raw = log.read_text().splitlines()
+    header = raw[0].split(",")
+    stamp, site = header.index("hour"), header.index("site_id")
+    for line, original in zip(rows[0][1:], raw[1:161], strict=True):
+        values = dict(zip(rows[0][0].split(","), line.split(","), strict=True))
+        cells = original.split(",")
+        assert values["hour"] == str(int(cells[stamp][6:]))
+        assert values["site_id"] == cells[site]
+        assert values["click"] == cells[header.index("click")]

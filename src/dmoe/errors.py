@@ -28,5 +28,11 @@ class NonFiniteLossError(DmoeError):
     """The loss, or its gradient, became NaN or infinite; the message names the batch."""
 
 
+class Interrupted(DmoeError):
+    """The user stopped the work; what is done is kept, and the same command continues it. Exit code 130."""
+
+    exit_code = 130
+
+
 class MissingExtraError(UserError):
     """An optional dependency is absent; the message names the extra that installs it."""

@@ -23,6 +23,7 @@ class CategoricalField(BaseModel):
     """A field whose value is looked up in a vocabulary.
 
     Ids: 0 missing, 1 out of vocabulary, then tokens by falling training count, ties by value.
+    With `edges` the value is the number of edges below a raw number: the rising inner bounds of quantile buckets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +31,7 @@ class CategoricalField(BaseModel):
     name: str
     vocabulary_size: int = Field(ge=FIRST_TOKEN_ID)  # tokens + 2
     min_count: int = Field(default=1, ge=1)
+    edges: tuple[float, ...] | None = None
 
 
 class NumericField(BaseModel):

@@ -54,7 +54,7 @@ def test_dump_reads_back(tmp_path: Path) -> None:
         ({"fields": {"categorical": {"a": {"min_cont": 2}}}}, "categorical.a.min_cont'; did you mean 'min_count'?"),
         ({"fields": {"numeric": {"a": {"transfrm": "log"}}}}, "'fields.numeric.a.transfrm'; did you mean 'transform'?"),
         ({"fields": {"numeric": {"a": {"transform": "sqrt"}}}}, "fields.numeric.a.transform"),
-        ({"fields": {"numeric": {"a": {"min_count": 2}}}}, "'min_count' goes with 'transform: bucket' only"),
+        ({"fields": {"numeric": {"a": {"min_count": 2}}}}, "'min_count' goes with 'transform: bucket or"),
         ({"fields": {"numeric": {"a": {"standardise": True}}}}, "'standardise: true' goes with 'transform: log'"),
         ({"fields": {}}, "name at least one field"),
         ({"fields": {"categorical": ["a", "a"]}}, "appear twice: a"),

@@ -14,6 +14,7 @@ from dmoe.cli.main import main
 from dmoe.data.config import DataConfig
 from dmoe.data.prepare import prepare
 from dmoe.data.shards import ShardWriter
+from dmoe.data.update import update
 from dmoe.errors import ConfigError, DataError, DmoeError
 
 ROWS = "".join(f"{i % 2},v{i % 3},{i}\n" for i in range(40))
@@ -185,15 +186,6 @@ def test_existing_output_is_kept_unless_forced(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "log.csv", "other"]
 
 
-@pytest.mark.parametrize("step", ["read", "count", "write"])
-def test_interruption_leaves_nothing(tmp_path: Path, step: str) -> None:
-    def interrupt(at: str, _rows: int) -> None:
-        if at == step:
-            raise KeyboardInterrupt
-
-    attempt(tmp_path, GOOD, "^$", error=KeyboardInterrupt, progress=interrupt)
-
-
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     rows = "".join(f"{i % 2},{i * 7919 % 1000003:x},{i}\n" for i in range(60_000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -208,6 +200,27 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("limit", [3_000, 30_000, 300_000])
+def test_full_disk_leaves_the_earlier_output(tmp_path: Path, limit: int) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("y,v,n\n" + "".join(f"{i % 2},{i * 7919 % 1000003:x},{i}\n" for i in range(60_000)))
+    (tmp_path / "old.csv").write_text(GOOD)
+    prepare(config(), [str(tmp_path / "old.csv")], tmp_path / "data")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for again in (
+        lambda: prepare(config(), [str(log)], tmp_path / "data", force=True),
+        lambda: update(tmp_path / "data", [str(log)]),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(DmoeError, match=r"data: (cannot|could not) be written|could not count: "):
+                again()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_full_disk_at_the_end_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +259,7 @@ def test_command_line_errors_are_one_line_and_exit_2(tmp_path: Path, capsys: pyt
     cases: dict[tuple[str, ...], str] = {
         ("--config", str(yaml)): "unknown key 'fields.min_cout'; did you mean 'min_count'?",
         ("--recipe", "criteo_x5"): "no recipe 'criteo_x5'; did you mean 'criteo_x",
-        (): "give either --recipe NAME or --config data.yaml",
+        (): "give one of --recipe NAME, --config data.yaml and --update DATA",
         ("--recipe", "avazu_x4", "--split", "randm"): "--split: 'kind': Input should be 'ordered'",
         ("--recipe", "avazu_x4", "--split", "random,train=0.5"): "shares must sum to 1",
         ("--recipe", "avazu_x4", "--split", "ordered", "--seed", "3"): "'seed' has no meaning for split kind 'ordered'",

@@ -1,10 +1,12 @@
 """The shipped recipes on small files in the public formats, and on the real samples."""
 
 import gzip
+import hashlib
 import json
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,10 +15,11 @@ import torch
 
 from dmoe.cli.main import main
 from dmoe.data.catalogue import read_recipe, recipe_names, recipe_text
+from dmoe.data.config import Checks, Split
 from dmoe.data.encode import RawEncoder
 from dmoe.data.prepare import prepare
 from dmoe.data.values import bucket
-from dmoe.errors import ConfigError
+from dmoe.errors import ConfigError, DataError
 from dmoe.schema import Schema, vocabulary_path
 
 AVAZU_HEADER = (
@@ -41,7 +44,9 @@ def column(folder: Path, field: str) -> np.ndarray:
 
 
 def test_every_recipe_loads_and_says_what_it_is() -> None:
-    assert recipe_names() == ["avazu_x4", "criteo_numeric", "criteo_x1", "criteo_x4"]
+    assert recipe_names() == [
+        "avazu_x4", "criteo_numeric", "criteo_x1", "criteo_x4", "criteo_x4_csv", "frappe_x1", "movielenslatest_x1"
+    ]  # fmt: skip
     for name in recipe_names():
         assert read_recipe(name).description
         assert recipe_text(name).startswith(f"# dmoe prepare --recipe {name} --input ")
@@ -124,7 +129,7 @@ def test_criteo_x1_reads_given_splits_as_they_stand(tmp_path: Path) -> None:
         rows = [",".join([str(i % 2), *[f"{(i + number) / 7}"] * 13, *[str(i % 3 + number)] * 26]) for i in range(12)]
         (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]))
         inputs.append(f"{name}={tmp_path / name}.csv")
-    prepare(read_recipe("criteo_x1"), inputs, tmp_path / "data")
+    prepare(read_recipe("criteo_x1"), inputs, tmp_path / "data", check=False)
     assert tokens(tmp_path / "data", "C26") == {"0": 2, "1": 3, "2": 4}
     test = pq.read_table(tmp_path / "data" / "test")
     assert test["C1"].to_pylist() == [4, 1, 1] * 4
@@ -185,3 +190,95 @@ def test_avazu_on_the_real_sample(real_data: Path, tmp_path: Path) -> None:
         np.sort(ids.view([("", ids.dtype)] * 24), axis=0)
         == np.sort(np.ascontiguousarray(prepared).view([("", ids.dtype)] * 24), axis=0)
     ).all()
+
+
+def write_encoded(folder: Path, name: str, sizes: dict[str, int], rows: dict[str, int]) -> list[str]:
+    """Files like those of a recipe of given splits; field f has `sizes[f] - 2` tokens in train, each often enough."""
+    config, inputs = read_recipe(name), []
+    columns = [config.label, *(config.source_column(field) for field in config.field_columns())]
+    for split, count in rows.items():
+        lines = [",".join(columns)]
+        for row in range(count):
+            tokens = [str(10 + row % max(sizes.get(column, 3) - 2, 1)) for column in columns[1:]]
+            lines.append(",".join([str(row // 7 % 2), *tokens]))
+        path = folder / f"{split}.csv"
+        path.write_text("\n".join(lines) + "\n")
+        inputs.append(f"{split}={path}")
+    return inputs
+
+
+CHECKED = ["criteo_x1", "frappe_x1", "movielenslatest_x1"]
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_published_files_are_known_by_md5_rows_and_vocabularies(tmp_path: Path, name: str) -> None:
+    recipe = read_recipe(name)
+    rows = {"train": 400, "valid": 60, "test": 50}
+    sizes = {field: 5 + place for place, field in enumerate(recipe.fields.categorical)}
+    inputs = write_encoded(tmp_path, name, sizes, rows)
+    md5 = {split: hashlib.md5((tmp_path / f"{split}.csv").read_bytes()).hexdigest() for split in SPLITS}
+    right = {"md5": md5, "rows": rows, "vocabulary_rows": sum(sizes.values()), "vocabulary_sizes": sizes}
+    known = recipe.model_copy(update={"checks": Checks.model_validate(right)})
+    prepare(known, inputs, tmp_path / "data")
+    assert sum(Schema.read(tmp_path / "data").vocabulary_sizes) == sum(sizes.values())
+    wrong: dict[str, tuple[dict[str, Any], str]] = {
+        "md5": ({"md5": md5 | {"valid": "0" * 32}}, r"valid\.csv: its md5 sum is [0-9a-f]{32}, but that of the publ"),
+        "rows": ({"rows": rows | {"test": 51}}, "not the published result: rows of test 50 instead of 51;"),
+        "size": ({"vocabulary_rows": 7}, r"vocabularies together [0-9,]+ instead of 7;"),
+    }
+    for place, (change, message) in wrong.items():
+        other = recipe.model_copy(update={"checks": Checks.model_validate(right | change)})
+        with pytest.raises(DataError, match=message):
+            prepare(other, inputs, tmp_path / place)
+        assert not (tmp_path / place).exists()
+        prepare(other, inputs, tmp_path / place, check=False)
+    extra = tmp_path / "more.csv"
+    extra.write_text((tmp_path / "train.csv").read_text())
+    with pytest.raises(DataError, match="published files are one a split"):
+        prepare(known, [*inputs, f"train={extra}"], tmp_path / "more")
+
+
+def test_generated_files_are_not_taken_for_the_published_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = write_encoded(tmp_path, "frappe_x1", {}, {"train": 30, "valid": 30, "test": 30})
+    words = ["prepare", "--recipe", "frappe_x1", *(word for one in inputs for word in ("--input", one))]
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--output", str(tmp_path / "data")])
+    assert done.value.code == 2
+    assert "that of the published file is ba7306e6c4fc19dd2cd84f2f0596d158" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--output", str(tmp_path / "data"), "--no-check"])
+    assert done.value.code == 0
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if read_recipe(name).checks])
+def test_published_figures_agree_with_each_other(name: str) -> None:
+    recipe = read_recipe(name)
+    checks = recipe.checks
+    assert checks is not None
+    assert all(len(checks.md5[split]) == 32 for split in SPLITS)  # type: ignore[index]
+    assert set(checks.vocabulary_sizes) <= {*recipe.fields.numeric, *recipe.fields.categorical}
+    if checks.vocabulary_sizes:
+        assert sum(checks.vocabulary_sizes.values()) == checks.vocabulary_rows
+
+
+def test_a_published_rule_gives_vocabularies_of_known_size(tmp_path: Path) -> None:
+    """Avazu_x4_001: a token seen once in train is none; hours give hour, weekday and weekend."""
+    lines = [AVAZU_HEADER]
+    for index in range(960):
+        hour = f"1410{21 + index // 240}{index // 10 % 24:02d}"
+        often, once = f"o{index % 50}", f"x{index}"
+        cells = ["1005", "0", often, often, "c", often, "d", "e", once if index % 3 else often, often, "m", "1", "0"]
+        lines.append(",".join([str(index), str(index % 2), hour, *cells, *["7"] * 8]))
+    inputs = []
+    for split in SPLITS:
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
+        inputs.append(f"{split}={tmp_path / split}.csv")
+    given = read_recipe("avazu_x4").model_copy(update={"split": Split(kind="given"), "checks": None})
+    prepare(given, inputs, tmp_path / "data")
+    sizes = {field.name: field.vocabulary_size for field in Schema.read(tmp_path / "data").categorical}
+    # Tokens and the two ids of missing and unseen values. 21 to 24 October 2014: Tuesday to Friday.
+    assert sizes["hour"] == 24 + 2
+    assert (sizes["weekday"], sizes["weekend"]) == (4 + 2, 1 + 2)
+    assert (sizes["site_id"], sizes["device_id"], sizes["C14"]) == (50 + 2, 50 + 2, 1 + 2)

@@ -14,6 +14,8 @@ from dmoe.errors import DmoeError
 COMMANDS = {
     "generate": "Write a planted click log whose Bayes-optimal AUC and logloss are known.",
     "prepare": "Turn raw logs into a data set folder: vocabularies and encoded Parquet shards.",
+    "inspect": "Show what is in a raw log or data set, and suggest a data.yaml.",
+    "drift": "One HTML page on how later rows differ from the first training rows.",
     "recipes": "List the data recipes that ship with dmoe.",
     "config": "Print a resolved run configuration.",
     "train": "Train a model and write a run folder.",

@@ -17,7 +17,7 @@ import pyarrow.compute
 from dmoe.data.config import DataConfig
 from dmoe.data.parse import RawRows
 from dmoe.data.rejects import BAD_LABEL, NO_TIME, NOT_A_NUMBER, OUT_OF_RANGE, Reject, shorten
-from dmoe.data.values import FLOAT32_MAX, Fault, deriver, parse_bucket, parse_label, parse_number
+from dmoe.data.values import FLOAT32_MAX, Fault, deriver, hasher, parse_label, parse_number, token_maker
 from dmoe.errors import DataError
 
 MISSING = -1
@@ -55,13 +55,18 @@ class Rows:
 
 
 def categorical_names(config: DataConfig) -> list[str]:
-    """The categorical fields in schema order: buckets of numeric columns first."""
-    buckets = [name for name, options in config.fields.numeric.items() if options.transform == "bucket"]
-    return [*buckets, *config.fields.categorical]
+    """The categorical fields in schema order: those made of numbers first."""
+    made = [name for name, options in config.fields.numeric.items() if options.makes_tokens]
+    return [*made, *config.fields.categorical]
 
 
 def numeric_names(config: DataConfig) -> list[str]:
-    return [name for name, options in config.fields.numeric.items() if options.transform != "bucket"]
+    return [name for name, options in config.fields.numeric.items() if not options.makes_tokens]
+
+
+def quantile_names(config: DataConfig) -> list[str]:
+    """The categorical fields whose tokens are known only with the training rows: `convert` gives numbers."""
+    return [name for name, options in config.fields.numeric.items() if options.transform == "quantile"]
 
 
 @dataclass
@@ -98,11 +103,11 @@ def convert(raw: RawRows, config: DataConfig, *, scoring: bool = False) -> Rows:
     texts = _Texts(raw)
     for name, options in config.fields.numeric.items():
         source = config.source_column(name)
-        if options.transform == "bucket":
+        if options.makes_tokens and options.transform != "quantile":
             column = texts.coded(source)
             if name in derivers:
                 column = _map_values(column, missing, derivers[name], source, faults)
-            column = _map_values(column, missing, parse_bucket, source, faults)
+            column = _map_values(column, missing, token_maker(options), source, faults)
             coded[name] = _drop(column, options.missing_values)
         elif name in derivers:
             column = _map_values(texts.coded(source), missing, derivers[name], source, faults)
@@ -117,6 +122,8 @@ def convert(raw: RawRows, config: DataConfig, *, scoring: bool = False) -> Rows:
             coded[name] = _drop(column, categorical.missing_values)
         else:
             coded[name] = _drop(column, (*missing, *categorical.missing_values))
+        if categorical.hash_buckets is not None:
+            coded[name] = _map_values(coded[name], (), hasher(categorical.hash_buckets), source, faults)
     return _without_faults(Rows(raw.lines_N, labels, times, coded, numeric, [], raw.blank_lines), raw, faults)
 
 

@@ -66,36 +66,67 @@ class Derivation(_Strict):
     format: Literal["yymmddhh", "iso", "unix"]
 
 
-class CategoricalOptions(_Strict):
-    """`min_count` replaces the default of all fields; `missing_values` adds to `format.missing`;
+class _Vocabulary(_Strict):
+    """`column` is the raw column, by default of the field's own name. `min_count` replaces the default of all
+    fields; `max_tokens` keeps only the most frequent; `missing_values` adds to `format.missing`;
     `missing_as: oov` gives missing values the id of unseen ones (1) instead of their own (0)."""
 
+    column: str | None = None
     min_count: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     missing_values: tuple[str, ...] = ()
     missing_as: Literal["missing", "oov"] = "missing"
 
 
-class NumericOptions(_Strict):
-    """`transform`: `value` as it is; `standardise` by the training mean and standard deviation; `log` for
-    sign(x) log(1 + |x|); `bucket` for a categorical field of floor(ln(x)^2) above 2, and int(x) up to 2.
+class CategoricalOptions(_Vocabulary):
+    """`hash_buckets`: values are tokens by their hash, so that values never seen before have one too."""
 
-    `standardise: true` standardises after the logarithm. The other keys belong to `bucket`.
+    hash_buckets: int | None = Field(default=None, ge=1, le=1 << 30)
+
+
+_TOKEN_TRANSFORMS = ("bucket", "log-bucket", "digit", "quantile")
+_KEYS_OF_TRANSFORMS: dict[str, tuple[str, ...]] = {
+    "standardise": ("log",),
+    "steps": ("log-bucket",),
+    "radix": ("digit",),
+    "place": ("digit",),
+    "buckets": ("quantile",),
+    "min_count": _TOKEN_TRANSFORMS,
+    "max_tokens": _TOKEN_TRANSFORMS,
+    "missing_values": ("bucket", "log-bucket", "digit"),
+    "missing_as": _TOKEN_TRANSFORMS,
+}
+
+
+class NumericOptions(_Vocabulary):
+    """`transform`: `value` as it is; `standardise` by the training mean and standard deviation; `log` for
+    sign(x) log(1 + |x|). The others make categorical fields: `bucket` of floor(ln(x)^2) above 2, and int(x) up
+    to 2; `log-bucket` of floor(`steps` ln(1 + x)); `digit` of the digit at `place` (0 the last) of the integer
+    part, written to base `radix`; `quantile` of `buckets` parts of equal training counts.
+
+    `standardise: true` standardises after the logarithm.
     """
 
-    transform: Literal["value", "standardise", "log", "bucket"] = "value"
+    transform: Literal["value", "standardise", "log", "bucket", "log-bucket", "digit", "quantile"] = "value"
     standardise: bool = False
-    min_count: int | None = Field(default=None, ge=1)
-    missing_values: tuple[str, ...] = ()
-    missing_as: Literal["missing", "oov"] = "missing"
+    steps: float = Field(default=1.0, gt=0, le=1e6)
+    radix: int = Field(default=10, ge=2, le=1 << 20)
+    place: int = Field(default=0, ge=0, lt=128)
+    buckets: int = Field(default=10, ge=2, le=1000)
+
+    @property
+    def makes_tokens(self) -> bool:
+        """Whether the field is categorical."""
+        return self.transform in _TOKEN_TRANSFORMS
 
     @model_validator(mode="after")
     def _keys_fit_transform(self) -> "NumericOptions":
         if self.standardise and self.transform != "log":
             raise ValueError("'standardise: true' goes with 'transform: log'; else use 'transform: standardise'")
-        if self.transform != "bucket":
-            for key in ("min_count", "missing_values", "missing_as"):
-                if key in self.model_fields_set and getattr(self, key) not in (None, (), "missing"):
-                    raise ValueError(f"'{key}' goes with 'transform: bucket' only")
+        for key, transforms in _KEYS_OF_TRANSFORMS.items():
+            changed = key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default
+            if changed and self.transform not in transforms:
+                raise ValueError(f"'{key}' goes with 'transform: {' or '.join(transforms)}' only")
         return self
 
 
@@ -167,10 +198,21 @@ class Split(_Strict):
         return {name: Fraction(str(getattr(self, name))) for name in SPLITS}
 
 
+class Checks(_Strict):
+    """What published files with given splits have and give: their md5 sums and rows by split, the vocabulary sizes
+    of single fields and of all together. A size counts the ids of missing and unseen values too."""
+
+    md5: dict[Literal["train", "valid", "test"], str]
+    rows: dict[Literal["train", "valid", "test"], int]
+    vocabulary_rows: int
+    vocabulary_sizes: dict[str, int] = {}
+
+
 class DataConfig(_Strict):
     """A whole `data.yaml`."""
 
     description: str = ""
+    checks: Checks | None = None
     label: str
     split: Split = Split()
     fields: Fields
@@ -180,8 +222,11 @@ class DataConfig(_Strict):
     @model_validator(mode="after")
     def _names_fit(self) -> "DataConfig":
         names = [*self.fields.numeric, *self.fields.categorical]
-        if self.label in names:
+        if self.label in (*names, *(self.source_column(name) for name in names)):
             raise ValueError(f"'{self.label}' is the label and cannot be a field too")
+        for name in self.derive:
+            if name in names and self.fields.options(name).column is not None:
+                raise ValueError(f"'fields' and 'derive' both say the column of '{name}'; say it under 'derive'")
         for derived in self.derive:
             if derived not in names:
                 raise ValueError(f"derived column '{derived}' is used by no field; name it under 'fields'")
@@ -194,7 +239,7 @@ class DataConfig(_Strict):
 
     def source_column(self, field: str) -> str:
         """The raw column that a field is read from."""
-        return self.derive[field].column if field in self.derive else field
+        return self.derive[field].column if field in self.derive else self.fields.options(field).column or field
 
     def field_columns(self) -> list[str]:
         """The raw columns that the fields are read from, no repeats."""

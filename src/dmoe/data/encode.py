@@ -11,6 +11,7 @@ from typing import Any
 import narwhals as nw
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from dmoe.data.config import DataConfig
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.parse import RawRows
+from dmoe.data.quantiles import bucket_of
 from dmoe.data.sources import Piece, Source, expand_inputs, needed_columns, table_rows
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import ConfigError, DataError
@@ -95,7 +97,7 @@ class RawEncoder:
         return self._encode(table_rows(arrow, wanted, "table"))
 
     def _encode_piece(self, piece: Piece) -> RawBatch:
-        return self._encode(piece())
+        return self._encode(piece.read())
 
     def _encode(self, raw: RawRows) -> RawBatch:
         rows = convert(raw, self._config, scoring=True)
@@ -103,7 +105,12 @@ class RawEncoder:
             raise DataError(str(rows.rejects[0]))
         ids_BC = np.empty((len(rows), len(self.schema.categorical)), dtype=np.int32)
         for index, field in enumerate(self.schema.categorical):
-            ids_BC[:, index] = self._ids(field.name, rows.categorical[field.name])
+            column = rows.categorical.get(field.name)
+            if field.edges is not None:
+                buckets = pa.array([str(bucket) for bucket in range(len(field.edges) + 1)], pa.string())
+                column = Coded(bucket_of(rows.numeric[field.name], field.edges), buckets)
+            assert column is not None  # one of the two, by the field's transform
+            ids_BC[:, index] = self._ids(field.name, column)
         numeric_BN = np.empty((len(rows), len(self.schema.numeric)), dtype=np.float32)
         for index, numeric in enumerate(self.schema.numeric):
             numeric_BN[:, index] = encode_numbers(rows.numeric[numeric.name], numeric)

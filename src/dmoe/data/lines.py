@@ -24,10 +24,14 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class LineChunk:
-    """Whole lines, `first_line` counted from 1. Lines end in a line feed, the last perhaps in nothing."""
+    """Whole lines, `first_line` counted from 1. Lines end in a line feed, the last perhaps in nothing.
+
+    `end`: the bytes of the file, as it is stored, that have been read so far.
+    """
 
     first_line: int
     data: bytes
+    end: int = 0
 
 
 def is_parquet(path: Path) -> bool:
@@ -43,9 +47,11 @@ def read_line_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Lin
 
     Raises: DataError if the file cannot be read, is empty, truncated, no text, or has an endless line.
     """
+    compressed = _head(path, 2) == b"\x1f\x8b"
     try:
-        with _open(path) as stream:
-            yield from _cut(stream, path, chunk_bytes)
+        with path.open("rb") as stored:
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=stored)) if compressed else stored
+            yield from _cut(stream, stored, path, chunk_bytes)
     except EOFError:
         raise DataError(f"{path}: truncated: the compressed data ends early; copy or download it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -54,7 +60,7 @@ def read_line_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Lin
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _cut(stream: BinaryIO, path: Path, chunk_bytes: int) -> Iterator[LineChunk]:
+def _cut(stream: BinaryIO, stored: BinaryIO, path: Path, chunk_bytes: int) -> Iterator[LineChunk]:
     line, rest, empty, start_seen = 1, b"", True, False
     while True:
         pieces, size = [rest], 0
@@ -72,7 +78,7 @@ def _cut(stream: BinaryIO, path: Path, chunk_bytes: int) -> Iterator[LineChunk]:
             raise DataError(f"{path}:{number}: line longer than {LINE_LIMIT} bytes; is this a text file?")
         rest = data[end:]
         if end:
-            yield LineChunk(line, data[:end])
+            yield LineChunk(line, data[:end], stored.tell())
             line += data.count(b"\n", 0, end)
             empty = False
         if last:
@@ -88,12 +94,6 @@ def _checked_start(data: bytes, path: Path) -> bytes:
     if data[257:262] == b"ustar":
         raise DataError(f"{path}: is a tar archive; unpack it first and give the file inside")
     return data.removeprefix(b"\xef\xbb\xbf")
-
-
-def _open(path: Path) -> BinaryIO:
-    if _head(path, 2) == b"\x1f\x8b":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return path.open("rb")
 
 
 def _head(path: Path, size: int) -> bytes:

@@ -29,7 +29,7 @@ def fit_field(name: str, options: NumericOptions, training: Callable[[], Iterabl
     A field that is constant, or missing in every training row, gets scale 1.
     """
     transform = options.transform
-    assert transform != "bucket"  # is a categorical field
+    assert transform in ("value", "standardise", "log")  # the others make categorical fields
     if transform != "standardise" and not options.standardise:
         return NumericField(name=name, transform=transform)
     count, sums = 0, []

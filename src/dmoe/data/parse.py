@@ -7,7 +7,6 @@ has the declared number of columns. Empty lines are no rows and are counted apar
 N rows of a chunk.
 """
 
-import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -83,18 +82,31 @@ def parse_lines(chunk: LineChunk, layout: Layout, file: str) -> RawRows:
     lines = np.delete(lines, list(wrong)) if wrong else lines
     if table.num_rows != len(lines):
         raise DmoeError(f"{file}: line {chunk.first_line} on: {len(lines)} lines became {table.num_rows} rows")
-    columns = {name: table.column(name).combine_chunks() for name in layout.wanted}
+    # One block was read, so there is one chunk, or none; combine_chunks would copy it.
+    columns = {name: _only_chunk(table.column(name)) for name in layout.wanted}
     rejects.sort(key=lambda reject: reject.line)
     return RawRows(file, lines + chunk.first_line, columns, rejects, blank)
+
+
+def _only_chunk(column: Any) -> Any:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def split_line(line: str, delimiter: str, quote: str | None) -> list[str] | None:
     """The values of one line, or None if its quotes are stray."""
     if quote is None:
         return line.split(delimiter)
-    if not _row_pattern(delimiter, quote).fullmatch(line.encode("utf-8", "surrogatepass")):
+    data = line.encode("utf-8", "surrogatepass")
+    if not _row_pattern(delimiter, quote).fullmatch(data):
         return None
-    return next(csv.reader([line], delimiter=delimiter, quotechar=quote, strict=True), [""])
+    values, position = [], 0
+    while position <= len(data):
+        found = _value_pattern(delimiter, quote).match(data, position)
+        assert found is not None  # an empty value matches too
+        value = found[0].decode("utf-8", "surrogatepass")
+        values.append(value[1:-1].replace(quote * 2, quote) if value.startswith(quote) else value)
+        position = found.end() + len(delimiter)
+    return values
 
 
 def guess_delimiter(line: str, quote: str | None, fits: "Mapping[str, bool] | None" = None) -> str:
@@ -156,16 +168,21 @@ def is_utf8(data: bytes) -> bool:
 
 
 @cache
-def _row_pattern(delimiter: str, quote: str) -> re.Pattern[bytes]:
+def _value_pattern(delimiter: str, quote: str) -> re.Pattern[bytes]:
     q, d = re.escape(quote), re.escape(delimiter)
-    value = f"(?:{q}(?:[^{q}]|{q}{q})*+{q}|[^{q}{d}]*+)"
+    return re.compile(f"(?:{q}(?:[^{q}]|{q}{q})*+{q}|[^{q}{d}]*+)".encode(), re.DOTALL)
+
+
+@cache
+def _row_pattern(delimiter: str, quote: str) -> re.Pattern[bytes]:
+    value, d = _value_pattern(delimiter, quote).pattern.decode(), re.escape(delimiter)
     return re.compile(f"{value}(?:{d}{value})*+".encode(), re.DOTALL)
 
 
 def _read_columns(data: bytes, layout: Layout) -> tuple[pa.Table, dict[int, int]]:
     """The wanted columns as text, and the rows with a wrong number of columns: row -> its number."""
     wrong: dict[int, int] = {}
-    if data.count(b"\n") == len(data):
+    if not data.strip(b"\n"):
         return pa.table({name: pa.array([], pa.string()) for name in layout.wanted}), wrong
 
     def skip(row: Any) -> Literal["skip"]:

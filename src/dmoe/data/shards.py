@@ -1,5 +1,6 @@
 """Encoded rows of one split as Parquet shards of a fixed number of rows."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,30 +13,43 @@ SHARD_ROWS = 1 << 20
 class ShardWriter:
     """Writes part-00000.parquet and so on: `shard_rows` rows a shard, the last one fewer.
 
-    The bytes depend only on the rows and `shard_rows`, not on how the rows arrive.
+    The bytes depend only on the rows and `shard_rows`, not on how the rows arrive. The first shard is number
+    `first_part`; the first `skip` rows are left out. `finished(part)` is called for every full shard.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema, shard_rows: int = SHARD_ROWS) -> None:
-        folder.mkdir()
+    def __init__(
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        shard_rows: int = SHARD_ROWS,
+        *,
+        first_part: int = 0,
+        skip: int = 0,
+        finished: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
         self._folder, self._schema = folder, schema
         self._shard_rows, self._group_rows = shard_rows, min(ROW_GROUP_ROWS, shard_rows)
         self._held: list[pa.Table] = []
         self._num_held = 0
         self._writer: pq.ParquetWriter | None = None
-        self._parts = 0
+        self._part, self._skip, self._finished = first_part, skip, finished
         self._rows_in_shard = 0
 
     def append(self, table: pa.Table) -> None:
         """Raises: OSError if the disk is full."""
-        self._held.append(table)
-        self._num_held += table.num_rows
+        skipped = min(self._skip, table.num_rows)
+        self._skip -= skipped
+        self._held.append(table.slice(skipped))
+        self._num_held += table.num_rows - skipped
         while self._num_held >= (size := self._next_group()):
             self._write(size)
 
     def close(self) -> None:
         while self._num_held:
             self._write(min(self._num_held, self._next_group()))
-        self._close_shard()
+        if self._writer is not None:
+            self._writer.close()
 
     def _next_group(self) -> int:
         return min(self._group_rows, self._shard_rows - self._rows_in_shard)
@@ -43,18 +57,15 @@ class ShardWriter:
     def _write(self, size: int) -> None:
         table = pa.concat_tables(self._held)
         if self._writer is None:
-            path = self._folder / f"part-{self._parts:05d}.parquet"
+            path = self._folder / f"part-{self._part:05d}.parquet"
             self._writer = pq.ParquetWriter(path, self._schema, compression="snappy")
-            self._parts += 1
         # Fresh buffers: a slice keeps the offset of its parent, and with it other bytes in the file.
         self._writer.write_table(table.slice(0, size).combine_chunks(), row_group_size=size)
         self._held, self._num_held = [table.slice(size)], table.num_rows - size
         self._rows_in_shard += size
         if self._rows_in_shard == self._shard_rows:
-            self._close_shard()
-
-    def _close_shard(self) -> None:
-        if self._writer is not None:
             self._writer.close()
             self._writer = None
-        self._rows_in_shard = 0
+            self._finished(self._part)
+            self._part += 1
+            self._rows_in_shard = 0

@@ -1,4 +1,4 @@
-"""Input files as pieces of work: each piece, when called, gives the raw rows of one chunk."""
+"""Input files as pieces of work: each piece, when read, gives the raw rows of one chunk."""
 
 import difflib
 import glob
@@ -19,7 +19,13 @@ from dmoe.errors import ConfigError, DataError
 
 PARQUET_ROWS = 1 << 17
 
-Piece = Callable[[], RawRows]
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One chunk of a file. `end`: the bytes of the file, as it is stored, read when the chunk was taken."""
+
+    read: Callable[[], RawRows]
+    end: int
 
 
 def expand_inputs(inputs: Sequence[str]) -> list[Path]:
@@ -49,7 +55,9 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
     return paths
 
 
-def split_inputs(config: DataConfig, inputs: Sequence[str]) -> list[tuple[Path, str | None]]:
+def split_inputs(
+    config: DataConfig, inputs: Sequence[str], *, needs_train: bool = True
+) -> list[tuple[Path, str | None]]:
     """Each input file, with its split if the splits are given, in the order train, valid, test.
 
     Raises: ConfigError if inputs say no split where they must; DataError as `expand_inputs`.
@@ -62,7 +70,7 @@ def split_inputs(config: DataConfig, inputs: Sequence[str]) -> list[tuple[Path, 
         if not equals or name not in SPLITS:
             raise ConfigError(f"--input {text}: split kind 'given' needs train=FILE, valid=FILE or test=FILE")
         by_split[name].append(path)
-    if not by_split["train"]:
+    if needs_train and not by_split["train"]:
         raise ConfigError("split kind 'given' needs at least one --input train=FILE")
     expand_inputs([path for paths in by_split.values() for path in paths])
     return [(path, name) for name in SPLITS if by_split[name] for path in expand_inputs(by_split[name])]
@@ -100,12 +108,12 @@ class Source:
         first = next(chunks)
         layout, skipped = self._layout(first)
         if skipped:
-            first = LineChunk(first.first_line + skipped, _after_line(first.data, skipped))
+            first = LineChunk(first.first_line + skipped, _after_line(first.data, skipped), first.end)
         rows = False
         for chunk in chain([first], chunks):
             if chunk.data:
                 rows = rows or bool(chunk.data.strip(b"\r\n"))
-                yield partial(parse_lines, chunk, layout, str(self.path))
+                yield Piece(partial(parse_lines, chunk, layout, str(self.path)), chunk.end)
         if not rows:
             raise DataError(f"{self.path}: holds a header but no rows" if skipped else f"{self.path}: is empty")
 
@@ -117,7 +125,7 @@ class Source:
             raise DataError(f"{self.path}: is empty")
         number = first.data.count(b"\n", 0, lead)
         raw = first.data[lead:].split(b"\n", 1)[0].removesuffix(b"\r")
-        if b"\r" in raw:
+        if b"\r" in raw and (form.columns is None or b"\n" not in first.data):
             raise DataError(f"{self.path}:{number + 1}: lines end in a bare carriage return; use line feeds")
         if form.columns is None and not is_utf8(raw):
             raise DataError(f"{self.path}:{number + 1}: the header is not UTF-8")
@@ -149,10 +157,12 @@ class Source:
                 wanted = self._wanted(file.schema_arrow.names)
                 if file.metadata.num_rows == 0:
                     raise DataError(f"{self.path}: holds no rows")
-                line = 1
+                line, size = 1, self.path.stat().st_size
                 for batch in file.iter_batches(PARQUET_ROWS, columns=list(wanted)):
-                    yield partial(table_rows, pa.Table.from_batches([batch]), wanted, str(self.path), line)
-                    line += batch.num_rows
+                    table = pa.Table.from_batches([batch])
+                    end = size * (line - 1 + table.num_rows) // file.metadata.num_rows
+                    yield Piece(partial(table_rows, table, wanted, str(self.path), line), end)
+                    line += table.num_rows
         except (pa.ArrowException, OSError) as error:
             text = str(error).splitlines()[0]
             raise DataError(f"{self.path}: is not a whole Parquet file ({text})") from None

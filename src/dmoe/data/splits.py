@@ -69,7 +69,10 @@ def check_splits(codes_N: SplitCodes, labels_N: Labels, wanted: Iterable[str]) -
 
     Raises: DataError if one has no rows or only one class.
     """
-    counts = np.bincount(codes_N * np.uint8(2) + labels_N, minlength=6).reshape(3, 2)
+    counts = np.zeros((3, 2), dtype=np.int64)
+    for start in range(0, len(codes_N), _BLOCK_ROWS):  # bincount makes 8 bytes of each
+        block = slice(start, start + _BLOCK_ROWS)
+        counts += np.bincount(codes_N[block] * np.uint8(2) + labels_N[block], minlength=6).reshape(3, 2)
     found: dict[str, tuple[int, int]] = {}
     for name in wanted:
         negatives, positives = counts[SPLITS.index(name)].tolist()

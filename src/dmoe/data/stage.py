@@ -1,21 +1,22 @@
-"""Accepted rows between the passes: one Arrow file a chunk, and each field's distinct values of all chunks.
+"""Accepted rows between the passes: for each piece of input, its rows in codes and its distinct values.
 
-The value of code v of chunk k of a field stands in row `offsets[k] + v` of that field's value file.
+The value of code v of chunk k of a field is number `offsets[k] + v` of all values of that field.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
-import pyarrow.parquet as pq
 
-from dmoe.data.columns import Coded, Codes, Column, Numbers, Rows
+from dmoe.data.columns import Codes, Column, Numbers, Rows
+from dmoe.data.quantiles import bucket_of
 
-_FLUSH_VALUES = 1 << 16
+_TEXT: pa.DataType = pa.string()
 
 
 def array_on_disk(path: Path, size: int) -> npt.NDArray[np.int32]:
@@ -32,112 +33,127 @@ def array_on_disk(path: Path, size: int) -> npt.NDArray[np.int32]:
     return np.memmap(path, dtype=np.int32, mode="r+", shape=(size,))
 
 
+def array_again(path: Path, size: int) -> npt.NDArray[np.int32]:
+    """What `array_on_disk` made and earlier work filled."""
+    return np.memmap(path, dtype=np.int32, mode="r", shape=(size,)) if size else np.zeros(0, dtype=np.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class StagedChunk:
     """Rows `start` up to `start + num_rows` of all accepted rows."""
 
     index: int
-    path: Path
+    name: str
     start: int
     num_rows: int
 
-    def codes(self, field: int) -> Codes:
-        codes: Codes = self._read(f"c{field}").to_numpy(zero_copy_only=False)
-        return codes
 
-    def numbers(self, field: int) -> Numbers:
-        numbers: Numbers = self._read(f"n{field}").to_numpy(zero_copy_only=False)
-        return numbers
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Writes rows into the folder of a stage, on any thread or machine that sees it.
 
-    def times(self) -> Column:
-        return self._read("time")
+    `coded` are the categorical fields whose codes come with the rows, `numeric` the fields that come as numbers.
+    """
 
-    def _read(self, name: str) -> Column:
-        with pa.OSFile(str(self.path), "rb") as file:
-            schema = pa.ipc.open_file(file).schema
-            options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name)], use_threads=False)
-            return pa.ipc.open_file(file, options=options).get_batch(0).column(0)
+    folder: Path
+    coded: tuple[str, ...]
+    numeric: tuple[str, ...]
 
+    def write(self, piece: str, rows: Rows) -> list[int]:
+        """Writes the rows of a piece of work; gives how many values each coded field has in it.
 
-class ValueFile:
-    """The distinct values of one field, chunk after chunk, as one Parquet file."""
+        Raises: OSError if the disk is full.
+        """
+        columns = {f"c{i}": pa.array(rows.categorical[name].codes_N) for i, name in enumerate(self.coded)}
+        columns |= {f"n{i}": pa.array(rows.numeric[name]) for i, name in enumerate(self.numeric)}
+        assert rows.labels_N is not None  # absent only when scoring
+        columns["label"] = pa.array(rows.labels_N)
+        if rows.times_N is not None:
+            columns["time"] = rows.times_N
+        self._write(f"rows-{piece}.arrow", [pa.record_batch(columns)], "lz4")
+        values = [rows.categorical[name].values.cast(_TEXT) for name in self.coded]
+        if values:
+            self._write(f"values-{piece}.arrow", [pa.record_batch({"value": one}) for one in values], "zstd")
+        return [len(one) for one in values]
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offsets = [0]
-        self._writer = pq.ParquetWriter(path, pa.schema([("value", pa.string())]), compression="zstd")
-        self._held: list[Column] = []
-        self._num_held = 0
-
-    def append(self, column: Coded) -> None:
-        self.offsets.append(self.offsets[-1] + len(column.values))
-        self._held.append(column.values)
-        self._num_held += len(column.values)
-        if self._num_held >= _FLUSH_VALUES:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            self._writer.write_table(pa.table({"value": pa.chunked_array(self._held)}))
-            self._held, self._num_held = [], 0
+    def _write(self, name: str, batches: list[pa.RecordBatch], compression: Literal["lz4", "zstd"]) -> None:
+        options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
+        with (
+            pa.OSFile(str(self.folder / name), "wb") as file,
+            pa.ipc.new_file(file, batches[0].schema, options=options) as writer,
+        ):
+            for batch in batches:
+                writer.write_batch(batch)
 
 
 class Stage:
-    """Takes rows chunk by chunk, then gives them back as often as wanted."""
+    """Takes rows piece by piece, then gives them back as often as wanted."""
 
-    def __init__(self, folder: Path, categorical: list[str], numeric: list[str]) -> None:
-        folder.mkdir()
+    def __init__(self, folder: Path, coded: Sequence[str], numeric: Sequence[str]) -> None:
         self.folder = folder
-        self.categorical, self.numeric = categorical, numeric
-        self.values = [ValueFile(folder / f"values-{index}.parquet") for index in range(len(categorical))]
+        self.coded, self.numeric = list(coded), list(numeric)
+        self.spill = Spill(folder, tuple(coded), tuple(numeric))
         self.chunks: list[StagedChunk] = []
-        self._labels: list[npt.NDArray[np.uint8]] = []
         self.num_rows = 0
+        self._offsets: dict[str, list[int]] = {name: [0] for name in coded}
+        self._edges: dict[str, tuple[float, ...]] = {}
 
-    def spill(self, piece: int, rows: Rows) -> Path:
-        """Writes the rows of a piece of work; may be called from any thread.
-
-        Raises: OSError if the disk is full.
-        """
-        columns = {f"c{i}": pa.array(rows.categorical[name].codes_N) for i, name in enumerate(self.categorical)}
-        columns |= {f"n{i}": pa.array(rows.numeric[name]) for i, name in enumerate(self.numeric)}
-        if rows.times_N is not None:
-            columns["time"] = rows.times_N
-        batch = pa.record_batch(columns)
-        path = self.folder / f"piece-{piece}.arrow"
-        options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema, options=options) as writer:
-            writer.write_batch(batch)
-        return path
-
-    def append(self, rows: Rows, path: Path) -> None:
-        """Takes the next rows, spilled to `path`.
-
-        Raises: OSError if the disk is full.
-        """
-        if not len(rows):
+    def append(self, piece: str, num_rows: int, num_values: Sequence[int]) -> None:
+        """Takes the next piece, which was spilled."""
+        if not num_rows:
             return
-        for values, name in zip(self.values, self.categorical, strict=True):
-            values.append(rows.categorical[name])
-        self.chunks.append(StagedChunk(len(self.chunks), path, self.num_rows, len(rows)))
-        assert rows.labels_N is not None  # absent only when scoring
-        self._labels.append(rows.labels_N)
-        self.num_rows += len(rows)
+        for name, count in zip(self.coded, num_values, strict=True):
+            self._offsets[name].append(self._offsets[name][-1] + count)
+        self.chunks.append(StagedChunk(len(self.chunks), piece, self.num_rows, num_rows))
+        self.num_rows += num_rows
 
-    def finish(self) -> npt.NDArray[np.uint8]:
-        """Closes the value files; gives all labels."""
-        for values in self.values:
-            values.close()
-        labels = np.concatenate(self._labels) if self._labels else np.zeros(0, np.uint8)
-        self._labels = []
+    def quantise(self, name: str, edges: tuple[float, ...]) -> None:
+        """From now on the numeric field `name` has codes and values too: its buckets between these edges."""
+        self._edges[name] = edges
+        self._offsets[name] = [index * (len(edges) + 1) for index in range(len(self.chunks) + 1)]
+
+    def edges(self, name: str) -> tuple[float, ...] | None:
+        return self._edges.get(name)
+
+    def offsets(self, name: str) -> list[int]:
+        return self._offsets[name]
+
+    def labels(self) -> npt.NDArray[np.uint8]:
+        """Those of all rows."""
+        labels = np.empty(self.num_rows, dtype=np.uint8)
+        for chunk in self.chunks:
+            labels[chunk.start : chunk.start + chunk.num_rows] = self._read(chunk, "label").to_numpy()
         return labels
+
+    def codes(self, chunk: StagedChunk, name: str) -> Codes:
+        """The codes of a categorical field, -1 where missing."""
+        if name in self._edges:
+            return bucket_of(self.numbers(chunk, name), self._edges[name])
+        codes: Codes = self._read(chunk, f"c{self.coded.index(name)}").to_numpy(zero_copy_only=False)
+        return codes
+
+    def numbers(self, chunk: StagedChunk, name: str) -> Numbers:
+        """The values of a field that came as numbers, NaN where missing."""
+        numbers: Numbers = self._read(chunk, f"n{self.numeric.index(name)}").to_numpy(zero_copy_only=False)
+        return numbers
+
+    def values(self, name: str) -> Iterator[Column]:
+        """The values of a categorical field, chunk by chunk."""
+        for chunk in self.chunks:
+            if name in self._edges:
+                yield pa.array([str(bucket) for bucket in range(len(self._edges[name]) + 1)], _TEXT)
+                continue
+            with pa.OSFile(str(self.folder / f"values-{chunk.name}.arrow"), "rb") as file:
+                yield pa.ipc.open_file(file).get_batch(self.coded.index(name)).column(0)
 
     def times(self) -> Iterator[pa.RecordBatch]:
         """Row number and time of every row."""
         for chunk in self.chunks:
             rows = pa.array(np.arange(chunk.start, chunk.start + chunk.num_rows))
-            yield pa.record_batch({"row": rows, "time": chunk.times()})
+            yield pa.record_batch({"row": rows, "time": self._read(chunk, "time")})
+
+    def _read(self, chunk: StagedChunk, column: str) -> Column:
+        with pa.OSFile(str(self.folder / f"rows-{chunk.name}.arrow"), "rb") as file:
+            schema = pa.ipc.open_file(file).schema
+            options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(column)], use_threads=False)
+            return pa.ipc.open_file(file, options=options).get_batch(0).column(0)

@@ -4,17 +4,16 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dmoe.data.config import SPLITS
-from dmoe.files import write_json
 from dmoe.schema import FORMAT_VERSION, MISSING_ID, OOV_ID, CategoricalField, NumericField, Schema
 
-Progress = Callable[[str, int], None]
+# Called with the step ("read", "count" or "write"), the rows (or fields) of it that are done, and their share.
+Progress = Callable[[str, int, float], None]
 
 # Field -> (3 splits, 3 kinds): missing, out of vocabulary, other.
 Tally = dict[str, npt.NDArray[np.int64]]
@@ -48,23 +47,24 @@ def tally_missing(missing: npt.NDArray[np.bool_], split_codes: npt.NDArray[np.ui
 
 @dataclass
 class Summary:
-    """Filled while preparing. `splits`: rows and positives by split; `distinct`: training values by field."""
+    """Filled while preparing. `splits`: rows and positives by split; `distinct`: training values by field;
+    `tallies`: those of each chunk."""
 
     files: list[FileTally]
     rejects: dict[str, int]
     splits: dict[str, tuple[int, int]]
     distinct: dict[str, int] = field(default_factory=dict)
-    tallies: Tally = field(default_factory=dict)
+    tallies: dict[int, Tally] = field(default_factory=dict)
 
-    def add(self, tallies: Tally) -> None:
-        for name, counts in tallies.items():
-            self.tallies[name] = self.tallies.get(name, 0) + counts
+    def add(self, chunk: int, tally: Tally) -> None:
+        """Takes the tally of a chunk, perhaps once more."""
+        self.tallies[chunk] = tally
 
-    def write(self, folder: Path, schema: Schema, seconds: float) -> dict[str, Any]:
-        """Writes summary.json; gives what it says."""
+    def values(self, schema: Schema, seconds: float) -> dict[str, Any]:
+        """What summary.json says."""
         encoded = sum(tally.encoded for tally in self.files)
         rejected = sum(tally.rejected for tally in self.files)
-        values = {
+        return {
             "format_version": FORMAT_VERSION,
             "rows": {"read": encoded + rejected, "encoded": encoded, "rejected": rejected},
             "splits": {
@@ -81,11 +81,9 @@ class Summary:
                 **{name: version(name) for name in ("dmoe", "duckdb", "pyarrow", "numpy")},
             },
         }
-        write_json(folder / "summary.json", values)
-        return values
 
     def _field(self, field: CategoricalField | NumericField) -> dict[str, Any]:
-        counts = self.tallies[field.name]
+        counts = sum((tally[field.name] for tally in self.tallies.values()), np.zeros((3, 3), dtype=np.int64))
         rows = {name: self.splits[name][0] for name in self.splits}
         values: dict[str, Any] = {"kind": field.kind}
         if isinstance(field, CategoricalField):

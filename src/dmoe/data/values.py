@@ -1,13 +1,15 @@
 """One raw value at a time: numbers, labels, buckets and times, as text or typed cells become them."""
 
+import hashlib
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
-from dmoe.data.config import Derivation
+from dmoe.data.config import Derivation, NumericOptions
 from dmoe.data.rejects import BAD_LABEL, NOT_A_NUMBER, NOT_A_TIME, OUT_OF_RANGE
 
 FLOAT32_MAX = 3.4028234663852886e38
@@ -43,14 +45,47 @@ def bucket(number: float) -> str:
     return str(math.floor(math.log(number) ** 2) if number > 2 else int(number))
 
 
-def parse_bucket(text: str) -> str | Fault:
-    number = parse_number(text)
-    return number if isinstance(number, Fault) else bucket(number)
+def token_maker(options: NumericOptions) -> Callable[[str], str | Fault]:
+    """The function from a raw number to its token, for the transforms that need no training row."""
+    makers: dict[str, Callable[[float], str]] = {
+        "bucket": bucket,
+        "log-bucket": partial(log_bucket, steps=options.steps),
+        "digit": partial(digit, radix=options.radix, place=options.place),
+    }
+    make = makers[options.transform]
+
+    def token(text: str) -> str | Fault:
+        number = parse_number(text)
+        return number if isinstance(number, Fault) else make(number)
+
+    return token
+
+
+def log_bucket(number: float, steps: float) -> str:
+    """floor(steps ln(1 + |x|)), negative for negative x."""
+    size = math.floor(steps * math.log1p(abs(number)))
+    return str(-size if number < 0 else size)
+
+
+def digit(number: float, radix: int, place: int) -> str:
+    """The digit at `place`, 0 the last, of the integer part to base `radix`; negative for negative x."""
+    value = abs(int(number)) // radix**place % radix
+    return str(-value if number < 0 else value)
+
+
+def hasher(buckets: int) -> Callable[[str], str]:
+    """The function from a value to the decimal digits of its bucket: BLAKE2b of its UTF-8 bytes, cut to 8 bytes."""
+
+    def bucket_of(text: str) -> str:
+        digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+        return str(int.from_bytes(digest, "little") % buckets)
+
+    return bucket_of
 
 
 def deriver(derivation: Derivation) -> Callable[[str], str | Fault]:
     """The function from a raw text to the derived text."""
-    parse = _TIMES[derivation.format]
+    parse = time_parser(derivation.format)
     take = _PARTS[derivation.take]
 
     def derive(text: str) -> str | Fault:
@@ -58,6 +93,11 @@ def deriver(derivation: Derivation) -> Callable[[str], str | Fault]:
         return Fault(NOT_A_TIME) if time is None else str(take(time))
 
     return derive
+
+
+def time_parser(form: str) -> Callable[[str], datetime | None]:
+    """The function from a text of this format of `Derivation` to its time, None if it is none."""
+    return _TIMES[form]
 
 
 def _yymmddhh(text: str) -> datetime | None:

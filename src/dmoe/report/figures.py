@@ -84,6 +84,24 @@ def _in_words(curve: Curve) -> str:
     return f"{curve.name}: from {ys[0]:.5g} to {ys[-1]:.5g}, lowest {min(ys):.5g}, highest {max(ys):.5g}."
 
 
+def bars(key: str, title: str, x_label: str, values: Sequence[tuple[str, float, float]]) -> Markup | None:
+    """A horizontal bar for each name, with a tick at its second number (what chance alone would show)."""
+    if not values:
+        return None
+    figure = Figure(figsize=(PANEL_INCHES[0], 0.8 + 0.19 * len(values)), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(values))[::-1]
+    axes.barh(places, [value for _, value, _ in values], color=SERIES[0], height=0.7)
+    axes.plot([chance for _, _, chance in values], places, linestyle="", marker="|", markersize=8, color=INK)
+    axes.set_yticks(places, [label(name) for name, _, _ in values])
+    axes.set(xlabel=x_label)
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_title(title, loc="left", fontweight="bold")
+    words = ", ".join(f"{name} {value:.4f} (chance {chance:.4f})" for name, value, chance in values)
+    return inline(figure, key, f"{title}: {words}.")
+
+
 def thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], list[float | None]]:
     """At most MAX_POINTS points: means of equal blocks, at the last x of each block."""
     kept = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]

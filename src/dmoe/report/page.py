@@ -54,7 +54,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
 
 def render(runs: Sequence[Run]) -> str:
     """The page as text."""
-    template = _environment().get_template("page.html.j2")
+    template = page_environment().get_template("page.html.j2")
     return template.render(
         runs=runs,
         several=len(runs) > 1,
@@ -69,7 +69,8 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Templates with the filters that write numbers; text is escaped, and an unknown name is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dmoe.report"),
         autoescape=True,

@@ -1,0 +1,39 @@
+"""`dmoe drift`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dmoe.cli.common import JsonOption, print_json, show_path
+
+HELP = """One HTML page on how validation, test and later rows differ from the first training rows.
+
+For every field the shift of its distribution and the rate of unseen values, and the label rate along the rows; the
+rows of each dmoe prepare --update stand apart.
+
+\b
+Examples:
+  dmoe drift data -o drift.html
+"""
+
+
+def command(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data set folder made by `dmoe prepare`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write; ends in .html.")] = Path(
+        "drift.html"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    from dmoe.report.drift import write_drift_report
+
+    found = write_drift_report(data, output)
+    if as_json:
+        print_json({"report": str(output), **found})
+        return
+    for group in found["groups"]:
+        typer.echo(f"{group['name']}: label rate {group['label_rate']:.4f} ({found['label_rate']:.4f} in the first)")
+        for field in group["fields"][:3]:
+            unseen = "" if field["unseen"] is None else f", unseen {field['unseen']:.2%}"
+            typer.echo(f"  {field['name']}: shift {field['shift']:.4f} bits (chance {field['chance']:.4f}){unseen}")
+    typer.echo(f"drift report: {show_path(output)}")

@@ -1,0 +1,93 @@
+"""The drift page: how later rows of a data set differ from the first training rows."""
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from dmoe.data.base import Base
+from dmoe.data.contents import Contents, FieldDrift, drift, groups_of, read_contents
+from dmoe.errors import ConfigError, DataError
+from dmoe.files import written_aside
+from dmoe.report.figures import Curve, bars, curves
+from dmoe.report.page import page_environment
+from dmoe.report.svg import drawing
+
+MAX_BARS = 20
+
+
+@dataclass(frozen=True)
+class GroupDrift:
+    """One group of rows beside the first: label rates, and its fields from the most shifted on."""
+
+    contents: Contents
+    fields: list[FieldDrift]
+    figure: Markup | None
+
+    @property
+    def name(self) -> str:
+        return self.contents.group.name
+
+    @property
+    def rate(self) -> float:
+        return self.contents.positives / self.contents.rows
+
+
+def write_drift_report(folder: Path, output: Path) -> dict[str, Any]:
+    """Writes one HTML page about the data set folder to `output`; gives its figures.
+
+    Raises: DataError if the folder is no whole data set or has one group of rows only; ConfigError if `output`
+    cannot be an HTML page.
+    """
+    if output.suffix not in (".html", ".htm") or output.is_dir():
+        raise ConfigError(f"{output}: the drift report is an HTML page; give a file name that ends in .html")
+    if not output.parent.is_dir():
+        raise ConfigError(f"{output}: folder {output.parent} does not exist; make it first")
+    data = Base.read(folder)
+    groups = groups_of(data)
+    if len(groups) < 2:
+        raise DataError(f"{folder}: holds one split of one preparation; there is nothing to compare it with")
+    first, *others = read_contents(data, groups)
+    with drawing():
+        found = [_group(data, first, other, index) for index, other in enumerate(others)]
+        rates = curves("rates", "Label rate", "share of the rows of the group", _rate_curves([first, *others]))
+    page = page_environment().get_template("drift.html.j2")
+    text = page.render(folder=str(folder), first=first, groups=found, rates=rates, version=version("dmoe"))
+    with written_aside(output) as aside:
+        aside.write_bytes(text.encode("utf-8"))
+    return {
+        "reference": first.group.name,
+        "label_rate": first.positives / first.rows,
+        "groups": [
+            {
+                "name": one.name,
+                "rows": one.contents.rows,
+                "label_rate": one.rate,
+                "fields": [asdict(field) for field in one.fields],
+            }
+            for one in found
+        ],
+    }
+
+
+def _group(data: Base, first: Contents, other: Contents, index: int) -> GroupDrift:
+    fields = drift(data, first, other)
+    shown = fields[:MAX_BARS]
+    figure = bars(
+        f"shift-{index}",
+        f"Shift of {other.group.name}",
+        "bits",
+        [(field.name, field.shift, field.chance) for field in shown],
+    )
+    return GroupDrift(other, fields, figure)
+
+
+def _rate_curves(contents: list[Contents]) -> list[Curve]:
+    series = []
+    for slot, one in enumerate(contents):
+        ends = [(index + 1) / len(one.blocks) for index in range(len(one.blocks))]
+        rates = [positives / rows for rows, positives in one.blocks]
+        series.append(Curve(name=one.group.name, slot=slot, x=ends, y=rates))
+    return series

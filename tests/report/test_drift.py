@@ -1,0 +1,109 @@
+"""The drift page: groups and figures against slow counts, and a shift that was planted."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dmoe.cli.main import main
+from dmoe.data.base import Base
+from dmoe.data.config import DataConfig
+from dmoe.data.contents import drift, groups_of, read_contents
+from dmoe.data.prepare import prepare
+from dmoe.data.update import update
+from dmoe.errors import ConfigError, DataError
+from dmoe.report.drift import write_drift_report
+
+PLAN = DataConfig.model_validate(
+    {
+        "label": "y",
+        "split": {"kind": "given"},
+        "fields": {"categorical": ["steady", "moved", "fresh"], "numeric": ["price"]},
+    }
+)
+
+
+def write_log(path: Path, rows: int, *, seed: int, moved: float = 0.0) -> Path:
+    """A share `moved` of the column moved is another value, and of fresh an unseen one; prices are as much higher."""
+    draw = np.random.default_rng(seed)
+    lines = ["y,steady,moved,fresh,price"]
+    for index in range(rows):
+        other = "z" if draw.random() < moved else f"m{draw.integers(4)}"
+        fresh = f"new{index}" if draw.random() < moved else f"f{draw.integers(4)}"
+        click = int(draw.random() < 0.3 + moved / 2)
+        lines.append(f"{click},s{draw.integers(9)},{other},{fresh},{draw.normal() + 3 * moved:.3f}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drift")
+    train, test = write_log(folder / "train.csv", 3000, seed=1), write_log(folder / "test.csv", 1500, seed=2)
+    prepare(PLAN, [f"train={train}", f"test={test}"], folder / "data", shard_rows=700)
+    update(folder / "data", [f"test={write_log(folder / 'day.csv', 1200, seed=3, moved=0.4)}"], shard_rows=700)
+    return folder / "data"
+
+
+def test_contents_are_those_of_slow_counts(data: Path) -> None:
+    base = Base.read(data)
+    groups = groups_of(base)
+    assert [(group.name, len(group.parts)) for group in groups] == [("train", 5), ("test", 3), ("test, update 1", 2)]
+    for one in read_contents(base, groups):
+        rows = [row for part in one.group.parts for row in pq.read_table(part).to_pylist()]
+        assert (one.rows, one.positives) == (len(rows), sum(row["y"] for row in rows))
+        for name in ("steady", "moved", "fresh"):
+            counts = Counter(row[name] for row in rows)
+            clicked = Counter(row[name] for row in rows if row["y"])
+            assert {code: count for code, count in enumerate(one.counts[name].tolist()) if count} == counts
+            assert {code: count for code, count in enumerate(one.positive_counts[name].tolist()) if count} == clicked
+        assert one.counts["price"].sum() == len(rows)
+        assert sum(count for count, _ in one.blocks) == len(rows)
+        assert sum(positives for _, positives in one.blocks) == one.positives
+
+
+def test_a_planted_shift_stands_out_and_the_rest_is_chance(data: Path) -> None:
+    base = Base.read(data)
+    first, same, shifted = read_contents(base, groups_of(base))
+    for field in drift(base, first, same):
+        assert 0.2 * field.chance < field.shift < 3 * field.chance, field
+    by_name = {field.name: field for field in drift(base, first, shifted)}
+    for name in ("moved", "fresh", "price"):
+        assert by_name[name].shift > 20 * by_name[name].chance
+    assert by_name["steady"].shift < 3 * by_name["steady"].chance
+    assert drift(base, first, shifted)[-1].name == "steady"
+    # 40% of the rows have a value that train does not.
+    assert by_name["fresh"].unseen == pytest.approx(0.4, abs=0.05)
+    assert by_name["steady"].unseen == 0
+    assert by_name["price"].unseen is None
+
+
+def test_the_page_holds_every_group_and_its_figures(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["drift", str(data), "-o", str(tmp_path / "drift.html")])
+    assert not done.value.code
+    assert "test, update 1: label rate" in capsys.readouterr().out
+    page = (tmp_path / "drift.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3
+    assert "http://" not in page
+    assert "https://" not in page
+    for words in ("test, update 1", "Shift of test", "Label rate", "moved", "price"):
+        assert words in page
+    found = write_drift_report(data, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+    assert [group["name"] for group in found["groups"]] == ["test", "test, update 1"]
+
+
+def test_what_cannot_be_reported_is_one_line(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ends in \.html"):
+        write_drift_report(data, tmp_path / "drift.txt")
+    with pytest.raises(ConfigError, match="does not exist; make it first"):
+        write_drift_report(data, tmp_path / "none" / "drift.html")
+    log = write_log(tmp_path / "log.csv", 60, seed=1)
+    prepare(PLAN, [f"train={log}"], tmp_path / "data")
+    with pytest.raises(DataError, match="nothing to compare it with"):
+        write_drift_report(tmp_path / "data", tmp_path / "drift.html")
