@@ -156,9 +156,15 @@ class _Texts:
     def coded(self, name: str) -> Coded:
         if name not in self._coded:
             encoded = as_text(self._raw.columns[name], name).dictionary_encode()
-            codes = encoded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False)
-            self._coded[name] = Coded(codes.astype(np.int32, copy=False), encoded.dictionary)
+            self._coded[name] = Coded(_codes(encoded), encoded.dictionary)
         return self._coded[name]
+
+
+def _codes(encoded: Column) -> Codes:
+    """The codes of a dictionary column, -1 where null."""
+    indices = encoded.indices.fill_null(MISSING) if encoded.null_count else encoded.indices
+    codes: Codes = indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    return codes
 
 
 def as_text(column: Column, name: str) -> Column:
@@ -263,7 +269,7 @@ def _numbers(column: Column, missing: tuple[str, ...], name: str, faults: _Fault
 def _checked_numbers(text: Column, name: str, faults: _Faults) -> Numbers:
     """As `_numbers`, value by distinct value, with faults."""
     encoded = text.dictionary_encode()
-    codes = encoded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False)
+    codes = _codes(encoded)
     by_code: Numbers = np.full(len(encoded.dictionary) + 1, np.nan)
     bad: dict[str, list[int]] = {NOT_A_NUMBER: [], OUT_OF_RANGE: []}
     texts = encoded.dictionary.to_pylist()
@@ -284,19 +290,18 @@ def _labels(column: Column, name: str, faults: _Faults) -> npt.NDArray[np.uint8]
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     encoded = as_text(column, name).dictionary_encode()
-    codes = encoded.indices.fill_null(MISSING).to_numpy(zero_copy_only=False)
+    codes = _codes(encoded)
     texts = [*encoded.dictionary.to_pylist(), ""]
     by_code = np.zeros(len(texts), dtype=np.uint8)
-    bad = []
+    bad = np.zeros(len(texts), dtype=bool)
     for code, value in enumerate(texts):
         label = parse_label(value)
         if isinstance(label, Fault):
-            # The last of the texts stands for null, whose code is -1.
-            bad.append(code if code < len(texts) - 1 else MISSING)
+            bad[code] = True
         else:
             by_code[code] = label
-    rows = np.flatnonzero(np.isin(codes, bad))
-    faults.add(rows, name, BAD_LABEL, lambda row: texts[codes[row]])
+    # The last of the texts stands for null, whose code is -1.
+    faults.add(np.flatnonzero(bad[codes]), name, BAD_LABEL, lambda row: texts[codes[row]])
     labels: npt.NDArray[np.uint8] = by_code[codes]
     return labels
 

@@ -76,6 +76,11 @@ class Spill:
             self._write(f"values-{piece}.arrow", [pa.record_batch({"value": one}) for one in values], "zstd")
         return [len(one) for one in values]
 
+    def place(self, column: str) -> int:
+        """Where a column stands in a file of rows."""
+        names = [f"c{i}" for i in range(len(self.coded))] + [f"n{i}" for i in range(len(self.numeric))]
+        return [*names, "label", "time"].index(column)
+
     def _write(self, name: str, batches: list[pa.RecordBatch], compression: Literal["lz4", "zstd"]) -> None:
         options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
         with (
@@ -154,6 +159,5 @@ class Stage:
 
     def _read(self, chunk: StagedChunk, column: str) -> Column:
         with pa.OSFile(str(self.folder / f"rows-{chunk.name}.arrow"), "rb") as file:
-            schema = pa.ipc.open_file(file).schema
-            options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(column)], use_threads=False)
+            options = pa.ipc.IpcReadOptions(included_fields=[self.spill.place(column)], use_threads=False)
             return pa.ipc.open_file(file, options=options).get_batch(0).column(0)

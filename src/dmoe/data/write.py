@@ -57,7 +57,9 @@ class SplitWriter:
                 note("chunk", index=chunk.index, tally={name: counts.tolist() for name, counts in tally.items()})
                 code = self.codes[chunk.start : chunk.start + chunk.num_rows]
                 for name, writer in writers.items():
-                    writer.append(table.filter(pa.array(code == SPLITS.index(name))))
+                    member = code == SPLITS.index(name)
+                    if member.any():  # filtering copies: most chunks of an ordered split lie in one
+                        writer.append(table if member.all() else table.filter(pa.array(member)))
                 end = chunk.start + chunk.num_rows
                 progress("write", end, end / len(self.codes))
         finally:
