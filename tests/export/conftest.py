@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dmoe.config import load_config
+from dmoe.data.config import DataConfig
 from dmoe.data.prepare import prepare
 from dmoe.export.write import export
 from dmoe.training.loop import train
@@ -22,6 +23,24 @@ SMALL = [
     "optimiser.lr=0.03",
 ]
 
+# What is made of a number or text on the way: several fields of columns that others read too.
+MADE = {
+    "categorical": {"hashed": {"column": "user", "hash_buckets": 4, "missing_values": ["NA", "2"]}},
+    "numeric": {
+        "age_step": {"column": "age", "transform": "log-bucket", "steps": 2, "missing_values": ["0"]},
+        "age_digit": {"column": "age", "transform": "digit", "radix": 10, "place": 0},
+        "price_part": {"column": "price", "transform": "quantile", "buckets": 5, "missing_as": "oov"},
+        "hits_again": {"column": "hits", "transform": "bucket"},
+    },
+}
+
+
+def every_kind(**changes: object) -> DataConfig:
+    fields = config().model_dump(exclude_unset=True)["fields"]
+    for kind, made in MADE.items():
+        fields[kind] |= made
+    return config(**{"fields": fields, **changes})
+
 
 def trained(folder: Path, *overrides: str, **data: object) -> Run:
     """log.csv, data and run below `folder`; the log has every kind of field, and clicks that depend on them."""
@@ -30,7 +49,7 @@ def trained(folder: Path, *overrides: str, **data: object) -> Run:
         site, age = row[COLUMNS.index("site")], row[COLUMNS.index("age")]
         row[COLUMNS.index("y")] = str(int((site in "ab日本") ^ (age > "5")))
     log = write_csv(folder / "log.csv", rows)
-    prepare(config(**data), [str(log)], folder / "data")
+    prepare(every_kind(**data), [str(log)], folder / "data")
     return train(load_config(None, [*SMALL, *overrides]), folder / "data", folder / "run")
 
 

@@ -108,7 +108,7 @@ class Decoder:
         if one.name in numeric:
             return round(float(_unscaled(numeric[one.name], np.zeros(1))[0]), 3)
         texts = self._texts[one.name]
-        if not texts:
+        if not texts or one.made:  # what a token was made of is not kept
             return None
         return round(bucket_number(texts[0]), 3) if one.bucket else texts[0]
 

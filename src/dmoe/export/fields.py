@@ -4,22 +4,24 @@ Values are parsed by the same `convert` that preparing uses; the graph does what
 number to its scaled value. R rows.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from dmoe.data.columns import MISSING, Coded, Rows, convert
-from dmoe.data.config import DataConfig
+from dmoe.data.config import DataConfig, NumericOptions
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.parse import RawRows
-from dmoe.data.values import FLOAT32_MAX
+from dmoe.data.quantiles import bucket_of
+from dmoe.data.values import FLOAT32_MAX, Fault, deriver, hasher, parse_number, token_maker
 from dmoe.errors import ConfigError, DataError
 from dmoe.export.lookup import TokenTable
-from dmoe.schema import MISSING_ID, OOV_ID, NumericField, Schema
+from dmoe.schema import MISSING_ID, OOV_ID, CategoricalField, NumericField, Schema
 from dmoe.validation import validate
 
 Column: TypeAlias = npt.NDArray[Any]
@@ -31,7 +33,10 @@ NUL = "\0"
 
 @dataclass(frozen=True, slots=True)
 class FieldInput:
-    """One field: the text, number or id that the graph takes for it."""
+    """One field: the text, number or id that the graph takes for it.
+
+    `made` says what a token is made of before the graph: a number, or a text by its hash.
+    """
 
     name: str
     kind: Literal["text", "number", "id"]
@@ -39,6 +44,7 @@ class FieldInput:
     missing_texts: tuple[str, ...]  # of a text field, beyond null; compared with the text or derived text
     missing_id: int = MISSING_ID
     bucket: bool = False
+    made: Literal["number", "hash"] | None = None
 
     @property
     def null(self) -> str:
@@ -64,14 +70,20 @@ def field_inputs(schema: Schema, config: DataConfig, id_fields: Collection[str])
         column = config.source_column(field.name)
         missing_id = OOV_ID if config.missing_is_oov(field.name) else MISSING_ID
         options = config.fields.options(field.name)
-        if field.name in config.fields.numeric:
+        if isinstance(options, NumericOptions) and options.transform == "bucket":
             inputs.append(FieldInput(field.name, "number", column, options.missing_values, missing_id, bucket=True))
             continue
-        # The raw text of a derived field was compared with the format's missing texts; it is never empty itself.
-        general = ("",) if field.name in config.derive else config.format.missing
-        missing = (*general, *options.missing_values)
         kind: Literal["text", "id"] = "id" if field.name in id_fields else "text"
-        inputs.append(FieldInput(field.name, kind, column, tuple(dict.fromkeys(missing)), missing_id))
+        made: Literal["number", "hash"] | None = None
+        if isinstance(options, NumericOptions):
+            made = "number"
+        elif options.hash_buckets is not None:
+            made = "hash"
+        # The raw text of a derived field was compared with the format's missing texts; it is never empty itself.
+        # A made token is compared with none: what makes it gives no token where the value is missing.
+        general = ("",) if made or field.name in config.derive else config.format.missing
+        missing = general if made else (*general, *options.missing_values)
+        inputs.append(FieldInput(field.name, kind, column, tuple(dict.fromkeys(missing)), missing_id, made=made))
     numbers = [FieldInput(field.name, "number", config.source_column(field.name), ()) for field in schema.numeric]
     return [*inputs, *numbers]
 
@@ -81,8 +93,61 @@ def without_buckets(config: DataConfig) -> DataConfig:
     values = config.model_dump(exclude_defaults=True)
     for name, options in config.fields.numeric.items():
         if options.transform == "bucket":
-            values["fields"]["numeric"][name] = {}
+            values["fields"]["numeric"][name] = {} if options.column is None else {"column": options.column}
     return DataConfig.model_validate(values)
+
+
+TokenMaker: TypeAlias = Callable[[str], str | Fault | None]
+
+
+def token_makers(schema: Schema, config: DataConfig) -> dict[str, TokenMaker]:
+    """For each field whose tokens are made of a raw text: the function that makes them, None where it is missing.
+
+    Fields that the graph itself buckets count as numbers: theirs gives the number's text.
+    """
+    makers: dict[str, TokenMaker] = {name: deriver(derivation) for name, derivation in config.derive.items()}
+    for field in schema.categorical:
+        options = config.fields.options(field.name)
+        if isinstance(options, NumericOptions):
+            if options.makes_tokens and options.transform != "bucket":
+                make = _quantile_maker(field) if options.transform == "quantile" else token_maker(options)
+                made = _after(makers.get(field.name), make)
+                makers[field.name] = _without(made, options.missing_values)
+        elif options.hash_buckets is not None:
+            absent = (
+                options.missing_values
+                if field.name in config.derive
+                else (*config.format.missing, *options.missing_values)
+            )
+            makers[field.name] = _after(_without(makers.get(field.name, str), absent), hasher(options.hash_buckets))
+    return makers
+
+
+def _quantile_maker(field: CategoricalField) -> Callable[[str], str | Fault]:
+    def make(text: str) -> str | Fault:
+        number = parse_number(text)
+        return number if isinstance(number, Fault) else str(bucket_of(np.array([number]), field.edges or ())[0])
+
+    return make
+
+
+def _after(first: TokenMaker | None, second: Callable[[str], str | Fault]) -> TokenMaker:
+    if first is None:
+        return second
+
+    def make(text: str) -> str | Fault | None:
+        between = first(text)
+        return second(between) if isinstance(between, str) else between
+
+    return make
+
+
+def _without(make: TokenMaker, missing: Collection[str]) -> TokenMaker:
+    def kept(text: str) -> str | Fault | None:
+        token = make(text)
+        return None if isinstance(token, str) and token in missing else token
+
+    return kept
 
 
 class Featuriser:
@@ -96,6 +161,7 @@ class Featuriser:
     ):
         self.schema, self.inputs, self._tables = schema, inputs, tables
         self.config = without_buckets(config)
+        self._edges = {field.name: field.edges for field in schema.categorical if field.edges is not None}
         self._narrow = [field for field in schema.numeric if _may_overflow(field)]
 
     def __call__(self, raw: RawRows) -> Features:
@@ -115,7 +181,12 @@ class Featuriser:
     def _column(self, one: FieldInput, rows: Rows) -> Column:
         if one.kind == "number":
             return rows.numeric[one.name].reshape(-1, 1)
-        coded: Coded = rows.categorical[one.name]
+        edges = self._edges.get(one.name)
+        if edges is None:
+            coded: Coded = rows.categorical[one.name]
+        else:
+            buckets = pa.array([str(bucket) for bucket in range(len(edges) + 1)], pa.string())
+            coded = Coded(bucket_of(rows.numeric[one.name], edges), buckets)
         texts = [*coded.values.to_pylist(), None]
         assert MISSING == -1  # the code of what is appended here
         by_code = text_column(one, texts) if one.kind == "text" else text_ids(self._tables[one.name], one, texts)

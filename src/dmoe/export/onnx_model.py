@@ -3,10 +3,10 @@
 R rows.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.parse import RawRows
-from dmoe.data.sources import Piece, Source, expand_inputs, needed_columns, table_rows
+from dmoe.data.sources import Source, expand_inputs, needed_columns, table_rows
 from dmoe.errors import DataError
 from dmoe.export.extra import require
 from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
@@ -22,6 +22,8 @@ from dmoe.export.lookup import TokenTable
 from dmoe.export.manifest import OUTPUTS, Manifest
 from dmoe.rows import as_arrow, as_paths
 from dmoe.schema import Schema, vocabulary_path
+
+ReadRows: TypeAlias = Callable[[], RawRows]
 
 # Rows of one call of the graph: enough to fill vector units, few enough for the activations to stay in cache.
 GRAPH_ROWS = 256
@@ -92,7 +94,8 @@ class OnnxModel:
                 yield from pool.map(self._score_piece, self._table_pieces(rows))
                 return
             for path in expand_inputs([str(path) for path in paths]):
-                yield from pool.map(self._score_piece, Source(path, self._config, scoring=True).pieces())
+                pieces = (piece.read for piece in Source(path, self._config, scoring=True).pieces())
+                yield from pool.map(self._score_piece, pieces)
 
     def raw_rows(self, table: pa.Table, where: str) -> RawRows:
         """A table's columns that the fields are read from.
@@ -111,7 +114,7 @@ class OnnxModel:
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
-    def _table_pieces(self, table: Any) -> Iterable[Piece]:
+    def _table_pieces(self, table: Any) -> Iterable[ReadRows]:
         arrow = as_arrow(table)
         wanted = needed_columns(self._config, arrow.column_names, "table", scoring=True)
         arrow = arrow.select(list(wanted))
@@ -121,8 +124,8 @@ class OnnxModel:
             for start in range(0, arrow.num_rows, step)
         )
 
-    def _score_piece(self, piece: Piece) -> npt.NDArray[np.float32]:
-        return self.score(self.featuriser(piece()))["probability"][:, 0]
+    def _score_piece(self, read: ReadRows) -> npt.NDArray[np.float32]:
+        return self.score(self.featuriser(read()))["probability"][:, 0]
 
 
 def token_tables(folder: Path, inputs: Sequence[FieldInput]) -> Mapping[str, TokenTable]:

@@ -166,12 +166,14 @@ class Application:
     def _inputs(served: Served) -> list[dict[str, Any]]:
         """The raw columns of a request, with the datatype that suits each and a frequent value."""
         derived = served.reader.derived
-        by_column: dict[str, dict[str, Any]] = {}
-        for one in served.model.manifest.inputs:
-            kind = "FP64" if one.kind == "number" and one.name not in derived else "BYTES"
-            column = {"name": one.column, "datatype": kind, "shape": [-1, 1], "example": None}
-            by_column.setdefault(one.column, column)
-            if one.name not in derived:
+        by_column: dict[str, dict[str, Any]] = {
+            column: {"name": column, "datatype": "FP64", "shape": [-1, 1], "example": None}
+            for column in served.reader.columns
+        }
+        for field, one in zip(served.model.inputs, served.model.manifest.inputs, strict=True):
+            if one.name in derived or (one.kind != "number" and field.made != "number"):
+                by_column[one.column]["datatype"] = "BYTES"
+            if one.name not in derived and one.example is not None:
                 by_column[one.column]["example"] = one.example
         return [by_column[column] for column in served.reader.columns]
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.data.values import FLOAT32_MAX, Fault, deriver, parse_number
+from dmoe.data.values import FLOAT32_MAX, Fault, parse_number
 from dmoe.errors import DataError, DmoeError
-from dmoe.export.fields import Column, Features, FieldInput, text_column, text_ids
+from dmoe.export.fields import Column, Features, FieldInput, text_column, text_ids, token_makers
 from dmoe.export.onnx_model import OnnxModel
 from dmoe.serving.arrow import read_table
 
@@ -58,7 +58,7 @@ class RowReader:
         self.columns = tuple(config.field_columns())
         self._fields = {column: [one for one in model.inputs if one.column == column] for column in self.columns}
         self.derived = frozenset(config.derive)
-        self._derivers = {name: deriver(derivation) for name, derivation in config.derive.items()}
+        self._makers = token_makers(model.schema, config)
 
     def from_json(self, columns: Sequence[JsonColumn]) -> Features:
         """Raises: RequestError (400) naming the column and row at fault."""
@@ -104,8 +104,8 @@ class RowReader:
             ) from None
 
     def _column(self, field: FieldInput, column: JsonColumn) -> Column:
-        if field.name in self._derivers:
-            return self._derived(field, column)
+        if field.name in self._makers:
+            return self._made(field, column)
         if field.kind == "number":
             return self._numbers(column)
         return self._as_input(field, _texts(column))
@@ -124,9 +124,10 @@ class RowReader:
             return numbers
         return np.array(self._mapped(column.data, parse_number, column.name, np.nan))
 
-    def _derived(self, field: FieldInput, column: JsonColumn) -> Column:
-        derive = self._derivers[field.name]
-        texts = self._mapped(_texts(column), derive, column.name, None)
+    def _made(self, field: FieldInput, column: JsonColumn) -> Column:
+        number = field.made == "number" and field.name not in self.derived
+        raw = _number_texts(column) if number else _texts(column)
+        texts = self._mapped(raw, self._makers[field.name], column.name, None)
         if field.kind != "number":
             return self._as_input(field, texts)
         return np.array([np.nan if text is None else float(text) for text in texts])
@@ -139,6 +140,13 @@ class RowReader:
             if isinstance(result, Fault):
                 raise RequestError(400, f"input '{name}', row {row}: {result.reason}")
         return results
+
+
+def _number_texts(column: JsonColumn) -> Sequence[str | None]:
+    """The values as text that reads as the same numbers."""
+    if column.datatype == "BYTES":
+        return column.data
+    return [None if value is None else repr(float(value)) for value in column.data]
 
 
 def _texts(column: JsonColumn) -> Sequence[str | None]:
