@@ -59,10 +59,18 @@ def test_alpha_zero_is_the_baseline_to_the_bit(small_data, tmp_path):
     assert not torch.equal(weights(baseline)["experts.0.align.weight"], weights(some)["experts.0.align.weight"])
 
 
-@pytest.mark.parametrize("embedding", ["deferred", "dense", "lazy", "rowwise-adagrad"])
+@pytest.mark.parametrize(
+    ("embedding", "storage"),
+    [
+        *((kind, "float32") for kind in ("deferred", "dense", "lazy", "rowwise-adagrad")),
+        ("deferred", "bfloat16"),
+        ("deferred", "float16"),
+    ],
+)
 @pytest.mark.parametrize("step", [1, 16, 25])
-def test_an_interrupted_run_resumes_to_the_same_bits(small_data, tmp_path, embedding, step):
+def test_an_interrupted_run_resumes_to_the_same_bits(small_data, tmp_path, embedding, storage, step):
     overrides = [f"optimiser.embedding={embedding}", "model.tower_dropout=0.2", "training.epochs=2"]
+    overrides += [f"model.embedding_storage={storage}"]
     if embedding in ("lazy", "rowwise-adagrad"):
         overrides.append("optimiser.embedding_l2=0")
     config = small_config(*overrides)

@@ -80,6 +80,7 @@ class DMoE(nn.Module):
         gate_table: "own", or the expert whose table the gate reads.
         gate_embedding_dim: width of the gate's own table; by default that of the first table.
         tower_units: hidden units of the tower.
+        embedding_storage: dtype in which the tables are kept; by default torch's default dtype.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
 
@@ -101,6 +102,7 @@ class DMoE(nn.Module):
         gate_embedding_dim: int | None = None,
         tower_units: Sequence[int] = (500,),
         tower_dropout: float = 0.0,
+        embedding_storage: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not experts:
@@ -121,7 +123,7 @@ class DMoE(nn.Module):
                 self.gate_reads = self.table_of_expert[gate_table]
             else:
                 raise ValueError(f"DMoE.gate_table must be 'own' or an expert index below {num_experts}")
-        self.embedding = MultiTableEmbedding(vocabulary_sizes, num_numeric, widths)
+        self.embedding = MultiTableEmbedding(vocabulary_sizes, num_numeric, widths, storage=embedding_storage)
 
         # Experts (eq. 2, 7).
         self.experts = nn.ModuleList(AlignedExpert(expert, expert_units) for expert in experts)
