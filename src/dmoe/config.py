@@ -222,7 +222,7 @@ class RunConfig(_Strict):
         if storage != "float32" and self.optimiser.embedding != "deferred":
             raise ValueError(
                 f"'model.embedding_storage' {storage} needs optimiser.embedding: deferred, which rounds without "
-                f"losing small updates; got {self.optimiser.embedding}. Set one or the other"
+                f"losing small updates, got {self.optimiser.embedding}; set one or the other"
             )
         tables = self.model.table_of_expert
         if any(term.location == "input" for term in active) and len(set(tables)) < len(tables):

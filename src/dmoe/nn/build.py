@@ -11,7 +11,6 @@ from dmoe.nn.experts import expert_class
 from dmoe.nn.model import DecorrelationTerm, DMoE
 from dmoe.schema import Schema
 
-
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from dmoe.nn.embedding import MultiTableEmbedding
 from dmoe.nn.experts.base import Expert
 from dmoe.nn.gate import Gate
+from dmoe.nn.mixture import mix
 from dmoe.nn.mlp import MLP, initialise_linear
 
 Location = Literal["output", "pre-activation", "intermediate", "input"]
@@ -159,7 +160,7 @@ class DMoE(nn.Module):
             mixed_BH = outputs[0]
         else:
             gate_BM = self.gate(embeddings_TBFD[self.gate_reads])
-            mixed_BH = self.mix(outputs, gate_BM)
+            mixed_BH = mix(outputs, gate_BM)
 
         return DMoEOutput(
             logit=self.predict_from_mixture(mixed_BH),
@@ -169,14 +170,6 @@ class DMoE(nn.Module):
             intermediates=inner,
             inputs=tuple(input_BFD.flatten(1) for input_BFD in inputs),
         )
-
-    @staticmethod
-    def mix(expert_outputs: Sequence[Tensor], gate_BM: Tensor) -> Tensor:
-        """`h_BH = Σ_m g^(m) · o^(m)` (eq. 3, 10)."""
-        mixed_BH = expert_outputs[0] * gate_BM[:, :1]
-        for index, output_BH in enumerate(expert_outputs[1:], start=1):
-            mixed_BH = torch.addcmul(mixed_BH, output_BH, gate_BM[:, index : index + 1])
-        return mixed_BH
 
     def predict_from_mixture(self, mixed_BH: Tensor) -> Tensor:
         """The logit (B,) of eq. 11, before its sigmoid."""

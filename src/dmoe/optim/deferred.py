@@ -162,8 +162,9 @@ class DeferredAdam(EmbeddingOptimiser):
             "last_step": self._last_step,
             "history": torch.from_numpy(self._history.numbers),
             "largest_lr": torch.tensor(self._history.largest_lr, dtype=torch.float64),
+            # -1 while nobody has asked for it.
             "norm_squared": torch.tensor(
-                math.nan if self._norm_squared is None else self._norm_squared, dtype=torch.float64
+                -1.0 if self._norm_squared is None else self._norm_squared, dtype=torch.float64
             ),
         }
 
@@ -175,7 +176,7 @@ class DeferredAdam(EmbeddingOptimiser):
         self._history = _History(self._dtype, self.betas[0], self.eps)
         self._history.load(state["history"].numpy(), float(state["largest_lr"]))
         norm_squared = float(state["norm_squared"])
-        self._norm_squared = None if math.isnan(norm_squared) else norm_squared
+        self._norm_squared = norm_squared if norm_squared >= 0 else None
 
     def _replay(self, rows: Array, start: int, stop: int, settle: bool) -> None:
         """The missed steps of rows[start:stop]."""
@@ -266,7 +267,9 @@ class _History:
 
     def append(self, lr: float, correction1: float, inverse_root: float, decay: float) -> None:
         if self._length == self._numbers.shape[1]:
-            self._numbers = np.concatenate([self._numbers, np.empty((6, 1024 + self._length), self._numbers.dtype)], axis=1)
+            self._numbers = np.concatenate(
+                [self._numbers, np.empty((6, 1024 + self._length), self._numbers.dtype)], axis=1
+            )
         if lr > self.largest_lr:
             # 1/(1−β1^t) falls, so the largest lr times the correction of a step bounds all later step sizes.
             self.bounds[:] = np.inf if self.largest_lr == 0 else self.bounds * (lr / self.largest_lr)

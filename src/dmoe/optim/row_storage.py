@@ -60,9 +60,7 @@ class _HalfRows:
         self.dtype = np.dtype(np.float32)
         self._weight = weight
         self._widen, self._round = (
-            (widen_bfloat16, round_to_bfloat16)
-            if weight.dtype == torch.bfloat16
-            else (widen_float16, round_to_float16)
+            (widen_bfloat16, round_to_bfloat16) if weight.dtype == torch.bfloat16 else (widen_float16, round_to_float16)
         )
 
     def read(self, rows_U: Array) -> tuple[Array, Array]:
