@@ -6,11 +6,9 @@ import os
 import signal
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 
-import dmoe
 from dmoe.data.dataset import SplitReader
 from dmoe.errors import ConfigError, DataError, NonFiniteLossError
 from dmoe.files import read_json, read_json_lines
@@ -119,12 +117,6 @@ def test_a_run_with_tables_in_16_bits_is_loaded_as_it_was_evaluated(small_data, 
     found = quick_metrics(run.load_model(), SplitReader(small_data, "test", batch_size=50), torch.device("cpu"))
     assert metrics["test"]["auc"] == pytest.approx(found["auc"], abs=1e-6)
     assert metrics["valid"]["auc"] > 0.6
-    raw = {"site": ["site0", "site3"], "device": ["device1", "new"], "hour": ["hour0", ""], "price": [0.5, -1.0]}
-    scores = dmoe.load(run.path).predict_proba(pa.table(raw))
-    ids = torch.tensor([[2, 3, 2], [5, 1, 0]], dtype=torch.int32)
-    with torch.inference_mode():
-        wanted = torch.sigmoid(run.load_model()(ids, torch.tensor([[0.5], [-1.0]])).logit)
-    assert scores.tolist() == wanted.tolist()
 
 
 def test_best_weights_are_kept_and_lr_falls_on_a_plateau(small_data, tmp_path):

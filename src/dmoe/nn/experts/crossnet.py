@@ -100,7 +100,7 @@ class _CrossLayers(torch.autograd.Function):
             x0_gradient_BN.addcmul_(gradient_BN, products[layer])
             product_gradient_BN = gradient_BN * x0_BN
             gradients += [product_gradient_BN.sum(dim=0), product_gradient_BN.t() @ inputs[layer]]
-            gradient_BN.addmm_(product_gradient_BN, weights[layer])
+            torch.addmm(gradient_BN, product_gradient_BN, weights[layer], out=gradient_BN)
         if gradient_BN is not None:
             x0_gradient_BN.add_(gradient_BN)
         return x0_gradient_BN, *reversed(gradients)
