@@ -90,8 +90,7 @@ class MLP(nn.Module):
             output_BH = linear(output_BH)
             if self.norms:
                 output_BH = self.norms[index](output_BH)
-            # In place: neither the product nor the normalisation needs its own output for the backward pass.
-            output_BH = functional.relu(output_BH, inplace=True)
+            output_BH = functional.relu(output_BH)
             layers.append(output_BH)
             output_BH = self.dropout(output_BH)
         return output_BH, tuple(layers)
