@@ -28,13 +28,14 @@ class Contestant:
     """One process. `optimiser`: for dmoe a name of `optimiser.embedding`; for FuxiCTR adam, fused or sparse.
 
     `mode`: train or score on prebuilt batches, or with the loader from files (train-files, score-files,
-    read-files).
+    read-files). `storage`: for dmoe, `model.embedding_storage`.
     """
 
     name: str
     worker: str = "dmoe"
     optimiser: str = "deferred"
     mode: str = "train"
+    storage: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Case:
             "head": self.head,
             "embedding_l2": self.embedding_l2,
             "optimiser": contestant.optimiser,
+            "embedding_storage": contestant.storage,
             "vocabulary_sizes": batches.vocabulary_sizes(self.vocabulary_rows, self.num_fields),
             "batch_size": self.batch_size,
             "embedding_dim": sizes.embedding_dim,
@@ -108,6 +110,7 @@ class Case:
 
 
 OURS = Contestant("dmoe")
+OURS_BFLOAT16 = Contestant("dmoe, tables in bfloat16", storage="bfloat16")
 FUXICTR = Contestant("FuxiCTR", "fuxictr", "adam")
 DEEPCTR = Contestant("DeepCTR-Torch", "deepctr", "adam")
 RECHUB = Contestant("torch-rechub", "rechub", "adam")
@@ -133,7 +136,7 @@ def _single_models() -> list[Case]:
 
 
 def _mixtures() -> list[Case]:
-    peers = (OURS, FUXICTR, FUXICTR_FUSED, FUXICTR_SPARSE)
+    peers = (OURS, OURS_BFLOAT16, FUXICTR, FUXICTR_FUSED, FUXICTR_SPARSE)
     return [
         *_with_and_without_l2(Case("cin-crossnet", ("cin", "crossnet"), peers, head="d-moe")),
         *_with_and_without_l2(Case("3xdcnv2", ("dcnv2",) * 3, peers, head="d-moe")),

@@ -58,6 +58,11 @@ def test_the_resolved_yaml_loads_to_the_same_configuration(tmp_path):
         ("optimiser: {lr: 1.0e+9}", "less than or equal to 100"),
         ("decorrelation: [{alpha: 1, location: input}]\nmodel: {tables: shared}", "share a table"),
         ("optimiser: {embedding: lazy, embedding_l2: 1e-3}", "set embedding: deferred"),
+        (
+            "model: {embedding_storage: bfloat16}\noptimiser: {embedding: dense}",
+            "'model.embedding_storage' bfloat16 needs optimiser.embedding: deferred.*got dense",
+        ),
+        ("model: {embedding_storage: int8}", "'model.embedding_storage'.*'float32', 'bfloat16' or 'float16'"),
         ("training: {device: gpu}", "must be auto, cpu, cuda"),
         ("training: {epochs: 3}\ntraining: {epochs: 4}", r"run\.yaml:2: .*'training' appears twice"),
         ("training: [", r"run\.yaml:\d+: not valid YAML"),

@@ -50,7 +50,8 @@ class PeersModel(nn.Module):
         super().__init__()
         dim = job["embedding_dim"]
         first_order = name in ("deepfm", "xdeepfm")
-        self.embedding = MultiTableEmbedding(sizes, 0, [dim, 1] if first_order else [dim])
+        storage = {"float32": torch.float32, "bfloat16": torch.bfloat16}[job["embedding_storage"]]
+        self.embedding = MultiTableEmbedding(sizes, 0, [dim, 1] if first_order else [dim], storage=storage)
         # The FM sum of DeepFM reaches the logit as it is, so it stays outside of what the last layer weighs.
         inner = "dnn" if name == "deepfm" else name
         self.fm = FM(len(sizes), dim, output="scalar") if name == "deepfm" else None
@@ -75,6 +76,7 @@ def make_model(job: Job) -> nn.Module:
         return PeersModel(names[0], sizes, job)
     config = ModelConfig(
         embedding_dim=job["embedding_dim"],
+        embedding_storage=job["embedding_storage"],
         experts=[{"kind": name, **expert_options(name, job)} for name in names],
         gate=GateConfig(units=job["gate_units"]),
         expert_units=job["expert_units"],

@@ -71,6 +71,7 @@ class ModelConfig(_Strict):
     """Experts, the tables that they read, the gate and the tower."""
 
     embedding_dim: int | list[int] = 16
+    embedding_storage: Literal["float32", "bfloat16", "float16"] = "float32"
     tables: Literal["shared", "per-expert"] | list[int] = "per-expert"
     experts: list[dict[str, Any]] = Field(
         default=[{"kind": "cin", "units": [276]}, {"kind": "crossnet", "layers": 3}], min_length=1
@@ -216,6 +217,12 @@ class RunConfig(_Strict):
             raise ValueError(
                 "'decorrelation' needs batches of at least two rows: one row has no correlation; set alpha: 0 or a "
                 "larger training.batch_size"
+            )
+        storage = self.model.embedding_storage
+        if storage != "float32" and self.optimiser.embedding != "deferred":
+            raise ValueError(
+                f"'model.embedding_storage' {storage} needs optimiser.embedding: deferred, which rounds without "
+                f"losing small updates, got {self.optimiser.embedding}; set one or the other"
             )
         tables = self.model.table_of_expert
         if any(term.location == "input" for term in active) and len(set(tables)) < len(tables):

@@ -17,6 +17,9 @@ from torch import Tensor
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
+# Dtypes that a table may be stored in, beside those of the arithmetic.
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
 _executors: dict[int, ThreadPoolExecutor] = {}
 
 
@@ -82,6 +85,8 @@ def empty_table(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     Random row access to hundreds of megabytes is bound by address translation on 4 KiB pages; numpy asks for
     huge pages (madvise), torch's allocator does not.
     """
+    if dtype in HALF_DTYPES:  # numpy has no bfloat16
+        return torch.from_numpy(np.empty((rows, columns), dtype=np.uint16)).view(dtype)
     return torch.from_numpy(np.empty((rows, columns), dtype=numpy_dtype(dtype)))
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from sklearn.metrics import roc_auc_score
 
 import dmoe
 from dmoe.cli.main import main
@@ -95,6 +96,21 @@ def test_tables_of_every_kind_score_alike_and_in_order(folder, tmp_path):
     assert np.array_equal(predictor.predict_proba(tmp_path / "raw.csv"), expected)
     np.testing.assert_allclose(predictor.predict_proba(numeric[:1]), expected[:1], rtol=1e-5)
     assert predictor.predict_proba(numeric[:0]).shape == (0,)
+
+
+def test_tables_in_16_bits_are_predicted_with_as_evaluated(folder, call, tmp_path):
+    run = tmp_path / "half"
+    trained = call(
+        "train", "d-moe", *SMALL, "model.embedding_storage=bfloat16", "--data", folder / "data", "--output", run
+    )
+    assert trained.code == 0
+    assert Run.open(run).load_weights()["embedding.weight"].dtype == torch.bfloat16
+    evaluated = call("evaluate", run, "--split", "test", "--json")
+    assert evaluated.code == 0
+    probabilities = dmoe.load(run).predict_proba(raw_rows_of(folder, "test"))
+    clicks = raw_rows_of(folder, "test")["click"].astype(int)
+    auc = json.loads(evaluated.out)["test"]["auc"]
+    assert roc_auc_score(clicks, probabilities) == pytest.approx(auc, abs=1e-6)
 
 
 def test_unseen_and_missing_values_are_scored(folder):

@@ -399,9 +399,15 @@ def test_a_dense_gradient_is_refused_where_rows_are_needed() -> None:
         optimiser.step()
 
 
-def test_half_precision_tables_are_refused() -> None:
-    with pytest.raises(ConfigError, match="float32 or float64"):
-        DeferredAdam(nn.Parameter(torch.zeros(3, WIDTH, dtype=torch.float16)), 0.1)
+@pytest.mark.parametrize("kind", sorted(set(EMBEDDING_OPTIMISERS) - {"deferred"}))
+def test_half_precision_tables_need_deferred(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"embedding_storage: a table in float16 .* not by '{kind}' on cpu"):
+        make_embedding_optimiser(kind, nn.Parameter(torch.zeros(3, WIDTH, dtype=torch.float16)), lr=0.1)
+
+
+def test_tables_of_integers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"table of floats on the CPU, got torch\.int32"):
+        DeferredAdam(nn.Parameter(torch.zeros(3, WIDTH, dtype=torch.int32), requires_grad=False), 0.1)
 
 
 def test_state_of_another_optimiser_or_model_is_refused() -> None:

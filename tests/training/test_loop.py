@@ -59,10 +59,18 @@ def test_alpha_zero_is_the_baseline_to_the_bit(small_data, tmp_path):
     assert not torch.equal(weights(baseline)["experts.0.align.weight"], weights(some)["experts.0.align.weight"])
 
 
-@pytest.mark.parametrize("embedding", ["deferred", "dense", "lazy", "rowwise-adagrad"])
+@pytest.mark.parametrize(
+    ("embedding", "storage"),
+    [
+        *((kind, "float32") for kind in ("deferred", "dense", "lazy", "rowwise-adagrad")),
+        ("deferred", "bfloat16"),
+        ("deferred", "float16"),
+    ],
+)
 @pytest.mark.parametrize("step", [1, 16, 25])
-def test_an_interrupted_run_resumes_to_the_same_bits(small_data, tmp_path, embedding, step):
+def test_an_interrupted_run_resumes_to_the_same_bits(small_data, tmp_path, embedding, storage, step):
     overrides = [f"optimiser.embedding={embedding}", "model.tower_dropout=0.2", "training.epochs=2"]
+    overrides += [f"model.embedding_storage={storage}"]
     if embedding in ("lazy", "rowwise-adagrad"):
         overrides.append("optimiser.embedding_l2=0")
     config = small_config(*overrides)
@@ -98,6 +106,17 @@ def test_the_run_folder_holds_what_it_should(small_data, tmp_path):
     environment = read_json(run.path / "environment.json")
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["peak_memory_bytes"] > 1e7
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16"])
+def test_a_run_with_tables_in_16_bits_is_loaded_as_it_was_evaluated(small_data, tmp_path, storage):
+    run = train(small_config(f"model.embedding_storage={storage}"), small_data, tmp_path / "run")
+    assert weights(run)["embedding.weight"].dtype == getattr(torch, storage)
+    assert weights(run)["head.weight"].dtype == torch.float32
+    metrics = read_json(run.path / "metrics.json")
+    found = quick_metrics(run.load_model(), SplitReader(small_data, "test", batch_size=50), torch.device("cpu"))
+    assert metrics["test"]["auc"] == pytest.approx(found["auc"], abs=1e-6)
+    assert metrics["valid"]["auc"] > 0.6
 
 
 def test_best_weights_are_kept_and_lr_falls_on_a_plateau(small_data, tmp_path):

@@ -11,6 +11,8 @@ from dmoe.nn.experts import expert_class
 from dmoe.nn.model import DecorrelationTerm, DMoE
 from dmoe.schema import Schema
 
+_STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
     """The model of `config` for rows of `schema`, its weights drawn from `seed` alone.
@@ -42,6 +44,7 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
             gate_table=config.gate.table,
             tower_units=config.tower_units,
             tower_dropout=config.tower_dropout,
+            embedding_storage=_STORAGE[config.embedding_storage],
         )
 
 

@@ -8,7 +8,8 @@ S = summed width of all tables, V = summed vocabulary sizes, U distinct table ro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any, Protocol, cast
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from dmoe.errors import DataError
 from dmoe.nn import embedding_kernels
-from dmoe.row_parallel import empty_table, map_chunks, numpy_dtype
+from dmoe.row_parallel import HALF_DTYPES, empty_table, map_chunks, numpy_dtype
 
 INITIAL_STD = 1e-4
 _ROWS_PER_CHUNK = 1024
@@ -42,6 +43,8 @@ class MultiTableEmbedding(nn.Module):
         num_numeric: numeric fields; each has one learned vector a table, and its embedding is value × vector.
         widths: embedding width of each of the T tables.
         sparse: whether `weight.grad` is a sparse COO tensor (rows ascending, each once) instead of a dense one.
+        storage: dtype of `weight`, by default torch's default dtype; bfloat16 and float16 halve it. Results and
+            `weight.grad` have the default dtype whatever it is.
         field_names: names of the categorical fields, for error messages.
 
     Shape: ``ids_BC`` (B, C) int32 or int64, ``numeric_BN`` (B, N); the result is a tuple of T contiguous
@@ -60,6 +63,7 @@ class MultiTableEmbedding(nn.Module):
         widths: Sequence[int],
         *,
         sparse: bool = False,
+        storage: torch.dtype | None = None,
         field_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
@@ -79,8 +83,11 @@ class MultiTableEmbedding(nn.Module):
         self._first_columns = (0, *accumulate(widths))
         self._offsets = np.array((0, *accumulate(vocabulary_sizes)), dtype=np.int64)
         self._optimiser: RowOptimiser | None = None
-        dtype = torch.get_default_dtype()
+        dtype = storage or torch.get_default_dtype()
         self.weight = nn.Parameter(empty_table(int(self._offsets[-1]), sum(widths), dtype))
+        if dtype in HALF_DTYPES:
+            # Autograd would otherwise round the gradient to the storage's dtype.
+            self.weight.grad_dtype = torch.get_default_dtype()
         self.numeric_weight = nn.Parameter(torch.empty(num_numeric, sum(widths)))
         self.register_state_dict_pre_hook(_flush_before_saving)  # type: ignore[no-untyped-call]
         self.reset_parameters()
@@ -115,6 +122,15 @@ class MultiTableEmbedding(nn.Module):
         self._optimiser = optimiser
         self.sparse = optimiser.sparse_gradient
 
+    @contextmanager
+    def updates_held_back(self) -> Iterator[None]:
+        """Inside, `state_dict` gives the rows as they are, for a state that holds the optimiser's as well."""
+        optimiser, self._optimiser = self._optimiser, None
+        try:
+            yield
+        finally:
+            self._optimiser = optimiser
+
     def distinct_rows(self, ids_BC: Tensor) -> Tensor:
         """The rows of `weight` that `ids_BC` reads, int64 (U,), ascending, each once."""
         return _Batch(self, self._checked(ids_BC)).rows_U
@@ -144,7 +160,8 @@ class MultiTableEmbedding(nn.Module):
         parts = []
         if self.vocabulary_sizes:
             offsets_C = torch.from_numpy(self._offsets[:-1]).to(ids_BC.device)
-            parts.append(nn.functional.embedding(ids_BC + offsets_C, self.weight))
+            rows_BCS = nn.functional.embedding(ids_BC + offsets_C, self.weight)
+            parts.append(rows_BCS.to(self.numeric_weight.dtype))
         if self.num_numeric:
             if numeric_BN is None:
                 raise ValueError(f"the model has {self.num_numeric} numeric fields; pass numeric")
@@ -174,10 +191,10 @@ class MultiTableEmbedding(nn.Module):
         if numeric_BN is None:
             if self.num_numeric:
                 raise ValueError(f"the model has {self.num_numeric} numeric fields; pass numeric")
-            return self.weight.new_empty(num_rows, 0)
+            return self.numeric_weight.new_empty(num_rows, 0)
         if tuple(numeric_BN.shape) != (num_rows, self.num_numeric):
             raise ValueError(f"numeric must be ({num_rows}, {self.num_numeric}), got {tuple(numeric_BN.shape)}")
-        return numeric_BN.to(self.weight.dtype)
+        return numeric_BN.to(self.numeric_weight.dtype)
 
 
 def _flush_before_saving(module: nn.Module, _prefix: str, _keep_vars: bool) -> None:
@@ -241,7 +258,7 @@ class _Lookup(torch.autograd.Function):
         ctx.shape = weight_VS.shape
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(numeric_weight_NS, numeric_BN)
-        outputs = _gather(weight_VS, batch)
+        outputs = _gather(weight_VS, batch, numeric_weight_NS.dtype)
         num_categorical = batch.ids_BC.shape[1]
         if num_categorical < batch.num_fields:
             for table, output_BFD in enumerate(outputs):
@@ -275,20 +292,24 @@ class _Lookup(torch.autograd.Function):
         return weight_gradient, numeric_weight_gradient, numeric_gradient, None
 
 
-def _gather(weight_VS: Tensor, batch: _Batch) -> tuple[Tensor, ...]:
+def _gather(weight_VS: Tensor, batch: _Batch, dtype: torch.dtype) -> tuple[Tensor, ...]:
     num_rows, num_categorical = batch.ids_BC.shape
     shapes = [(num_rows, batch.num_fields, width) for width in batch.widths]
     if weight_VS.device.type != "cpu":
         rows_BCS = weight_VS[batch.index_BC()]
-        outputs = [weight_VS.new_empty(shape) for shape in shapes]
+        outputs = [weight_VS.new_empty(shape, dtype=dtype) for shape in shapes]
         for table, output_BFD in enumerate(outputs):
             columns = slice(batch.first_columns[table], batch.first_columns[table + 1])
             output_BFD[:, :num_categorical] = rows_BCS[..., columns]
         return tuple(outputs)
-    ids, offsets, weight = batch.ids_BC.numpy(), batch.offsets, weight_VS.detach().numpy()
+    ids, offsets, weight_VS = batch.ids_BC.numpy(), batch.offsets, weight_VS.detach()
+    if weight_VS.dtype in HALF_DTYPES:
+        # Each distinct row is widened once; the few that a batch has then serve as its table.
+        ids, offsets, weight_VS = batch.inverse_BC.numpy(), np.zeros_like(offsets), weight_VS[batch.rows_U].to(dtype)
+    weight = weight_VS.numpy()
     first_columns, widths = np.array(batch.first_columns), np.array(batch.widths)
     num_positions = num_rows * batch.num_fields
-    flat = np.empty(num_positions * int(first_columns[-1]), numpy_dtype(weight_VS.dtype))
+    flat = np.empty(num_positions * int(first_columns[-1]), numpy_dtype(dtype))
 
     def copy(start: int, stop: int) -> None:
         embedding_kernels.gather(start, stop, ids, offsets, weight, first_columns, widths, batch.num_fields, flat)

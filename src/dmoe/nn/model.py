@@ -15,6 +15,7 @@ from torch.nn import functional
 from dmoe.nn.embedding import MultiTableEmbedding
 from dmoe.nn.experts.base import Expert
 from dmoe.nn.gate import Gate
+from dmoe.nn.mixture import mix
 from dmoe.nn.mlp import MLP, initialise_linear
 
 Location = Literal["output", "pre-activation", "intermediate", "input"]
@@ -80,6 +81,7 @@ class DMoE(nn.Module):
         gate_table: "own", or the expert whose table the gate reads.
         gate_embedding_dim: width of the gate's own table; by default that of the first table.
         tower_units: hidden units of the tower.
+        embedding_storage: dtype in which the tables are kept; by default torch's default dtype.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
 
@@ -101,6 +103,7 @@ class DMoE(nn.Module):
         gate_embedding_dim: int | None = None,
         tower_units: Sequence[int] = (500,),
         tower_dropout: float = 0.0,
+        embedding_storage: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not experts:
@@ -121,7 +124,7 @@ class DMoE(nn.Module):
                 self.gate_reads = self.table_of_expert[gate_table]
             else:
                 raise ValueError(f"DMoE.gate_table must be 'own' or an expert index below {num_experts}")
-        self.embedding = MultiTableEmbedding(vocabulary_sizes, num_numeric, widths)
+        self.embedding = MultiTableEmbedding(vocabulary_sizes, num_numeric, widths, storage=embedding_storage)
 
         # Experts (eq. 2, 7).
         self.experts = nn.ModuleList(AlignedExpert(expert, expert_units) for expert in experts)
@@ -157,7 +160,7 @@ class DMoE(nn.Module):
             mixed_BH = outputs[0]
         else:
             gate_BM = self.gate(embeddings_TBFD[self.gate_reads])
-            mixed_BH = self.mix(outputs, gate_BM)
+            mixed_BH = mix(outputs, gate_BM)
 
         return DMoEOutput(
             logit=self.predict_from_mixture(mixed_BH),
@@ -167,14 +170,6 @@ class DMoE(nn.Module):
             intermediates=inner,
             inputs=tuple(input_BFD.flatten(1) for input_BFD in inputs),
         )
-
-    @staticmethod
-    def mix(expert_outputs: Sequence[Tensor], gate_BM: Tensor) -> Tensor:
-        """`h_BH = Σ_m g^(m) · o^(m)` (eq. 3, 10)."""
-        mixed_BH = expert_outputs[0] * gate_BM[:, :1]
-        for index, output_BH in enumerate(expert_outputs[1:], start=1):
-            mixed_BH = torch.addcmul(mixed_BH, output_BH, gate_BM[:, index : index + 1])
-        return mixed_BH
 
     def predict_from_mixture(self, mixed_BH: Tensor) -> Tensor:
         """The logit (B,) of eq. 11, before its sigmoid."""

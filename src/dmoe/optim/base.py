@@ -36,6 +36,8 @@ class EmbeddingOptimiser(ABC):
 
     kind: ClassVar[str]
     sparse_gradient: bool = True
+    # Tensors of the state whose last dimension has no length of its own.
+    growing: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -85,23 +87,34 @@ class EmbeddingOptimiser(ABC):
         `clip_norm`: the threshold that the norm is compared with, if that is all it is for.
         """
 
+    def state_dict(self, *, flush: bool = True) -> dict[str, Tensor]:
+        """All state as named tensors on the CPU or the weight's device, up to date; `weight` is not in it.
+
+        Without `flush` it holds what the moves held back are made of, and belongs to `weight` as it now is.
+        """
+        if flush:
+            self.flush()
+        return self._state()
+
     @abstractmethod
-    def state_dict(self) -> dict[str, Tensor]:
-        """All state as named tensors on the CPU or the weight's device, up to date; `weight` is not in it."""
+    def _state(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what `state_dict` gave; `weight` must be loaded as it was at that moment.
 
         Raises: DataError if a tensor is missing, unknown or of another shape.
         """
-        own = self.state_dict()
+        own = self._state()
         if set(own) != set(state):
             raise DataError(
                 f"optimiser state '{self.kind}' has tensors {sorted(own)}, the saved one has {sorted(state)}; "
                 "resume with the optimiser that the checkpoint was made with"
             )
         for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
+            shapes = tensor.shape, state[name].shape
+            if name in self.growing:
+                shapes = shapes[0][:-1], shapes[1][:-1]
+            if shapes[0] != shapes[1]:
                 raise DataError(
                     f"optimiser state '{name}' has shape {tuple(tensor.shape)}, "
                     f"the saved one {tuple(state[name].shape)}; the model or its vocabularies differ"

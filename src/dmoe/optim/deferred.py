@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from dmoe.errors import ConfigError
 from dmoe.optim import deferred_kernels
 from dmoe.optim.base import EmbeddingOptimiser
-from dmoe.row_parallel import empty_table, map_chunks, numpy_dtype
+from dmoe.optim.row_storage import row_storage
+from dmoe.row_parallel import HALF_DTYPES, empty_table, map_chunks
 
 Array = npt.NDArray[Any]
 
@@ -33,12 +34,16 @@ class DeferredAdam(EmbeddingOptimiser):
     After `flush` the weights equal those of `DenseAdam` up to floating-point rounding. Splitting the work
     differently (more flushes, a save and load in between) changes no bit.
 
+    A table in bfloat16 or float16 is rounded stochastically (`row_storage`) whenever rows of it are written, so
+    there a flush rounds once more; arithmetic and moments are float32. A save and load changes no bit there either.
+
     Memory beside the weights: both moments and one int32 a row.
 
-    Raises: ConfigError if the table is not float32 or float64 on the CPU, or β1 ≥ √β2.
+    Raises: ConfigError if the table is not a float table on the CPU, or β1 ≥ √β2.
     """
 
     kind: ClassVar[str] = "deferred"
+    growing = frozenset({"history"})
 
     def __init__(
         self,
@@ -49,16 +54,18 @@ class DeferredAdam(EmbeddingOptimiser):
         l2: float = 0.0,
     ) -> None:
         super().__init__(weight, lr, betas, eps, l2)
-        if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+        if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64, *HALF_DTYPES):
             raise ConfigError(
-                f"'deferred' needs a float32 or float64 table on the CPU, got {weight.dtype} on {weight.device}; "
+                f"'deferred' needs a table of floats on the CPU, got {weight.dtype} on {weight.device}; "
                 "use embedding: dense, which is the same model"
             )
         if betas[0] >= math.sqrt(betas[1]):
             raise ConfigError(f"'deferred' needs beta1 < sqrt(beta2), got {betas}; use embedding: dense")
-        self._dtype = numpy_dtype(weight.dtype)
-        self._first_moment = empty_table(len(weight), weight.shape[1], weight.dtype).zero_()
-        self._second_moment = empty_table(len(weight), weight.shape[1], weight.dtype).zero_()
+        self._storage = row_storage(weight)
+        self._dtype = self._storage.dtype
+        moment_dtype = torch.float32 if weight.dtype in HALF_DTYPES else weight.dtype
+        self._first_moment = empty_table(len(weight), weight.shape[1], moment_dtype).zero_()
+        self._second_moment = empty_table(len(weight), weight.shape[1], moment_dtype).zero_()
         # With L2: the step that the row is at. Without: the step that its moments are at; its weights are at
         # that step or at the last flush, whichever is later.
         self._last_step = torch.zeros(len(weight), dtype=torch.int32)
@@ -102,7 +109,7 @@ class DeferredAdam(EmbeddingOptimiser):
         rows, gradient = rows_U.numpy(), gradient_US.contiguous().numpy()
         before = self._rows_norm_squared(rows)
         scalar = self._dtype.type
-        arrays = self._weight_array(), self._first_moment.numpy(), self._second_moment.numpy()
+        moments = self._first_moment.numpy(), self._second_moment.numpy(), self._last_step.numpy()
         numbers = (
             *(scalar(x) for x in (self.lr * correction1, inverse_root, grad_scale, self.l2)),
             *self._beta_scalars(),
@@ -110,9 +117,12 @@ class DeferredAdam(EmbeddingOptimiser):
         )
 
         def apply(start: int, stop: int) -> None:
+            chunk = rows[start:stop]
+            weight, places = self._storage.read(chunk)
             deferred_kernels.apply_gradient(
-                start, stop, rows, gradient, *arrays, self._last_step.numpy(), self.step_count, *numbers
+                start, stop, rows, gradient, weight, places, *moments, self.step_count, *numbers
             )
+            self._storage.write(weight, chunk, self.step_count)
 
         map_chunks(len(rows), _ROWS_PER_CHUNK, apply)
         self._add_to_norm(rows, before)
@@ -135,37 +145,49 @@ class DeferredAdam(EmbeddingOptimiser):
                 rest = max(0.0, self._weight_norm_squared() - self._rows_norm_squared(rows))
             else:
                 self.catch_up(rows_U)
-        weight, l2 = self._weight_array(), self._dtype.type(self.l2)
+        l2 = self._dtype.type(self.l2)
 
         def add(start: int, stop: int) -> float:
-            return deferred_kernels.gradient_norm_squared(start, stop, rows, gradient, weight, l2)
+            weight, places = self._storage.read(rows[start:stop])
+            return deferred_kernels.gradient_norm_squared(start, stop, gradient, weight, places, l2)
 
         return math.fsum(map_chunks(len(rows), _ROWS_PER_CHUNK, add)) + self.l2**2 * rest
 
-    def state_dict(self) -> dict[str, Tensor]:
-        self.flush()
+    def _state(self) -> dict[str, Tensor]:
         return {
             "step_count": torch.tensor(self.step_count),
+            "flushed": torch.tensor(self._flushed),
             "first_moment": self._first_moment,
             "second_moment": self._second_moment,
             "last_step": self._last_step,
+            "history": torch.from_numpy(self._history.numbers),
+            "largest_lr": torch.tensor(self._history.largest_lr, dtype=torch.float64),
+            # -1 while nobody has asked for it.
+            "norm_squared": torch.tensor(
+                -1.0 if self._norm_squared is None else self._norm_squared, dtype=torch.float64
+            ),
         }
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
-        self.step_count = self._flushed = int(state["step_count"])
+        self.step_count, self._flushed = int(state["step_count"]), int(state["flushed"])
         self._first_moment.copy_(state["first_moment"])
         self._second_moment.copy_(state["second_moment"])
         self._last_step.copy_(state["last_step"])
         self._history = _History(self._dtype, self.betas[0], self.eps)
-        self._norm_squared = None
+        self._history.load(state["history"].numpy(), float(state["largest_lr"]))
+        norm_squared = float(state["norm_squared"])
+        self._norm_squared = norm_squared if norm_squared >= 0 else None
 
     def _replay(self, rows: Array, start: int, stop: int, settle: bool) -> None:
         """The missed steps of rows[start:stop]."""
         history = self._history
         scalar = self._dtype.type
+        chunk = rows[start:stop]
+        weight, places = self._storage.read(chunk)
         arguments: tuple[Any, ...] = (
             rows,
-            self._weight_array(),
+            weight,
+            places,
             self._first_moment.numpy(),
             self._second_moment.numpy(),
             self._last_step.numpy(),
@@ -198,14 +220,11 @@ class DeferredAdam(EmbeddingOptimiser):
                 settle,
             )
             deferred_kernels.replay_momentum(start, stop, *arguments)
+        self._storage.write(weight, chunk, self.step_count)
 
     def _beta_scalars(self) -> tuple[Any, ...]:
         beta1, beta2 = self.betas
         return tuple(self._dtype.type(x) for x in (beta1, 1 - beta1, beta2, 1 - beta2))
-
-    def _weight_array(self) -> Array:
-        array: Array = self.weight.detach().numpy()
-        return array
 
     def _weight_norm_squared(self) -> float:
         """‖weight‖² with every row as it was when last brought up to date."""
@@ -216,10 +235,10 @@ class DeferredAdam(EmbeddingOptimiser):
     def _rows_norm_squared(self, rows: Array, always: bool = False) -> float:
         if self._norm_squared is None and not always:
             return 0.0
-        weight = self._weight_array()
 
         def add(start: int, stop: int) -> float:
-            return deferred_kernels.sum_of_squares(start, stop, rows, weight)
+            weight, places = self._storage.read(rows[start:stop])
+            return deferred_kernels.sum_of_squares(places, weight)
 
         return math.fsum(map_chunks(len(rows), _FLUSH_ROWS_PER_CHUNK, add))
 
@@ -241,25 +260,36 @@ class _History:
     def __init__(self, dtype: np.dtype[Any], beta1: float, eps: float) -> None:
         self._numbers = np.empty((6, 1024), dtype)
         self._length = 0
-        self._largest_lr = 0.0
+        self.largest_lr = 0.0
         self._eps = eps
         self._stable_gain = (1 + beta1) / (1 - beta1)
         self._dead_weight = float(np.finfo(dtype).tiny) * 2.0**30
 
     def append(self, lr: float, correction1: float, inverse_root: float, decay: float) -> None:
         if self._length == self._numbers.shape[1]:
-            self._numbers = np.concatenate([self._numbers, np.empty_like(self._numbers)], axis=1)
-        if lr > self._largest_lr:
+            self._numbers = np.concatenate(
+                [self._numbers, np.empty((6, 1024 + self._length), self._numbers.dtype)], axis=1
+            )
+        if lr > self.largest_lr:
             # 1/(1−β1^t) falls, so the largest lr times the correction of a step bounds all later step sizes.
-            self.bounds[:] = np.inf if self._largest_lr == 0 else self.bounds * (lr / self._largest_lr)
-            self._largest_lr = lr
+            self.bounds[:] = np.inf if self.largest_lr == 0 else self.bounds * (lr / self.largest_lr)
+            self.largest_lr = lr
         step_size = lr * correction1
         alive = step_size == 0 or step_size * decay / self._eps >= self._stable_gain
         dead_weight = 0.0 if alive else self._dead_weight
         dead_moment = 0.0 if alive else dead_weight * min(1.0, self._eps / step_size)
-        bound = self._largest_lr * correction1
+        bound = self.largest_lr * correction1
         self._numbers[:, self._length] = step_size, inverse_root, decay, bound, dead_weight, dead_moment
         self._length += 1
+
+    def load(self, numbers: Array, largest_lr: float) -> None:
+        """Takes over `numbers` and `largest_lr` of another history."""
+        self._numbers, self._length = numbers.copy(), numbers.shape[1]
+        self.largest_lr = largest_lr
+
+    @property
+    def numbers(self) -> Array:
+        return self._numbers[:, : self._length]
 
     @property
     def step_sizes(self) -> Array:

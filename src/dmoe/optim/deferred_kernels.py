@@ -1,7 +1,9 @@
 """Compiled loops of deferred exact Adam (the algebra is in docs/optimisers.md).
 
-All scalars come in the dtype of the table, so that nothing is silently widened.
-Shape suffixes: V table rows, S table width, U rows of this call, J steps since the last flush.
+All scalars come in the dtype of the arithmetic, so that nothing is silently widened. Weights may be a copy of the
+rows [start, stop) of the call alone: `places_N` says which row of `weight_NS` belongs to which of them.
+Shape suffixes: V table rows, S table width, U rows of this call, N of them that are worked on, J steps since the
+last flush.
 """
 
 from typing import Any
@@ -24,26 +26,25 @@ WHOLE_LANES = 32
 
 
 @sum_kernel
-def sum_of_squares(start: int, stop: int, rows_U: Array, weight_VS: Array) -> float:
+def sum_of_squares(places_N: Array, weight_NS: Array) -> float:
     total = 0.0
-    for index in range(start, stop):
-        row = rows_U[index]
-        for column in range(weight_VS.shape[1]):
-            value = np.float64(weight_VS[row, column])
+    for place in places_N:
+        for column in range(weight_NS.shape[1]):
+            value = np.float64(weight_NS[place, column])
             total += value * value
     return total
 
 
 @sum_kernel
 def gradient_norm_squared(
-    start: int, stop: int, rows_U: Array, gradient_US: Array, weight_VS: Array, l2: Scalar
+    start: int, stop: int, gradient_US: Array, weight_NS: Array, places_N: Array, l2: Scalar
 ) -> float:
-    """Σ (gradient + l2·w)² over rows_U[start:stop], in float64."""
+    """Σ (gradient + l2·w)² over rows [start, stop) of the gradient, in float64."""
     total = 0.0
     for index in range(start, stop):
-        row = rows_U[index]
-        for column in range(weight_VS.shape[1]):
-            value = np.float64(gradient_US[index, column] + l2 * weight_VS[row, column])
+        place = places_N[index - start]
+        for column in range(weight_NS.shape[1]):
+            value = np.float64(gradient_US[index, column] + l2 * weight_NS[place, column])
             total += value * value
     return total
 
@@ -53,7 +54,8 @@ def replay_with_l2(
     start: int,
     stop: int,
     rows_U: Array,
-    weight_VS: Array,
+    weight_NS: Array,
+    places_N: Array,
     first_VS: Array,
     second_VS: Array,
     last_V: Array,
@@ -74,13 +76,13 @@ def replay_with_l2(
 
     Index j of the per-step arrays (see `_History`) is step base + 1 + j.
     """
-    width = weight_VS.shape[1]
+    width = weight_NS.shape[1]
     group = max(1, LANES // width)
     lanes = -(-group * width // WHOLE_LANES) * WHOLE_LANES
     weight, first, second = (
-        np.zeros(lanes, weight_VS.dtype),
-        np.zeros(lanes, weight_VS.dtype),
-        np.zeros(lanes, weight_VS.dtype),
+        np.zeros(lanes, weight_NS.dtype),
+        np.zeros(lanes, weight_NS.dtype),
+        np.zeros(lanes, weight_NS.dtype),
     )
     begins = np.empty(stop - start, np.int64)
     for index in range(start, stop):
@@ -94,8 +96,9 @@ def replay_with_l2(
             break
         for member in range(size):
             row = rows_U[start + order[group_start + member]]
+            place = places_N[order[group_start + member]]
             for column in range(width):
-                weight[member * width + column] = weight_VS[row, column]
+                weight[member * width + column] = weight_NS[place, column]
                 first[member * width + column] = first_VS[row, column]
                 second[member * width + column] = second_VS[row, column]
         for active in range(1, size + 1):
@@ -127,8 +130,9 @@ def replay_with_l2(
                     weight[lane] -= step_size * m / (np.sqrt(v) * inverse_root + eps)
         for member in range(size):
             row = rows_U[start + order[group_start + member]]
+            place = places_N[order[group_start + member]]
             for column in range(width):
-                weight_VS[row, column] = weight[member * width + column]
+                weight_NS[place, column] = weight[member * width + column]
                 first_VS[row, column] = first[member * width + column]
                 second_VS[row, column] = second[member * width + column]
             last_V[row] = now
@@ -139,7 +143,8 @@ def replay_momentum(
     start: int,
     stop: int,
     rows_U: Array,
-    weight_VS: Array,
+    weight_NS: Array,
+    places_N: Array,
     first_VS: Array,
     second_VS: Array,
     last_V: Array,
@@ -161,14 +166,14 @@ def replay_momentum(
     already at step `flushed` if that is later. With `settle`, the moments follow to `now`.
     `bounds_J`: at least the step size of this and every later step.
     """
-    width = weight_VS.shape[1]
-    root = np.empty(width, weight_VS.dtype)
+    width = weight_NS.shape[1]
+    root = np.empty(width, weight_NS.dtype)
     for index in range(start, stop):
         row = rows_U[index]
         last = np.int64(last_V[row])
         if last == 0 or last == now:
             continue
-        weight, first, second = weight_VS[row], first_VS[row], second_VS[row]
+        weight, first, second = weight_NS[places_N[index - start]], first_VS[row], second_VS[row]
         begin = last if last > flushed else flushed
         end = now if now < last + len(powers1_K) else last + len(powers1_K) - 1
         if begin < end:
@@ -207,7 +212,8 @@ def apply_gradient(
     stop: int,
     rows_U: Array,
     gradient_US: Array,
-    weight_VS: Array,
+    weight_NS: Array,
+    places_N: Array,
     first_VS: Array,
     second_VS: Array,
     last_V: Array,
@@ -225,8 +231,9 @@ def apply_gradient(
     """Step `now` of Adam with gradient grad_scale · (gradient + l2·w) on rows that are at step now − 1."""
     for index in range(start, stop):
         row = rows_U[index]
-        weight, first, second, given = weight_VS[row], first_VS[row], second_VS[row], gradient_US[index]
-        for column in range(weight_VS.shape[1]):
+        weight, first, second = weight_NS[places_N[index - start]], first_VS[row], second_VS[row]
+        given = gradient_US[index]
+        for column in range(weight_NS.shape[1]):
             gradient = grad_scale * (given[column] + l2 * weight[column])
             m = beta1 * first[column] + one_minus_beta1 * gradient
             v = beta2 * second[column] + one_minus_beta2 * (gradient * gradient)

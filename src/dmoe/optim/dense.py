@@ -56,7 +56,7 @@ class DenseAdam(EmbeddingOptimiser):
         self.weight.grad = self._whole = dense
         return dense
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def _state(self) -> dict[str, Tensor]:
         state = self._adam.state.get(self.weight, {})
         zeros = torch.zeros_like(self.weight) if not state else None
         return {

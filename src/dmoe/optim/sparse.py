@@ -77,7 +77,7 @@ class LazyAdam(_BatchRowsOptimiser):
         self.weight.index_add_(0, rows_U, update_US, alpha=-step_size)
         self.zero_grad()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def _state(self) -> dict[str, Tensor]:
         return {
             "step_count": torch.tensor(self.step_count),
             "first_moment": self._first_moment,
@@ -134,7 +134,7 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
         self.weight.index_add_(0, rows_U, update_US, alpha=-self.lr)
         self.zero_grad()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def _state(self) -> dict[str, Tensor]:
         return {"step_count": torch.tensor(self.step_count), "accumulator": self._accumulator_VT}
 
     def _load(self, state: Mapping[str, Tensor]) -> None:

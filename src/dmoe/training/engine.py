@@ -121,11 +121,12 @@ class Engine:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by name; not flushed."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        with self.model.embedding.updates_held_back():
+            tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in zip(self.names, self.dense, strict=True):
             for key, value in self.adam.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
-        tensors |= {f"embedding.{key}": value for key, value in self.embedding.state_dict().items()}
+        tensors |= {f"embedding.{key}": value for key, value in self.embedding.state_dict(flush=False).items()}
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:

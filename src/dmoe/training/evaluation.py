@@ -19,6 +19,7 @@ from dmoe.decorrelation import CrossExpertCorrelation
 from dmoe.errors import DmoeError, UserError
 from dmoe.files import write_json
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
+from dmoe.nn.mixture import mix
 from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, Schema, vocabulary_path
 from dmoe.training.run import Run, choose_device
@@ -169,7 +170,7 @@ def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
     # A gate wholly on the removed expert leaves nothing to renormalise: the others then share equally.
     total_B1 = weights_BK.sum(1, keepdim=True)
     weights_BK = torch.where(total_B1 > 0, weights_BK / total_B1, torch.full_like(weights_BK, 1 / len(kept)))
-    return model.predict_from_mixture(model.mix([output.expert_outputs[index] for index in kept], weights_BK))
+    return model.predict_from_mixture(mix([output.expert_outputs[index] for index in kept], weights_BK))
 
 
 def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:
