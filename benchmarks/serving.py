@@ -95,9 +95,11 @@ def start_peer(kind: str, run: Path) -> tuple[subprocess.Popen[bytes], int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.workers.serving_peers", kind, str(run), str(port)]
+    command = [sys.executable, "-m", f"benchmarks.workers.serving_{kind}", str(run), str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     for _ in range(600):
+        if process.poll() is not None:
+            raise RuntimeError(f"{kind} ended at once: {' '.join(command)}")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return process, port
@@ -123,8 +125,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     cases["dmoe, 1 row, 8 connections"] = case(server.port, single, 8, 1)
     cases["dmoe, 1000 rows, JSON"] = case(server.port, [request(json_body(one, numbers)) for one in batches], 4, BATCH)
     cases["dmoe, 1000 rows, Arrow"] = case(server.port, [request(arrow_body(one), ARROW) for one in batches], 4, BATCH)
-    for kind in ("fastapi", "litserve"):
-        process, port = start_peer(kind, options.run)
+    for kind, (process, port) in {kind: start_peer(kind, options.run) for kind in ("fastapi", "litserve")}.items():
         running.append(process)
         cases[f"{kind} + torch, 1 row, 8 connections"] = case(
             port, [request(rows_body(one, numbers), path="/infer") for one in singles], 8, 1
