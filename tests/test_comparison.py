@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoe.cli.main import main
-from dmoe.comparison import compare_runs, paired_auc, paired_logloss
+from dmoe.comparison import compare_runs, paired_auc, paired_logloss, worse_segments
 from dmoe.config import load_config
 from dmoe.data.prepare import prepare
 from dmoe.errors import DataError, UserError
@@ -69,6 +69,16 @@ def test_equal_models_differ_by_chance_as_often_as_said() -> None:
     # 20 expected; outside 6 to 36 once in a thousand times.
     assert 6 < below["auc"] < 36
     assert 6 < below["logloss"] < 36
+
+
+def test_segments_that_became_worse() -> None:
+    def row(value: str, rows: int, difference: float, p: float) -> dict[str, object]:
+        return {"value": value, "rows": rows, "logloss": {"difference": difference, "p": p}}
+
+    table = [row("worse", 500, 0.1, 0.01), row("chance", 500, 0.1, 0.03), row("better", 500, -0.1, 0.001)]
+    few = row("few", 99, 0.1, 1e-9)
+    assert worse_segments({"segments": {"site": [*table, few]}}) == [("site", "worse")]
+    assert worse_segments({"segments": {"site": table, "user": table}}) == []  # 6 segments: p counts six times
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,9 @@ SIGNIFICANCE = 0.05
 
 SEGMENT_VALUES = 12
 
+# The mean of fewer rows' losses is too far from normal for its p to say anything.
+LEAST_SEGMENT_ROWS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -190,8 +193,13 @@ def _segment_row(value: str, labels_R: npt.NDArray[np.bool_], first_R: Floats, s
 
 
 def worse_segments(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """(field, value) where the second run's logloss is worse beyond chance, p times the number of segments."""
-    rows = [(field, row) for field, table in found["segments"].items() for row in table]
+    """(field, value) where the second run's logloss is worse beyond chance, p times the number of segments looked at.
+
+    Segments of fewer than 100 rows are not looked at.
+    """
+    rows = [
+        (field, row) for field, table in found["segments"].items() for row in table if row["rows"] >= LEAST_SEGMENT_ROWS
+    ]
     return [
         (field, row["value"])
         for field, row in rows

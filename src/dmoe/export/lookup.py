@@ -53,7 +53,8 @@ class TokenTable:
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _PARTS
         )
         # Plain views: indexing np.memmap itself is several times slower.
-        self._hashes_K, self._ids_K, self._offsets, self._text = map(np.asarray, (hashes, ids, offsets, text))
+        self._hashes_K, self._ids_K, self._offsets = np.asarray(hashes), np.asarray(ids), np.asarray(offsets)
+        self._text = np.asarray(text).data
 
     def ids(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """The id of each text, int64; out of vocabulary where it is no token."""
@@ -64,8 +65,9 @@ class TokenTable:
         hashes = np.fromiter(map(self._hash, encoded), np.uint64, len(encoded))
         places = np.searchsorted(self._hashes_K, hashes)
         places[places == len(self._hashes_K)] = 0
-        for index in np.flatnonzero(self._hashes_K[places] == hashes).tolist():
-            place = places[index]
-            if self._text[self._offsets[place] : self._offsets[place + 1]].tobytes() == encoded[index]:
-                found[index] = self._ids_K[place]
+        hits = np.flatnonzero(self._hashes_K[places] == hashes)
+        places = places[hits]
+        bounds = zip(hits.tolist(), self._offsets[places].tolist(), self._offsets[places + 1].tolist(), strict=True)
+        same = np.array([self._text[start:stop] == encoded[hit] for hit, start, stop in bounds], dtype=bool)
+        found[hits[same]] = self._ids_K[places[same]]
         return found

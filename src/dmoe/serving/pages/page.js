@@ -115,7 +115,8 @@ function show(probabilities, gate, given, values) {
   moves.sort((one, other) => Math.abs(other.change) - Math.abs(one.change));
   element("moves").replaceChildren(...moves.map(({ field, change }) => {
     const row = document.createElement("tr");
-    const text = `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(4)}`;
+    const size = Math.abs(change).toFixed(4);
+    const text = Number(size) === 0 ? size : `${change < 0 ? "−" : "+"}${size}`;
     row.append(
       make("td", model.inputs[field].name),
       make("td", values[field]),
