@@ -162,7 +162,7 @@ class OptimiserConfig(_Strict):
     """
 
     kind: Literal["adam"] = "adam"
-    lr: float = Field(default=1e-3, gt=0, le=100)
+    lr: float = Field(default=1e-3, gt=0, le=1e6)
     embedding: Literal["deferred", "dense", "lazy", "rowwise-adagrad"] = "deferred"
     embedding_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     network_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)

@@ -45,7 +45,8 @@ def column(folder: Path, field: str) -> np.ndarray:
 
 def test_every_recipe_loads_and_says_what_it_is() -> None:
     assert recipe_names() == [
-        "avazu_x4", "criteo_numeric", "criteo_x1", "criteo_x4", "criteo_x4_csv", "frappe_x1", "movielenslatest_x1"
+        "avazu_x4", "criteo_numeric", "criteo_sample", "criteo_x1", "criteo_x4", "criteo_x4_csv",
+        "frappe_x1", "movielenslatest_x1",
     ]  # fmt: skip
     for name in recipe_names():
         assert read_recipe(name).description
@@ -146,6 +147,25 @@ def test_bucket_is_the_square_of_the_logarithm_cut(x: float) -> None:
 @pytest.mark.parametrize(("x", "want"), [(2, "2"), (1.9, "1"), (0, "0"), (-0.5, "0"), (-7, "-7"), (2.5, "0")])
 def test_bucket_up_to_two_is_the_integer_part(x: float, want: str) -> None:
     assert bucket(x) == want
+
+
+def test_criteo_sample_reads_each_count_as_number_and_as_step(tmp_path: Path) -> None:
+    counts = [0, 1, 2, 3, 6, 7, 50, ""] * 5
+    lines = [
+        "\t".join([str(index % 2), *[str(count)] * 13, *["68fd1e64"] * 26]) + "\n" for index, count in enumerate(counts)
+    ]
+    (tmp_path / "train.txt").write_text("".join(lines))
+    prepare(read_recipe("criteo_sample"), [str(tmp_path / "train.txt")], tmp_path / "data")
+    by_id = {id_: value for value, id_ in tokens(tmp_path / "data", "I7_step").items()}
+    steps = [by_id.get(id_, "missing") for id_ in column(tmp_path / "data", "I7_step").tolist()]
+    # floor(2 ln(1 + x)); 1 is seen 4 times in the first 32 rows like every other count, enough to be a token.
+    want = {0: "0", 1: "1", 2: "2", 3: "2", 6: "3", 7: "4", 50: "7", "": "missing"}
+    assert steps == [want[count] for count in counts]
+    logged = np.log1p([0.0 if count == "" else float(count) for count in counts])
+    present = np.array([count != "" for count in counts])
+    train = logged[:32][present[:32]]
+    numbers = np.where(present, (logged - train.mean()) / train.std(), 0)
+    np.testing.assert_allclose(column(tmp_path / "data", "I7"), numbers, rtol=1e-6)
 
 
 def test_criteo_numeric_on_the_real_sample(real_data: Path, tmp_path: Path) -> None:

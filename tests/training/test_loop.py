@@ -144,7 +144,7 @@ def test_several_evaluations_an_epoch(small_data, tmp_path):
 
 
 def test_a_diverging_loss_names_the_batch_and_keeps_finite_weights(small_data, tmp_path):
-    config = small_config("optimiser.lr=1e30", "training.clip_norm=null", "decorrelation=[]")
+    config = small_config("optimiser.lr=1e6", "training.clip_norm=null", "decorrelation=[]")
     with pytest.raises(NonFiniteLossError, match=r"step \d+, batch \d+ of 16 in epoch 1.*lower|Lower"):
         train(config, small_data, tmp_path / "run")
 
