@@ -151,9 +151,10 @@ def test_a_diverging_loss_names_the_batch_and_keeps_finite_weights(small_data, t
 
 def test_batches_of_one_row_and_a_data_set_smaller_than_a_batch(tmp_path):
     data = write_data(tmp_path / "data", {"train": 40, "valid": 40})
-    one = train(small_config("training.batch_size=1", "training.epochs=1"), data, tmp_path / "one")
+    one = train(small_config("training.batch_size=1", "training.epochs=1", "decorrelation=[]"), data, tmp_path / "one")
+    ragged = train(small_config("training.batch_size=39", "training.epochs=1"), data, tmp_path / "ragged")
     large = train(small_config("training.batch_size=1000", "training.epochs=1"), data, tmp_path / "large")
-    for run in (one, large):
+    for run in (one, ragged, large):
         assert all(torch.isfinite(value).all() for value in weights(run).values())
     assert "test" not in read_json(one.path / "metrics.json")
 
