@@ -149,8 +149,9 @@ def test_the_manifest_says_how_equal_they_are(run: Run, in_graph: Path) -> None:
     assert manifest.reference_scores[-1].upper == 1
     assert manifest.experts == ("cin", "crossnet")
     assert {one.name: one.kind for one in manifest.inputs} == {
-        "hits": "number", "site": "text", "user": "text", "weekday": "text", "price": "number", "age": "number",
-        "raw": "number",
+        "hits": "number", "hits_again": "number", "age_step": "text", "age_digit": "text", "price_part": "text",
+        "site": "text", "user": "text", "weekday": "text", "hashed": "text",
+        "price": "number", "age": "number", "raw": "number",
     }  # fmt: skip
 
 
