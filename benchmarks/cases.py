@@ -149,7 +149,15 @@ def _files() -> list[Case]:
 
     return [
         Case("loader", ("dcnv2",), both("train", "train-files", "read-files")),
-        Case("score", ("dcnv2",), both("score-files", "score")),
+        Case(
+            "score",
+            ("dcnv2",),
+            (
+                *both("score-files", "score"),
+                replace(OURS, name="dmoe, score-files, bfloat16", mode="bfloat16-score-files"),
+                replace(OURS, name="dmoe, score, bfloat16", mode="score-bfloat16"),
+            ),
+        ),
     ]
 
 

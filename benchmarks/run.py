@@ -55,7 +55,7 @@ def run_case(case: Case, settings: Settings) -> dict[str, Any]:
                 python = python_of(one.worker, settings.environments)
                 worker = Worker(python, one.worker, {**case.job(one), **common}, folder / f"{index}.log")
                 stack.callback(worker.close)
-                warm_up = worker.run(one.mode, 1 if one.mode == "score-files" else case.warm_up)
+                warm_up = worker.run(one.mode, 1 if one.mode.endswith("score-files") else case.warm_up)
             except (WorkerError, InstallationError, MemoryError) as error:
                 row["left_out"] = str(error)
                 continue
@@ -68,7 +68,7 @@ def run_case(case: Case, settings: Settings) -> dict[str, Any]:
                 times += hardware.run(mode, 1)
             for one, worker in list(running):
                 try:
-                    times = worker.run(one.mode, 1 if one.mode == "score-files" else settings.steps)
+                    times = worker.run(one.mode, 1 if one.mode.endswith("score-files") else settings.steps)
                 except WorkerError as error:
                     by_name[one.name]["left_out"] = str(error)
                     running.remove((one, worker))

@@ -145,7 +145,9 @@ def test_a_run_from_start_to_figures(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert command.main(words) == 0
     found = json.loads(results.read_text(encoding="utf-8"))
     score, growth = found["cases"]
-    assert [row["mode"] for row in score["contestants"]] == ["score-files", "score"]
+    assert [row["mode"] for row in score["contestants"]] == [
+        "score-files", "score", "bfloat16-score-files", "score-bfloat16"
+    ]  # fmt: skip
     assert (growth["axis"], growth["value"]) == ("vocabulary", 1000)
     ours = growth["contestants"][0]
     times = [time for one_round in ours["ms"] for time in one_round]

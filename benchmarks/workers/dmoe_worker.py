@@ -106,6 +106,7 @@ class Contestant:
         self.steps: dict[str, Step] = {
             "train": lambda: self.train(next(self.prebuilt)),
             "score": lambda: self.score(next(self.prebuilt)),
+            "score-bfloat16": lambda: self.score(next(self.prebuilt), torch.bfloat16),
         }
         if job["data"]:
             trained, read = (endless(self.reader(shuffle=True).batches) for _ in range(2))
@@ -113,7 +114,8 @@ class Contestant:
                 "train-files": lambda: self.train(next(trained)),
                 "read-files": lambda: len([next(read)]),
                 # A new reader each time, so that every pass opens and decodes the files.
-                "score-files": lambda: sum(self.score(batch) for batch in self.reader(shuffle=False).batches()),
+                "score-files": self.score_files,
+                "bfloat16-score-files": lambda: self.score_files(torch.bfloat16),
             }
 
     def reader(self, *, shuffle: bool) -> SplitReader:
@@ -126,10 +128,14 @@ class Contestant:
         self.done += 1
         return 1
 
-    def score(self, batch: Batch) -> int:
+    def score_files(self, precision: torch.dtype = torch.float32) -> int:
+        return sum(self.score(batch, precision) for batch in self.reader(shuffle=False).batches())
+
+    def score(self, batch: Batch, precision: torch.dtype = torch.float32) -> int:
         if self.model.training:
             self.model.eval()
-        with torch.inference_mode():
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
+        with torch.inference_mode(), autocast:
             torch.sigmoid(self.model(batch.ids_BC, batch.numeric_BN).logit)
         return 1
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from dmoe.rows import as_paths
 from dmoe.schema import Schema
 from dmoe.training.evaluation import SCORING_ROWS
 from dmoe.training.run import Run, choose_device
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
 class EncodedScorer:
@@ -58,17 +60,20 @@ class EncodedScorer:
 class Predictor(EncodedScorer):
     """A trained model together with the vocabularies that raw rows need; made by `dmoe.load`."""
 
-    def __init__(self, folder: Path, schema: Schema, model: DMoE, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, schema: Schema, model: DMoE, device: torch.device, precision: Precision = "float32"
+    ) -> None:
         super().__init__(folder, schema)
-        self.device = device
+        self.device, self.precision = device, precision
         self.model = model.to(device).eval()
 
     @staticmethod
-    def open(folder: Path, device: str) -> "Predictor":
+    def open(folder: Path, device: str, precision: Precision = "float32") -> "Predictor":
         """Raises: DataError if it is no run folder or training has not finished its first evaluation."""
         run = Run.open(folder)
-        return Predictor(run.path, run.schema, run.load_model(), choose_device(device))
+        return Predictor(run.path, run.schema, run.load_model(), choose_device(device), precision)
 
     def _probability(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
-        output = self.model(ids_BC.to(self.device), numeric_BN.to(self.device))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            output = self.model(ids_BC.to(self.device), numeric_BN.to(self.device))
         return torch.sigmoid(output.logit.float())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +29,13 @@ class Scorer(Protocol):
         """The same, piece by piece; memory does not grow with the number of rows in files."""
 
 
-def load(folder: Path | str, *, device: str = "auto") -> Scorer:
+def load(folder: Path | str, *, device: str = "auto", precision: Literal["float32", "bfloat16"] = "float32") -> Scorer:
     """The scorer of a run folder, or of a model folder that `dmoe export` made.
 
     Args:
         device: where a run is scored; model folders are scored on the CPU.
+        precision: of a run's matrix products. Processors with bfloat16 units score several times faster by it, and
+            probabilities move in their third digit.
     Raises: DataError if it is neither, is not whole, or training has not finished its first evaluation.
     """
     folder = Path(folder)
@@ -41,7 +43,9 @@ def load(folder: Path | str, *, device: str = "auto") -> Scorer:
     if not is_model_folder(folder):
         from dmoe.prediction import Predictor
 
-        return Predictor.open(folder, device)
+        return Predictor.open(folder, device, precision)
+    if precision != "float32":
+        raise ConfigError(f"{folder}: a model folder has the precision of its export; leave --precision out")
     if device not in ("auto", "cpu"):
         raise ConfigError(f"{folder}: a model folder is scored on the CPU, not on {device}; leave --device out")
     if Manifest.read(folder).format == "torch":

@@ -84,6 +84,17 @@ def test_predicting_raw_rows_equals_evaluating_the_encoded_ones_to_the_bit(folde
     assert np.array_equal(read(tmp_path / "out.parquet"), encoded_probabilities(folder, split))
 
 
+def test_bfloat16_moves_probabilities_a_little(folder, call, tmp_path):
+    raw_rows_of(folder, "test").to_csv(tmp_path / "raw.csv", index=False)
+    result = call(
+        "predict", folder / "run", tmp_path / "raw.csv", "-o", tmp_path / "out.csv", "--precision", "bfloat16"
+    )
+    assert result.code == 0
+    expected, fast = encoded_probabilities(folder, "test"), pandas.read_csv(tmp_path / "out.csv")["probability"]
+    # Eight bits of mantissa: a logit moves by a few times 2^-8 of itself.
+    assert 0 < np.abs(fast - expected).max() < 0.01
+
+
 def test_tables_of_every_kind_score_alike_and_in_order(folder, tmp_path):
     predictor = dmoe.load(folder / "run")
     rows = raw_rows_of(folder, "test")

@@ -345,6 +345,11 @@ def test_command_line(run: Run, log: Path, tmp_path: Path, capfd: pytest.Capture
     assert len(pd.read_parquet(tmp_path / "out.parquet")) == 900
 
 
+def test_a_model_folder_has_the_precision_of_its_export(in_graph: Path) -> None:
+    with pytest.raises(ConfigError, match="leave --precision out"):
+        dmoe.load(in_graph, precision="bfloat16")
+
+
 def test_an_unequal_export_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmoe.export.write._TOLERANCE", 0.0)
     with pytest.raises(DmoeError, match="differs from the run by"):

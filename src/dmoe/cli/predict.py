@@ -1,7 +1,7 @@
 """`dmoe predict`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,11 +25,15 @@ def command(
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Raw log files, read in this order.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="predictions.parquet or .csv to write.")] = ...,  # type: ignore[assignment]
     device: Annotated[str, typer.Option(help="For a run: auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(help="For a run: of matrix products; bfloat16 is faster where the processor has units for it."),
+    ] = "float32",
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.scoring import load, write_predictions
 
-    rows = write_predictions(load(run, device=device), inputs, output)
+    rows = write_predictions(load(run, device=device, precision=precision), inputs, output)
     if as_json:
         print_json({"predictions": str(output), "rows": rows})
     else:
