@@ -158,7 +158,7 @@ def test_lists_and_resolved_configuration(call):
 
 def test_both_scales_of_alpha_are_said(folder, call, tmp_path):
     result = call("train", "d-moe", *SMALL, "--data", folder / "data", "--output", tmp_path / "run")
-    assert "at scale paper = 6.25 at scale dimension-free" in result.err.replace("\n", " ")
+    assert "alpha 10 at scale paper = 0.625 at scale dimension-free" in result.err.replace("\n", " ")
 
 
 def test_json_is_the_only_thing_on_stdout(folder, call, tmp_path):

@@ -295,13 +295,15 @@ def test_the_log_holds_no_values(in_graph: Path, serve: Callable[..., Process]) 
 
 def test_sigterm_answers_what_has_arrived(in_graph: Path, serve: Callable[..., Process]) -> None:
     server = serve(in_graph, "--drain-delay-s", "0.6", "--no-access-log")
-    answered, failed = [], []
+    answered, failed, unread = [], [], []
 
     def keep_asking() -> None:
         with httpx.Client(base_url=server.url) as session:
             while True:
                 try:
                     answered.append(session.post(INFER, json=body(rows(20))).status_code)
+                except httpx.RemoteProtocolError as error:
+                    unread.append(error)
                 except httpx.TransportError as error:
                     failed.append(error)
                     return
@@ -319,6 +321,8 @@ def test_sigterm_answers_what_has_arrived(in_graph: Path, serve: Callable[..., P
     assert set(answered) == {200}
     # Every connection was told to close, so nobody was cut off: only new connections are refused.
     assert {type(error) for error in failed} == {httpx.ConnectError}
+    # A connection made at the very moment of closing may end before its request is read; it then asks again.
+    assert len(unread) <= len(threads)
 
 
 def test_sighup_exchanges_the_model(run: Run, in_graph: Path, tmp_path: Path, serve: Callable[..., Process]) -> None:
