@@ -11,7 +11,6 @@ from typing import Any
 import narwhals as nw
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from dmoe.data.config import DataConfig
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.parse import RawRows
-from dmoe.data.quantiles import bucket_of
+from dmoe.data.quantiles import coded_buckets
 from dmoe.data.sources import Piece, Source, expand_inputs, needed_columns, table_rows
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import ConfigError, DataError
@@ -107,8 +106,7 @@ class RawEncoder:
         for index, field in enumerate(self.schema.categorical):
             column = rows.categorical.get(field.name)
             if field.edges is not None:
-                buckets = pa.array([str(bucket) for bucket in range(len(field.edges) + 1)], pa.string())
-                column = Coded(bucket_of(rows.numeric[field.name], field.edges), buckets)
+                column = coded_buckets(rows.numeric[field.name], field.edges)
             assert column is not None  # one of the two, by the field's transform
             ids_BC[:, index] = self._ids(field.name, column)
         numeric_BN = np.empty((len(rows), len(self.schema.numeric)), dtype=np.float32)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from dmoe.data.columns import Numbers
+from dmoe.data.columns import Coded, Column, Numbers
 
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
@@ -73,3 +74,13 @@ def _keys(blocks: Iterable[Numbers]) -> Iterator[npt.NDArray[np.uint64]]:
 
 def _values(keys: npt.NDArray[np.uint64]) -> Numbers:
     return np.where(keys & _SIGN, keys & ~_SIGN, ~keys).view(np.float64)
+
+
+def bucket_tokens(edges: Sequence[float]) -> Column:
+    """The token of each bucket between these edges: its number in digits."""
+    return pa.array([str(bucket) for bucket in range(len(edges) + 1)], pa.string())
+
+
+def coded_buckets(numbers_N: Numbers, edges: Sequence[float]) -> Coded:
+    """The values as tokens of their buckets, missing where NaN."""
+    return Coded(bucket_of(numbers_N, edges), bucket_tokens(edges))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from dmoe.data.columns import Codes, Column, Numbers, Rows
-from dmoe.data.quantiles import bucket_of
+from dmoe.data.quantiles import bucket_of, bucket_tokens
 
 _TEXT: pa.DataType = pa.string()
 
@@ -146,7 +146,7 @@ class Stage:
         """The values of a categorical field, chunk by chunk."""
         for chunk in self.chunks:
             if name in self._edges:
-                yield pa.array([str(bucket) for bucket in range(len(self._edges[name]) + 1)], _TEXT)
+                yield bucket_tokens(self._edges[name])
                 continue
             with pa.OSFile(str(self.folder / f"values-{chunk.name}.arrow"), "rb") as file:
                 yield pa.ipc.open_file(file).get_batch(self.coded.index(name)).column(0)

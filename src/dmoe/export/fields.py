@@ -11,13 +11,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from dmoe.data.columns import MISSING, Coded, Rows, convert
 from dmoe.data.config import DataConfig, NumericOptions
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.parse import RawRows
-from dmoe.data.quantiles import bucket_of
+from dmoe.data.quantiles import bucket_of, coded_buckets
 from dmoe.data.values import FLOAT32_MAX, Fault, deriver, hasher, parse_number, token_maker
 from dmoe.errors import ConfigError, DataError
 from dmoe.export.lookup import TokenTable
@@ -185,8 +184,7 @@ class Featuriser:
         if edges is None:
             coded: Coded = rows.categorical[one.name]
         else:
-            buckets = pa.array([str(bucket) for bucket in range(len(edges) + 1)], pa.string())
-            coded = Coded(bucket_of(rows.numeric[one.name], edges), buckets)
+            coded = coded_buckets(rows.numeric[one.name], edges)
         texts = [*coded.values.to_pylist(), None]
         assert MISSING == -1  # the code of what is appended here
         by_code = text_column(one, texts) if one.kind == "text" else text_ids(self._tables[one.name], one, texts)
