@@ -37,6 +37,10 @@ def command(
             "paper's for logs of more than five million rows."
         ),
     ] = "auto",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of every cell; may be repeated."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cells to run at once. Default: processors / threads.")
     ] = None,
@@ -58,7 +62,7 @@ def command(
     from dmoe.experiments.runner import Limits, Runner
     from dmoe.experiments.start import start
 
-    folder = start(names, data=data, output=output, seeds=seeds, size=size, truth=truth)
+    folder = start(names, data=data, output=output, seeds=seeds, size=size, changes=changes or (), truth=truth)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = Limits(
         jobs=jobs or max(processors // threads, 1),

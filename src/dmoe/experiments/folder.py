@@ -48,6 +48,7 @@ class Asked(BaseModel):
     size: str
     seeds: int = Field(ge=1)
     names: tuple[str, ...]
+    changes: tuple[str, ...] = ()
     truth: str | None = None
 
     @property
@@ -87,7 +88,7 @@ class Folder:
         """
         if Folder.is_one(self.path):
             earlier = self.asked
-            for what in ("size", "data", "splits", "fields", "tokens", "truth"):
+            for what in ("size", "changes", "data", "splits", "fields", "tokens", "truth"):
                 before, now = getattr(earlier, what), getattr(asked, what)
                 if before != now and not (what == "truth" and before is None):
                     shown = f"{what} {before}" if isinstance(before, str | int) else f"other {what}"
@@ -108,7 +109,7 @@ class Folder:
         return asked
 
     def arms(self, name: str) -> list[Arm]:
-        return grid.arms(name, grid.size(self.asked.size))
+        return grid.arms(name, grid.size(self.asked.size), self.asked.changes)
 
     def cell(self, key: str) -> Path:
         return self.path / "cells" / key

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dmoe.config import DecorrelationConfig, RunConfig
+from dmoe.config import DecorrelationConfig, RunConfig, changed_config
 from dmoe.errors import ConfigError
 from dmoe.schema import Schema
 from dmoe.validation import nearest, parse_yaml, validate
@@ -141,6 +141,7 @@ class Arm:
     alphas: tuple[float, ...]
     size: Size
     num_tables_of_me: int
+    changes: tuple[str, ...] = ()
     _cells: dict[tuple[int, float | None], Cell] = field(default_factory=dict)
 
     @property
@@ -170,7 +171,8 @@ class Arm:
         if self.loss is not None:
             term = self.loss.model_dump(exclude={"every_alpha"}) | {"alpha": alpha}
             values["decorrelation"] = [validate(DecorrelationConfig, term, "decorrelation").model_dump()]
-        return Cell.of(validate(RunConfig, values, f"{self.experiment}: {self.model}, {self.variant}"))
+        config = validate(RunConfig, values, f"{self.experiment}: {self.model}, {self.variant}")
+        return Cell.of(changed_config(config, self.changes))
 
     def _wide(self, num_experts: int) -> int:
         """The width at which one shared table (and the gate's, if there is one) equal those of ME."""
@@ -226,8 +228,11 @@ def size_for(schema: Schema, train_rows: int) -> str:
     return "paper-criteo" if schema.numeric else "paper-avazu"
 
 
-def arms(name: str, chosen: Size) -> list[Arm]:
-    """The arms of an experiment, row by row; a model of one expert has none with a loss or a shared table of several."""
+def arms(name: str, chosen: Size, changes: tuple[str, ...] = ()) -> list[Arm]:
+    """The arms of an experiment, row by row; a model of one expert has none with a loss.
+
+    `changes` are `key.path=value` words for the configuration of every cell.
+    """
     spec = grid(name)
     found = []
     for model, experts in spec.models.items():
@@ -244,7 +249,7 @@ def arms(name: str, chosen: Size) -> list[Arm]:
                     alphas = [(alpha,) for alpha in alphas[0]]
             for one in alphas:
                 column = variant if len(alphas) == 1 else f"{variant}, alpha {one[0]:g}"
-                found.append(Arm(name, model, column, tuple(experts), made, one, chosen, len(experts)))
+                found.append(Arm(name, model, column, tuple(experts), made, one, chosen, len(experts), changes))
     return found
 
 

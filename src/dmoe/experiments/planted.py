@@ -90,9 +90,7 @@ def separation(matrix_MP: Sequence[Sequence[float]]) -> float:
     num_experts, num_parts = table.shape
     ways = []
     for chosen in permutations(range(num_experts), min(num_parts, num_experts)):
-        gaps = [
-            table[expert, part] - np.delete(table[:, part], expert).max() for part, expert in enumerate(chosen)
-        ]
+        gaps = [table[expert, part] - np.delete(table[:, part], expert).max() for part, expert in enumerate(chosen)]
         ways.append(float(np.mean(gaps)))
     return max(ways)
 
