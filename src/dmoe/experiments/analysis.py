@@ -152,7 +152,7 @@ def table_figures(model: DMoE, run: Run) -> list[dict[str, Any]]:
     for index, width in enumerate(model.embedding.widths):
         weights_VD = model.embedding.table(index).double().numpy()
         plain, weighted = [], []
-        for number, field in enumerate(run.schema.categorical):
+        for number in range(len(run.schema.categorical)):
             rows = model.embedding.field_rows(number)
             tokens_VD = weights_VD[rows][FIRST_TOKEN_ID:]
             if len(tokens_VD) < width:

@@ -1,4 +1,4 @@
-"""From finished cells to tables: every arm over its seeds, every comparison with its interval, every claim's verdict."""
+"""From finished cells to tables: arms over their seeds, comparisons with their intervals, verdicts on claims."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
