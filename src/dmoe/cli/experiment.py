@@ -59,8 +59,12 @@ def command(
 ) -> None:
     from dmoe.errors import DmoeError
     from dmoe.experiments.display import TerminalDisplay
+    from dmoe.experiments.results import write_results
     from dmoe.experiments.runner import Limits, Runner
     from dmoe.experiments.start import start
+    from dmoe.experiments.summary import Summary
+    from dmoe.report.experiment import write_experiment_report
+    from dmoe.report.experiment_tables import scores
 
     folder = start(names, data=data, output=output, seeds=seeds, size=size, changes=changes or (), truth=truth)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -73,6 +77,10 @@ def command(
     )
     with TerminalDisplay(stderr, folder) as display:
         state = Runner(folder, limits, display).run()
+    with stderr.status("computing statistics"):
+        summary = Summary(folder)
+        write_results(summary)
+        write_experiment_report(folder.path, folder.path / "report.html", summary)
     if as_json:
         print_json(
             {
@@ -80,10 +88,14 @@ def command(
                 "cells": state.expected,
                 "finished": len(state.done),
                 "failed": state.failed,
+                "report": str(folder.path / "report.html"),
             }
         )
     else:
-        typer.echo(f"{len(state.done)} of {state.expected} cells finished: {show_path(folder.path)}")
+        for table in summary.tables:
+            typer.echo(scores(table).markdown())
+        page = show_path(folder.path / "report.html")
+        typer.echo(f"{len(state.done)} of {state.expected} cells finished; report: {page}")
         if state.out_of_budget:
             typer.echo("the budget is used up; the same command continues")
     if state.failed:
