@@ -67,7 +67,7 @@ def test_a_single_expert_is_one_cell_whatever_its_tables_are_called() -> None:
     assert one.cell(1) != one.cell(2)
 
 
-@pytest.mark.parametrize("size", grid.sizes())
+@pytest.mark.parametrize("size", ["tiny", "small", "medium"])
 def test_wide_tables_have_the_parameters_of_me(size: str) -> None:
     """Counted on the models themselves: at most one column more than ME, never fewer."""
     arms = {(arm.model, arm.variant): arm for arm in grid.arms("controls", grid.size(size))}
@@ -76,8 +76,6 @@ def test_wide_tables_have_the_parameters_of_me(size: str) -> None:
         model = build_model(arms["CrossNet", variant].cell(1, 1.0).config.model, SCHEMA, seed=1)
         return model.embedding.weight.shape[1]
 
-    if size.startswith("paper"):
-        return
     for variant in ("Single, wide table", "SE, wide table"):
         assert width("ME") <= width(variant) <= width("ME") + 1
     assert width("Single") < width("ME")
