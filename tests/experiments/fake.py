@@ -12,7 +12,7 @@ from dmoe.experiments import plan
 from dmoe.experiments.folder import Asked, Folder, SplitSize
 from dmoe.files import write_json
 
-ROWS = 1500
+ROWS = 800
 
 
 def alpha_of(config: RunConfig) -> float:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,21 @@ from pyarrow import parquet
 
 from dmoe.cli.main import main
 from dmoe.errors import ConfigError
+from dmoe.experiments import statistics
 from dmoe.experiments.results import write_results
 from dmoe.experiments.summary import Summary
 from dmoe.report.experiment import write_experiment_report
-from tests.experiments.fake import ROWS, alpha_of, fake_folder
-from tests.report.page import parse
+from tests.experiments.fake import alpha_of, fake_folder
+from tests.report.page import Page
+from tests.training.conftest import small_data  # noqa: F401
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_draws() -> Iterator[None]:
+    """The bootstrap is tested by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "BOOTSTRAP_DRAWS", 50)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +53,7 @@ def test_a_real_difference_holds_and_none_is_not_resolved(better_loss: Summary) 
 
 def test_the_opposite_of_a_claim_contradicts_it(tmp_path: Path) -> None:
     folder = fake_folder(tmp_path / "e", ("fig5", "table2"), quality=lambda config: 1.0 - 0.2 * (alpha_of(config) > 0))
-    table = Summary(folder).tables[0]
-    assert table.name == "table2"
+    table = next(table for table in Summary(folder).tables if table.name == "table2")
     assert {one.verdict for one in table.decided if one.than == "Without loss"} == {"contradicted"}
     assert table.marks("CrossNet", "Output") == {"contradicted"}
 
@@ -123,9 +133,11 @@ def page(better_loss: Summary) -> str:
     return output.read_text(encoding="utf-8")
 
 
-def test_the_page_is_whole_and_stands_alone(page: str) -> None:
-    parsed = parse(page)
-    assert parsed.ids_are_unique()
+def test_the_page_is_whole_and_stands_alone(page: str, better_loss: Summary) -> None:
+    parsed = Page(better_loss.folder.path / "page.html")
+    assert parsed.faults == []
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert {link["href"] for link in parsed.named("a")} <= {f"#{one}" for one in parsed.ids}
     assert not re.search(r"(src|href)=\"(?!#)", page)
     assert "<script" not in page
 
@@ -190,7 +202,11 @@ def test_dmoe_report_knows_an_experiment_folder(better_loss: Summary, tmp_path: 
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(
-    arguments: list[str], message: str, tmp_path: Path, small_data: Path, capfd
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    small_data: Path,  # noqa: F811
+    capfd,
 ) -> None:
     data = [] if "--data" in arguments else ["--data", small_data]
     assert run("experiment", *arguments, *data, "--output", tmp_path / "e") == 2
@@ -198,4 +214,3 @@ def test_wrong_usage_is_one_line_and_code_2(
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "e").exists()
-    assert ROWS > 0

@@ -151,7 +151,8 @@ def table_figures(model: DMoE, run: Run) -> list[dict[str, Any]]:
     tables = []
     for index, width in enumerate(model.embedding.widths):
         weights_VD = model.embedding.table(index).double().numpy()
-        plain, weighted = [], []
+        plain: list[float] = []
+        weighted: list[float] = []
         for number in range(len(run.schema.categorical)):
             rows = model.embedding.field_rows(number)
             tokens_VD = weights_VD[rows][FIRST_TOKEN_ID:]

@@ -25,7 +25,7 @@ from dmoe.files import read_json, write_json, write_text
 from dmoe.schema import Schema
 from dmoe.validation import validate
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 ASKED = "experiment.json"
 FAILED = "failed.json"
 

@@ -45,7 +45,7 @@ class Loss(_Strict):
     @property
     def alphas_key(self) -> str:
         """The line of a size's `alphas` that this loss is searched over."""
-        words = [self.loss]
+        words: list[str] = [self.loss]
         if self.loss == "cov" or self.norm == "spectral":
             words.append(self.norm or "l1")
         if self.scale == "dimension-free":
@@ -160,7 +160,7 @@ class Arm:
         return self._cells[seed, alpha]
 
     def _cell(self, seed: int, alpha: float | None) -> Cell:
-        values = {part: dict(content) for part, content in self.size.run.items()}
+        values: dict[str, Any] = {part: dict(content) for part, content in self.size.run.items()}
         kinds = self.experts[:1] if self.made.first_expert_only else self.experts
         values["model"]["experts"] = [{"kind": kind, **self.size.experts[kind]} for kind in kinds]
         # Of one expert, both words mean the same model: one name, so that it runs once.

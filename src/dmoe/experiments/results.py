@@ -11,17 +11,38 @@ from dmoe.experiments.plan import CHOSEN_BY
 from dmoe.experiments.summary import Summary
 from dmoe.files import written_aside
 
-_SCHEMA = pa.schema(
+_TYPES = {"text": pa.string(), "number": pa.float64(), "count": pa.int64(), "yes/no": pa.bool_()}
+
+
+def _schema(columns: dict[str, str]) -> pa.Schema:
+    return pa.schema([pa.field(name, _TYPES[kind]) for name, kind in columns.items()])
+
+
+_RESULTS = _schema(
     {
-        "experiment": pa.string(),
-        "model": pa.string(),
-        "variant": pa.string(),
-        "seed": pa.int64(),
-        "alpha": pa.float64(),
-        "cell": pa.string(),
-        "split": pa.string(),
-        "metric": pa.string(),
-        "value": pa.float64(),
+        **dict.fromkeys(("experiment", "model", "variant"), "text"),
+        "seed": "count",
+        "alpha": "number",
+        **dict.fromkeys(("cell", "split", "metric"), "text"),
+        "value": "number",
+    }
+)
+_COMPARISONS = _schema(
+    {
+        **dict.fromkeys(("experiment", "row", "better", "than", "metric"), "text"),
+        **dict.fromkeys(("difference", "low", "high", "p", "holm_p"), "number"),
+        "seeds": "count",
+        **dict.fromkeys(("seed_std", "rows_low", "rows_high", "rows_p"), "number"),
+        **dict.fromkeys(("verdict", "claim"), "text"),
+    }
+)
+_SEARCH = _schema(
+    {
+        **dict.fromkeys(("experiment", "model", "variant"), "text"),
+        "seed": "count",
+        **dict.fromkeys(("alpha", "score"), "number"),
+        "score_is": "text",
+        "chosen": "yes/no",
     }
 )
 
@@ -33,7 +54,7 @@ def write_results(summary: Summary) -> list[Path]:
     share comes once for each, with the same `cell`.
     """
     folder = summary.folder.path
-    results = pa.Table.from_pylist(_rows(summary), schema=_SCHEMA)
+    results = pa.Table.from_pylist(_rows(summary), schema=_RESULTS)
     with written_aside(folder / "results.parquet") as aside:
         parquet.write_table(results, aside)
     written = [folder / "results.parquet"]
@@ -75,17 +96,6 @@ def _rows(summary: Summary) -> list[dict[str, Any]]:
     return found
 
 
-_COMPARISONS = pa.schema(
-    {
-        **dict.fromkeys(("experiment", "row", "better", "than", "metric"), pa.string()),
-        **dict.fromkeys(("difference", "low", "high", "p", "holm_p"), pa.float64()),
-        "seeds": pa.int64(),
-        **dict.fromkeys(("seed_std", "rows_low", "rows_high", "rows_p"), pa.float64()),
-        **dict.fromkeys(("verdict", "claim"), pa.string()),
-    }
-)
-
-
 def _comparisons(summary: Summary) -> list[dict[str, Any]]:
     found = []
     for table in summary.tables:
@@ -113,18 +123,6 @@ def _comparisons(summary: Summary) -> list[dict[str, Any]]:
                 }
             )
     return found
-
-
-_SEARCH = pa.schema(
-    {
-        **dict.fromkeys(("experiment", "model", "variant"), pa.string()),
-        "seed": pa.int64(),
-        "alpha": pa.float64(),
-        "score": pa.float64(),
-        "score_is": pa.string(),
-        "chosen": pa.bool_(),
-    }
-)
 
 
 def _searches(summary: Summary) -> list[dict[str, Any]]:

@@ -141,10 +141,10 @@ class Runner:
                     return state
                 time.sleep(POLL_SECONDS)
                 if ended := [one for one in state.running.values() if one.process.poll() is not None]:
-                    for one in ended:
-                        self._collect(one, state)
-                        if (figures := self.folder.figures(one.wanted.cell.key)) is not None:
-                            finished[one.wanted.cell.key] = figures
+                    for cell in ended:
+                        self._collect(cell, state)
+                        if (figures := self.folder.figures(cell.wanted.cell.key)) is not None:
+                            finished[cell.wanted.cell.key] = figures
                     wanted = plan.wanted(self.arms, seeds, finished, list(state.failed))
                     # What an earlier call finished may be known to be needed only now.
                     state.done |= {one.cell.key for one in wanted if one.cell.key in finished}

@@ -118,5 +118,5 @@ def error_correlation(labels_N: NDArray[np.bool_], alone: Sequence[Floats]) -> f
     errors = np.stack([labels_N - 1 / (1 + np.exp(-logits_N)) for logits_N in alone])
     if (errors.std(axis=1) == 0).any():
         return None
-    matrix = np.corrcoef(errors)
+    matrix: Floats = np.atleast_2d(np.corrcoef(errors))
     return float(matrix[np.triu_indices(len(alone), 1)].mean())

@@ -111,7 +111,10 @@ def compare_auc(pairs: Pairs) -> Compared:
     left out. On more than BOOTSTRAP_ROWS rows the interval of rows is the normal one, which then is the same.
     """
     by_seed: dict[int, list[float]] = {}
-    clicks, others, drawn, number = 0.0, 0.0, 0.0, 0
+    clicks: Floats | float = 0.0
+    others: Floats | float = 0.0
+    drawn: Floats | float = 0.0
+    number = 0
     for seed, first, second in pairs:
         number += 1
         by_seed.setdefault(seed, []).append(second.auc - first.auc)
@@ -130,7 +133,8 @@ def compare_auc(pairs: Pairs) -> Compared:
 def compare_logloss(pairs: Pairs) -> Compared:
     """Mean logloss of two arms, as `compare_auc`; a mean of as many rows is normal enough for no bootstrap."""
     by_seed: dict[int, list[float]] = {}
-    losses, number = 0.0, 0
+    losses: Floats | float = 0.0
+    number = 0
     for seed, first, second in pairs:
         number += 1
         difference_R = second.losses_R - first.losses_R
@@ -218,4 +222,5 @@ def _spearman(points_AX: Floats) -> float:
     ranks = stats.rankdata(points_AX, axis=0)
     if (ranks.std(axis=0) == 0).any():
         return math.nan
-    return float(np.corrcoef(ranks.T)[0, 1])
+    correlations: Floats = np.atleast_2d(np.corrcoef(ranks.T))
+    return float(correlations[0, 1])

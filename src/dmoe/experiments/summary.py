@@ -142,8 +142,8 @@ class Summary:
                 claim = found.setdefault((one.claim, one.metric), Claim(one.claim, one.metric, [], []))
                 claim.decided.append(one)
             for one in table.pooled:
-                if one.claim is not None and (claim := found.get((one.claim, one.metric))) is not None:
-                    claim.pooled.append((table.name, one))
+                if one.claim is not None and (one.claim, one.metric) in found:
+                    found[one.claim, one.metric].pooled.append((table.name, one))
         return list(found.values())
 
     def searches(self) -> list[Search]:

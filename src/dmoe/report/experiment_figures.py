@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dmoe.experiments.statistics import Spread
 from dmoe.experiments.summary import Decided, Place, Table
 from dmoe.report import numbers
 from dmoe.report.figures import PANEL_INCHES, heat_cell
@@ -165,7 +167,7 @@ def cec_bars(table: Table) -> Drawn | None:
     return Drawn(f"{table.name}-cec", figure, f"CEC: {', '.join(words)}.")
 
 
-def _cec(table: Table, model: str, column: str):  # type: ignore[no-untyped-def]
+def _cec(table: Table, model: str, column: str) -> tuple[Place, Spread] | None:
     place = table.places.get((model, column))
     spread = place.spread("cec") if place else None
     return (place, spread) if place is not None and spread is not None else None
@@ -288,7 +290,7 @@ def over_training(key: str, title: str, curves: Sequence[tuple[str, Sequence[tup
     return _finished(figure, key, title, words)
 
 
-def _panel(metric: str):  # type: ignore[no-untyped-def]
+def _panel(metric: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=PANEL_INCHES, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(_METRIC_TITLES[metric], loc="left", fontweight="bold")
