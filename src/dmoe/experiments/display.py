@@ -87,7 +87,9 @@ class TerminalDisplay:
         if state.here and state.left:
             seconds = sum(state.here) / len(state.here) * state.left / max(len(state.running), 1)
             words += f", about {seconds / 60:.0f} min left"
-        return Group(Text(words), ProgressBar(total=state.expected, completed=done, width=60), table)
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(ProgressBar(total=state.expected, completed=done, width=30), Text(words))
+        return Group(bar, table)
 
 
 def _result(figures: dict[str, Any]) -> str:
