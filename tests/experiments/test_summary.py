@@ -76,13 +76,19 @@ def test_trend_has_the_sign_of_the_runs(better_loss: Summary) -> None:
 
 def test_what_is_missing_is_said_and_nothing_breaks(tmp_path: Path) -> None:
     folder = fake_folder(
-        tmp_path / "e", ("table1",), keep=lambda config: config.training.seed == 1 and not config.decorrelation
+        tmp_path / "e",
+        ("table1",),
+        keep=lambda config: config.training.seed == 1 and not config.decorrelation,
+        quality=lambda config: 1.0 + 0.3 * (config.model.tables != "shared"),
     )
     summary = Summary(folder)
     table = summary.tables[0]
     assert table.places["NFM", "ME+Loss"].missing == "not run yet"
     assert summary.number_finished == 18
     assert {one.compared.seeds for one in table.decided} == {1}
+    # One seed decides nothing, however large the difference.
+    assert {one.verdict for one in table.decided} == {"not resolved"}
+    assert min(one.adjusted for one in table.decided) < 0.05
     write_experiment_report(folder.path, tmp_path / "page.html", summary)
     page = (tmp_path / "page.html").read_text()
     assert "not run yet" in page

@@ -291,7 +291,7 @@ class Summary:
         return [
             Decided(
                 row, better, than, one.metric, one.claim, *result, adjusted[index],
-                _verdict(result[0].difference, adjusted[index], one.metric), identity,
+                _verdict(result[0], adjusted[index], one.metric), identity,
             )
             for index, (row, one, better, than, result, identity) in enumerate(found)
         ]  # fmt: skip
@@ -314,16 +314,17 @@ class Summary:
         for metric in dict.fromkeys(one.metric for one, _ in found):
             here = [(one, result) for one, result in found if one.metric == metric]
             for (one, result), value in zip(here, holm([result[0].p for _, result in here]), strict=True):
-                verdict = _verdict(result[0].difference, value, metric)
+                verdict = _verdict(result[0], value, metric)
                 decided.append(Decided("all models", one.better, one.than, metric, one.claim, *result, value, verdict))
         return decided
 
 
-def _verdict(difference: float, adjusted: float, metric: Metric) -> Verdict:
-    if adjusted >= SIGNIFICANCE:
+def _verdict(compared: Compared, adjusted: float, metric: Metric) -> Verdict:
+    # One seed says nothing of what another would give, however sure its test rows are.
+    if adjusted >= SIGNIFICANCE or compared.seeds < 2:
         return "not resolved"
     lower_is_better = metric in ("cec", "logloss")
-    return "holds" if (difference < 0) == lower_is_better else "contradicted"
+    return "holds" if (compared.difference < 0) == lower_is_better else "contradicted"
 
 
 def _trend(places: dict[tuple[str, str], Place]) -> tuple[float, float, float] | None:

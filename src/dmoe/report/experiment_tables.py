@@ -188,10 +188,11 @@ def claims(found: Sequence[Claim]) -> TextTable:
     rows = []
     for one in found:
         digits = 5 if one.metric == "auc" else 4
-        pooled = [
-            f"{numbers.change(two.compared.difference, digits)} ({interval(two.compared, digits)}), {name}"
-            for name, two in one.pooled
-        ]
+        pooled = ABSENT
+        if one.pooled:
+            # Later tables say the same of fewer models; their own sections hold it.
+            name, first = one.pooled[0]
+            pooled = f"{numbers.change(first.compared.difference, digits)} ({interval(first.compared, digits)}), {name}"
         rows.append(
             [
                 Text(one.text),
@@ -199,7 +200,7 @@ def claims(found: Sequence[Claim]) -> TextTable:
                 Text(str(one.number("holds"))),
                 Text(str(one.number("contradicted"))),
                 Text(str(one.number("not resolved"))),
-                Text("; ".join(pooled) or ABSENT),
+                Text(pooled),
             ]
         )
     head = ["Claim", "Figure", "Holds", "Contradicted", "Not resolved", "Mean difference over models (95% interval)"]
