@@ -180,6 +180,20 @@ def test_equal_folders_give_equal_pages(page: str, better_loss: Summary, tmp_pat
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
+def test_markdown_holds_every_table(better_loss: Summary, page: str, tmp_path: Path) -> None:
+    write_experiment_report(better_loss.folder.path, tmp_path / "page.md", better_loss)
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page
+    for path in sorted((better_loss.folder.path / "tables").glob("*.md")):
+        assert path.read_text(encoding="utf-8") in text
+    assert "0.794900" in text
+    assert "&#" not in text
+    # Every line of a table has as many cells as its head.
+    for table in text.split("\n\n"):
+        lines = [line.replace(r"\|", "") for line in table.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1, table
+
+
 def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
@@ -192,7 +206,7 @@ def test_dmoe_report_knows_an_experiment_folder(better_loss: Summary, tmp_path: 
     assert "Claims" in (tmp_path / "page.html").read_text()
     assert run("report", folder, tmp_path, "-o", tmp_path / "page.html") == 2
     assert "stands alone" in capfd.readouterr().err
-    with pytest.raises(ConfigError, match=r"name that ends in \.html"):
+    with pytest.raises(ConfigError, match=r"name it \.html or \.md"):
         write_experiment_report(folder, tmp_path / "page.pdf")
 
 
