@@ -15,6 +15,7 @@ from dmoe.experiments import statistics
 from dmoe.experiments.results import write_results
 from dmoe.experiments.summary import Summary
 from dmoe.report.experiment import write_experiment_report
+from dmoe.report.experiment_tables import structures
 from tests.experiments.fake import alpha_of, fake_folder
 from tests.report.page import Page
 from tests.training.conftest import small_data  # noqa: F401
@@ -192,6 +193,19 @@ def test_markdown_holds_every_table(better_loss: Summary, page: str, tmp_path: P
     for table in text.split("\n\n"):
         lines = [line.replace(r"\|", "") for line in table.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) <= 1, table
+
+
+def test_structures_stand_with_the_expert_that_owns_them(tmp_path: Path) -> None:
+    folder = fake_folder(tmp_path / "e", ("planted",), truth="log.truth.json")
+    text = structures(Summary(folder).tables[0])
+    assert text is not None
+    assert len(text.rows) == 6
+    assert [(cell.text, cell.emphasis) for cell in text.rows[0][2:]] == [
+        ("0.700 ± 0.000", "bold"),
+        ("0.200 ± 0.000", ""),
+        ("0.100 ± 0.000", ""),
+        ("0.600 ± 0.000", "bold"),
+    ]
 
 
 def run(*arguments: object) -> int:

@@ -207,6 +207,7 @@ class Summary:
             "parameters": cell["parameters"],
             "seconds": cell["seconds"],
             "abundance": float(np.mean(abundance)) if abundance else None,
+            "planted": cell.get("planted"),
         }
 
     def _ensemble(self, arm: Arm, name: str) -> Place:

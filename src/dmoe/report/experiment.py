@@ -93,6 +93,8 @@ def _section(table: Table, drawn: Sequence[Drawn]) -> Section:
             "the best R² of another expert"
         )
         main.append(experiment_tables.other(table, "separation", 3, caption))
+        if (held := experiment_tables.structures(table)) is not None:
+            main.append(held)
     folded = [
         (title, text)
         for title, text in (
