@@ -10,10 +10,11 @@ import pytest
 from pyarrow import parquet
 
 from dmoe.cli.main import main
-from dmoe.errors import ConfigError
+from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import statistics
 from dmoe.experiments.results import write_results
 from dmoe.experiments.summary import Summary
+from dmoe.files import read_json, write_json
 from dmoe.report.experiment import write_experiment_report
 from dmoe.report.experiment_tables import structures
 from tests.experiments.fake import alpha_of, fake_folder
@@ -94,6 +95,21 @@ def test_what_is_missing_is_said_and_nothing_breaks(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "not run yet" in page
     assert "runs are missing" in page
+
+
+def test_figures_of_another_configuration_are_refused(tmp_path: Path) -> None:
+    """As when a default has changed since: the recorded configuration no longer has the folder's name."""
+    folder = fake_folder(tmp_path / "e", ("fig5",), seeds=1)
+    key = folder.arms("fig5")[0].cell(1).key
+    path = folder.cell(key) / "cell.json"
+    values = read_json(path)
+    del values["config"]["training"]["patience"]  # a key that did not exist then
+    write_json(path, values)
+    assert key in folder.finished()
+    values["config"]["training"]["patience"] = 7
+    write_json(path, values)
+    with pytest.raises(DataError, match=f"{key}.*is not that of its folder; remove the folder"):
+        Summary(folder)
 
 
 def test_the_ensemble_is_the_mean_of_its_members_logits(tmp_path: Path) -> None:
