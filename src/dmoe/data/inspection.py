@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dmoe.data.columns import Column, as_text
+from dmoe.data.coded import Column, as_text
 from dmoe.data.config import DELIMITERS, DataConfig
 from dmoe.data.lines import is_parquet, read_line_chunks
 from dmoe.data.parse import guess_delimiter, split_line

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.data.columns import Numbers
+from dmoe.data.coded import Numbers
 from dmoe.data.config import NumericOptions
 from dmoe.errors import DataError
 from dmoe.schema import NumericField
