@@ -36,8 +36,8 @@ class CategoricalField(BaseModel):
     Ids: 0 missing, 1 out of vocabulary, then tokens by falling training count, ties by value.
     With `edges` the value is the number of edges below a raw number: the rising inner bounds of quantile buckets.
 
-    `embedding_dim` is a width of its own, which a model projects to that of each table; `group` a name under which
-    experts can ask for it and others; `vectors` says that its embedding is given.
+    `embedding_dim` is a width of its own, which a model projects to that of each table; `table_group` a name under
+    which experts can ask for it and others; `vectors` says that its embedding is given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +47,7 @@ class CategoricalField(BaseModel):
     min_count: int = Field(default=1, ge=1)
     edges: tuple[float, ...] | None = None
     embedding_dim: int | None = Field(default=None, ge=1)
-    group: str | None = None
+    table_group: str | None = None
     vectors: Vectors | None = None
 
     @property
@@ -90,7 +90,7 @@ class NumericField(BaseModel):
     transform: Literal["value", "standardise", "log"] = "value"
     mean: float = 0.0
     scale: float = Field(default=1.0, gt=0)
-    group: str | None = None
+    table_group: str | None = None
 
 
 AnyField = Annotated[CategoricalField | MultiValuedField | NumericField, Field(discriminator="kind")]

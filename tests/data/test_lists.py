@@ -22,6 +22,7 @@ from dmoe.data.config import DataConfig, MultiValuedOptions, read_data_config
 from dmoe.data.contents import groups_of, read_contents
 from dmoe.data.dataset import SplitReader
 from dmoe.data.encode import RawEncoder
+from dmoe.data.inspection import inspect_log
 from dmoe.data.lists import as_ids, as_lists, padded, split_values
 from dmoe.data.prepare import prepare
 from dmoe.data.update import update
@@ -31,9 +32,9 @@ from dmoe.training.loop import train
 from dmoe.validation import validate
 
 FIELDS: dict[str, Any] = {
-    "categorical": {"item": {"embedding_dim": 3}, "day": {"group": "time"}},
+    "categorical": {"item": {"embedding_dim": 3}, "day": {"table_group": "time"}},
     "multi_valued": {
-        "tags": {"separator": "|", "max_length": 3, "min_count": 2, "missing_values": ["NA"], "group": "content"},
+        "tags": {"separator": "|", "max_length": 3, "min_count": 2, "missing_values": ["NA"], "table_group": "content"},
         "history": {"separator": " ", "max_length": 2, "keep": "last", "shares": "item", "pooling": "target"},
     },
     "pretrained": {"image": {"column": "item", "file": "vectors.parquet"}},
@@ -269,6 +270,21 @@ def test_split_values_equals_python(texts: list[str | None]) -> None:
     for codes, text in zip(coded.codes_N.tolist(), texts, strict=True):
         wanted = [value for value in (text or "").split("|") if value not in ("", " ")][:3]
         assert [values[code] for code in codes if code >= 0] == wanted
+
+
+def test_inspecting_finds_lists_and_suggests_what_works(tmp_path: Path) -> None:
+    rows = drawn(2000)
+    write_log(tmp_path / "log.csv", rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    for name in ("log.csv", "log.parquet"):
+        found = inspect_log([str(tmp_path / name)], label=None, max_rows=10_000)
+        kinds = {column.name: column.kind for column in found.columns}
+        assert kinds == {"item": "categorical", "day": "categorical", "tags": "multi-valued", "history": "multi-valued"}
+        assert found.config["fields"]["multi_valued"]["tags"] == {"separator": "|", "max_length": 5}
+        (tmp_path / "data.yaml").write_text(found.yaml())
+        prepare(read_data_config(tmp_path / "data.yaml"), [str(tmp_path / name)], tmp_path / "data", force=True)
+        schema = Schema.read(tmp_path / "data")
+        assert [field.length for field in schema.categorical] == [1, 1, 5, 4]
 
 
 def bad(**fields: Any) -> str:

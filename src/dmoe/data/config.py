@@ -78,13 +78,14 @@ class _Vocabulary(_Strict):
     missing_values: tuple[str, ...] = ()
     missing_as: Literal["missing", "oov"] = "missing"
     embedding_dim: int | None = Field(default=None, ge=1, le=1 << 16)
-    group: str | None = None
+    table_group: str | None = None
 
 
 class CategoricalOptions(_Vocabulary):
     """`hash_buckets`: values are tokens by their hash, so that values never seen before have one too.
 
-    `embedding_dim` is a width of its own, projected to that of each table; `group` a name for experts to choose by.
+    `embedding_dim` is a width of its own, projected to that of each table; `table_group` a name by which experts
+    choose their fields.
     """
 
     hash_buckets: int | None = Field(default=None, ge=1, le=1 << 30)
@@ -155,7 +156,7 @@ class MultiValuedOptions(_Strict):
     max_tokens: int | None = Field(default=None, ge=1)
     missing_values: tuple[str, ...] = ()
     embedding_dim: int | None = Field(default=None, ge=1, le=1 << 16)
-    group: str | None = None
+    table_group: str | None = None
 
     @model_validator(mode="after")
     def _keys_fit(self) -> "MultiValuedOptions":
@@ -182,7 +183,7 @@ class PretrainedOptions(_Strict):
     vector: str = "vector"
     trainable: bool = False
     missing_values: tuple[str, ...] = ()
-    group: str | None = None
+    table_group: str | None = None
 
 
 AnyOptions: TypeAlias = CategoricalOptions | NumericOptions | MultiValuedOptions | PretrainedOptions

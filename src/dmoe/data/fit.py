@@ -108,8 +108,8 @@ class Fitter:
         common = {"name": name, "vocabulary_size": entry["size"], "min_count": self.config.min_count(name)}
         if isinstance(options, PretrainedOptions):
             vectors = Vectors(width=entry["width"], trainable=options.trainable)
-            return CategoricalField(**common, vectors=vectors, group=options.group)
-        common |= {"embedding_dim": options.embedding_dim, "group": options.group}
+            return CategoricalField(**common, vectors=vectors, table_group=options.table_group)
+        common |= {"embedding_dim": options.embedding_dim, "table_group": options.table_group}
         if isinstance(options, MultiValuedOptions):
             if options.shares is not None:
                 common["embedding_dim"] = self.config.fields.categorical[options.shares].embedding_dim

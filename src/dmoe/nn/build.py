@@ -83,11 +83,11 @@ def chosen_fields(schema: Schema, asked: Sequence[str], where: str) -> list[int]
     Raises: ConfigError for a name that is neither.
     """
     fields: list[CategoricalField | NumericField] = [*schema.categorical, *schema.numeric]
-    known = {*(field.name for field in fields), *(field.group for field in fields if field.group is not None)}
+    known = {name for field in fields for name in (field.name, field.table_group) if name is not None}
     for name in asked:
         if name not in known:
             raise ConfigError(f"{where}: no field or group '{name}' in the data{nearest(name, known)}")
-    chosen = [index for index, field in enumerate(fields) if field.name in asked or field.group in asked]
+    chosen = [index for index, field in enumerate(fields) if field.name in asked or field.table_group in asked]
     if not chosen:
         raise ConfigError(f"{where}: name at least one field or group")
     return chosen
