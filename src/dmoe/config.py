@@ -68,7 +68,10 @@ class GateConfig(_Strict):
 
 
 class ModelConfig(_Strict):
-    """Experts, the tables that they read, the gate and the tower."""
+    """Experts, the tables that they read, the gate and the tower.
+
+    An expert may say `fields`, the fields or groups of fields that it reads, beside its own options.
+    """
 
     embedding_dim: int | list[int] = 16
     embedding_storage: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -95,6 +98,10 @@ class ModelConfig(_Strict):
                 raise ValueError(f"experts[{index}]: {error}") from None
             for key, value in expert.items():
                 if key == "kind":
+                    continue
+                if key == "fields":
+                    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+                        raise ValueError(f"experts[{index}].fields must be a list of fields or groups, got {value!r}")
                     continue
                 if key not in options:
                     raise ValueError(

@@ -7,9 +7,11 @@ import torch
 from dmoe.config import DecorrelationConfig, ModelConfig
 from dmoe.decorrelation import CorrLoss, CovLoss
 from dmoe.errors import ConfigError
-from dmoe.nn.experts import expert_class
+from dmoe.nn.experts import Expert, expert_class
+from dmoe.nn.fields import TokenField
 from dmoe.nn.model import DecorrelationTerm, DMoE
-from dmoe.schema import Schema
+from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
+from dmoe.validation import nearest
 
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,25 +21,30 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
 
     Raises: ConfigError if an expert rejects its options.
     """
-    num_fields = len(schema.categorical) + len(schema.numeric)
     table_of_expert = config.table_of_expert
     dims = config.embedding_dim
     widths = dims if isinstance(dims, list) else [dims] * config.num_tables
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        experts = []
+        experts: list[Expert] = []
+        expert_fields: list[list[int] | None] = []
         for index, options in enumerate(config.experts):
             options = dict(options)
             kind = str(options.pop("kind"))
+            asked = options.pop("fields", None)
+            own = None if asked is None else chosen_fields(schema, asked, f"model.experts[{index}].fields")
+            expert_fields.append(own)
+            num_fields = len(schema.fields) if own is None else len(own)
             try:
                 experts.append(expert_class(kind)(num_fields, widths[table_of_expert[index]], **options))
             except ValueError as error:
                 raise ConfigError(f"model.experts[{index}] ({kind}): {error}") from None
         return DMoE(
-            schema.vocabulary_sizes,
+            token_fields(schema),
             len(schema.numeric),
             widths,
             experts=experts,
+            expert_fields=expert_fields,
             tables=table_of_expert,
             expert_units=config.expert_units,
             gate_units=config.gate.units,
@@ -46,6 +53,44 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
             tower_dropout=config.tower_dropout,
             embedding_storage=_STORAGE[config.embedding_storage],
         )
+
+
+def token_fields(schema: Schema) -> list[TokenField]:
+    """The fields with a vocabulary, as a model sees them."""
+    places = {field.name: index for index, field in enumerate(schema.categorical)}
+    fields = []
+    for field in schema.categorical:
+        several = isinstance(field, MultiValuedField)
+        shares = places[field.shares] if isinstance(field, MultiValuedField) and field.shares is not None else None
+        owner = field if shares is None else schema.categorical[shares]
+        fields.append(
+            TokenField(
+                field.vocabulary_size,
+                length=field.length,
+                pooling=field.pooling if isinstance(field, MultiValuedField) else "mean",
+                width=owner.embedding_dim if owner.vectors is None else owner.vectors.width,
+                shares=shares,
+                frozen=owner.vectors is not None and not owner.vectors.trainable,
+                multi_valued=several,
+            )
+        )
+    return fields
+
+
+def chosen_fields(schema: Schema, asked: Sequence[str], where: str) -> list[int]:
+    """The numbers of the fields that `asked` names, by themselves or by their groups; numeric fields come last.
+
+    Raises: ConfigError for a name that is neither.
+    """
+    fields: list[CategoricalField | NumericField] = [*schema.categorical, *schema.numeric]
+    known = {name for field in fields for name in (field.name, field.table_group) if name is not None}
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"{where}: no field or group '{name}' in the data{nearest(name, known)}")
+    chosen = [index for index, field in enumerate(fields) if field.name in asked or field.table_group in asked]
+    if not chosen:
+        raise ConfigError(f"{where}: name at least one field or group")
+    return chosen
 
 
 def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[DecorrelationTerm]:
@@ -78,8 +123,9 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
 def _has_intermediates(model: DMoE) -> bool:
     """Whether two experts have inner layers to pair: tried on two rows of missing values."""
     embedding = model.embedding
-    device = embedding.weight.device
-    ids_BC = torch.zeros(2, len(embedding.vocabulary_sizes), dtype=torch.int32, device=device)
+    device = model.head.weight.device
+    columns = sum(field.length for field in embedding.fields)
+    ids_BC = torch.zeros(2, columns, dtype=torch.int32, device=device)
     numeric_BN = torch.zeros(2, embedding.num_numeric, device=device)
     was_training = model.training
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """D-MoE in the order of the paper (arXiv 2505.17925): tables, experts, gate, mixture, tower, loss.
 
-Shape suffixes: B rows, C categorical fields, N numeric fields, F = C + N fields, D embedding width, M experts,
+Shape suffixes: B rows, C id columns, N numeric fields, F fields, D embedding width, M experts,
 H units of the alignment layer, W raw width of an expert.
 """
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmoe.nn.embedding import MultiTableEmbedding
 from dmoe.nn.experts.base import Expert
+from dmoe.nn.fields import FieldEmbedding, TokenField
 from dmoe.nn.gate import Gate
 from dmoe.nn.mixture import mix
 from dmoe.nn.mlp import MLP, initialise_linear
@@ -71,10 +71,13 @@ class DMoE(nn.Module):
     """De-correlated mixture of experts (arXiv 2505.17925, eq. 1-12).
 
     Args:
-        vocabulary_sizes: rows of each categorical field's vocabulary.
+        vocabulary_sizes: rows of each categorical field's vocabulary, or a `dmoe.nn.fields.TokenField` for one that is
+            multi-valued, has a width of its own or given vectors.
         num_numeric: numeric fields; each is its value times a learned vector, per table.
         embedding_dim: width D of every table, or one width for each table that experts read.
-        experts: M interaction modules taking (B, F, D), F = categorical + numeric fields.
+        experts: M interaction modules taking (B, F, D), F = categorical + numeric fields, or those of its own.
+        expert_fields: for each expert the fields that it reads, rising, numeric ones counted after the others; None
+            for all. A table holds what its experts read.
         tables: "per-expert" (ME), "shared" (SE), or for each expert the index of the table that it reads.
         expert_units: H, width of the alignment layer after each expert.
         gate_units: hidden units of the gate.
@@ -85,17 +88,19 @@ class DMoE(nn.Module):
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
 
-    Shape: ids (B, C) integer, numeric (B, N) float; see `DMoEOutput`.
+    Shape: ids (B, C) integer, one column a field and several for a multi-valued one, numeric (B, N) float; see
+    `DMoEOutput`.
     Raises: ValueError for tables, widths or experts that do not fit together.
     """
 
     def __init__(
         self,
-        vocabulary_sizes: Sequence[int],
+        vocabulary_sizes: Sequence[int | TokenField],
         num_numeric: int = 0,
         embedding_dim: int | Sequence[int] = 16,
         *,
         experts: Sequence[Expert],
+        expert_fields: Sequence[Sequence[int] | None] | None = None,
         tables: Literal["shared", "per-expert"] | Sequence[int] = "per-expert",
         expert_units: int = 500,
         gate_units: int = 64,
@@ -111,8 +116,14 @@ class DMoE(nn.Module):
         num_experts = len(experts)
         self.table_of_expert = _table_of_expert(tables, num_experts)
         widths = _table_widths(embedding_dim, max(self.table_of_expert) + 1)
+        num_fields = len(vocabulary_sizes) + num_numeric
+        fields = _fields_of_experts(expert_fields, num_experts, num_fields)
         for index, (expert, table) in enumerate(zip(experts, self.table_of_expert, strict=True)):
-            _check_expert(index, expert, len(vocabulary_sizes) + num_numeric, widths[table])
+            _check_expert(index, expert, len(fields[index]), widths[table])
+        readers: list[set[int]] = [set() for _ in range(num_fields)]
+        for table, own in zip(self.table_of_expert, fields, strict=True):
+            for field in own:
+                readers[field].add(table)
 
         # Tables (eq. 1, 6). The gate's own comes last (section 3.3).
         self.gate_reads: int | None = None
@@ -120,11 +131,20 @@ class DMoE(nn.Module):
             if gate_table == "own":
                 self.gate_reads = len(widths)
                 widths = [*widths, gate_embedding_dim or widths[0]]
+                for tables_of_field in readers:
+                    tables_of_field.add(self.gate_reads)
             elif 0 <= gate_table < num_experts:
                 self.gate_reads = self.table_of_expert[gate_table]
             else:
                 raise ValueError(f"DMoE.gate_table must be 'own' or an expert index below {num_experts}")
-        self.embedding = MultiTableEmbedding(vocabulary_sizes, num_numeric, widths, storage=embedding_storage)
+        self.embedding = FieldEmbedding(
+            vocabulary_sizes, num_numeric, widths, readers=readers, storage=embedding_storage
+        )
+        # Where an expert's fields stand among those of its table, None for all of them.
+        self._places_of_expert = [
+            _places(own, self.embedding.fields_of_table[table])
+            for table, own in zip(self.table_of_expert, fields, strict=True)
+        ]
 
         # Experts (eq. 2, 7).
         self.experts = nn.ModuleList(AlignedExpert(expert, expert_units) for expert in experts)
@@ -132,8 +152,8 @@ class DMoE(nn.Module):
         # Gate (eq. 9).
         self.gate: Gate | None = None
         if self.gate_reads is not None:
-            num_fields = len(vocabulary_sizes) + num_numeric
-            self.gate = Gate(num_fields, widths[self.gate_reads], num_experts, gate_units)
+            num_gate_fields = len(self.embedding.fields_of_table[self.gate_reads])
+            self.gate = Gate(num_gate_fields, widths[self.gate_reads], num_experts, gate_units)
 
         # Tower (eq. 4, 11).
         self.tower = MLP(expert_units, tower_units, dropout=tower_dropout)
@@ -147,7 +167,10 @@ class DMoE(nn.Module):
     def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> DMoEOutput:
         # e^(m) = E^(m)(x)                                                    (eq. 6)
         embeddings_TBFD = self.embedding(ids_BC, numeric_BN)
-        inputs = [embeddings_TBFD[table] for table in self.table_of_expert]
+        inputs = [
+            _chosen(embeddings_TBFD[table], places)
+            for table, places in zip(self.table_of_expert, self._places_of_expert, strict=True)
+        ]
 
         # o^(m) = ReLU(Linear(Interaction^(m)(e^(m))))                        (eq. 7)
         outputs, before, inner = zip(
@@ -243,6 +266,30 @@ def _table_widths(embedding_dim: int | Sequence[int], num_tables: int) -> list[i
     if len(widths) != num_tables:
         raise ValueError(f"DMoE.embedding_dim lists {len(widths)} widths for {num_tables} tables")
     return widths
+
+
+def _fields_of_experts(
+    expert_fields: Sequence[Sequence[int] | None] | None, num_experts: int, num_fields: int
+) -> list[list[int]]:
+    if expert_fields is None:
+        expert_fields = [None] * num_experts
+    if len(expert_fields) != num_experts:
+        raise ValueError(f"DMoE.expert_fields lists {len(expert_fields)} entries for {num_experts} experts")
+    found = [list(range(num_fields)) if fields is None else list(fields) for fields in expert_fields]
+    for index, own in enumerate(found):
+        if not own or own != sorted(set(own)) or own[0] < 0 or own[-1] >= num_fields:
+            raise ValueError(f"DMoE.expert_fields[{index}] must be rising numbers of {num_fields} fields, got {own}")
+    return found
+
+
+def _chosen(embeddings_BFD: Tensor, places: list[int] | None) -> Tensor:
+    if places is None:
+        return embeddings_BFD
+    return embeddings_BFD.index_select(1, torch.tensor(places, device=embeddings_BFD.device))
+
+
+def _places(own: Sequence[int], held: Sequence[int]) -> list[int] | None:
+    return None if list(own) == list(held) else [held.index(field) for field in own]
 
 
 def _check_expert(index: int, expert: Expert, num_fields: int, width: int) -> None:

@@ -21,7 +21,7 @@ from dmoe.files import write_json
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
 from dmoe.nn.mixture import mix
 from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
-from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, Schema, vocabulary_path
+from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, MultiValuedField, Schema, vocabulary_path
 from dmoe.training.run import Run, choose_device
 
 # Rows scored at once, the same wherever rows are scored: a matrix product may round differently for another
@@ -243,14 +243,16 @@ class _GateUsage:
     """How the gate spreads its weight: over all rows, and for the frequent values of each field."""
 
     def __init__(self, schema: Schema, num_experts: int) -> None:
-        self.schema = schema
+        # Of a multi-valued field a row has several values: its weight belongs to none of them alone.
+        columns = zip(schema.categorical, schema.id_columns, strict=True)
+        self.fields = [(field, ids.start) for field, ids in columns if not isinstance(field, MultiValuedField)]
         self.rows = 0
         self.sum_M = np.zeros(num_experts)
         self.sum_of_squares_M = np.zeros(num_experts)
         self.argmax_M = np.zeros(num_experts, dtype=np.int64)
         self.entropy = 0.0
         # Tokens are numbered by falling count, so the first ids are the frequent values; the last slot is the rest.
-        self.slots = [min(field.vocabulary_size, SHOWN_VALUES + FIRST_TOKEN_ID) for field in schema.categorical]
+        self.slots = [min(field.vocabulary_size, SHOWN_VALUES + FIRST_TOKEN_ID) for field, _ in self.fields]
         self.counts = [np.zeros(slots + 1, dtype=np.int64) for slots in self.slots]
         self.clicks = [np.zeros(slots + 1) for slots in self.slots]
         self.weights = [np.zeros((num_experts, slots + 1)) for slots in self.slots]
@@ -264,7 +266,7 @@ class _GateUsage:
         self.argmax_M += np.bincount(weights_BM.argmax(1), minlength=weights_BM.shape[1])
         self.entropy -= float((weights_BM * np.log(np.maximum(weights_BM, 1e-300))).sum())
         for column, slots in enumerate(self.slots):
-            slot_B = np.minimum(batch.ids_BC[:, column].numpy(), slots)
+            slot_B = np.minimum(batch.ids_BC[:, self.fields[column][1]].numpy(), slots)
             self.counts[column] += np.bincount(slot_B, minlength=slots + 1)
             self.clicks[column] += np.bincount(slot_B, weights=labels_B, minlength=slots + 1)
             for expert in range(weights_BM.shape[1]):
@@ -283,7 +285,7 @@ class _GateUsage:
         }
 
     def _field(self, column: int, folder: Path) -> dict[str, Any]:
-        field = self.schema.categorical[column]
+        field, _ = self.fields[column]
         count = self.counts[column]
         seen = count > 0
         mean_MS = self.weights[column][:, seen] / count[seen]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dmoe.errors import ConfigError
 from dmoe.validation import nearest
 
-# What the model fixes for every expert; all other constructor arguments are the user's options.
+# What the model fixes for every expert; all other constructor arguments are the user's options. (`kind` and `fields`,
+# which a configuration may say of every expert, are not passed to it.)
 FIXED_ARGUMENTS = ("num_fields", "embedding_dim")
 
 
