@@ -138,19 +138,25 @@ class ModelConfig(_Strict):
 class DecorrelationConfig(_Strict):
     """One term alpha/(B-1) · L of eq. 12: `alpha` from step `start_step` on, grown over `warmup_steps`."""
 
-    loss: Literal["corr", "cov"] = "corr"
+    loss: Literal["corr", "cov", "barlow-twins", "vicreg"] = "corr"
     location: Literal["output", "pre-activation", "intermediate", "input"] = "output"
     alpha: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     norm: Literal["frobenius", "spectral", "l1", "l2"] | None = None
     scale: Literal["paper", "dimension-free"] = "paper"
+    variance_weight: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     start_step: int = Field(default=0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _norm_of_loss(self) -> "DecorrelationConfig":
-        allowed = {"corr": ("frobenius", "spectral"), "cov": ("l1", "l2")}[self.loss]
+        allowed = {"corr": ("frobenius", "spectral"), "cov": ("l1", "l2")}.get(self.loss, ())
         if self.norm is not None and self.norm not in allowed:
-            raise ValueError(f"'norm' of loss '{self.loss}' must be {' or '.join(allowed)}, got '{self.norm}'")
+            choices = " or ".join(allowed) or "left out: it is a mean of squares"
+            raise ValueError(f"'norm' of loss '{self.loss}' must be {choices}, got '{self.norm}'")
+        if not allowed and self.scale != "paper":
+            raise ValueError(f"'scale' is for losses corr and cov; '{self.loss}' is free of the width already")
+        if self.variance_weight is not None and self.loss != "vicreg":
+            raise ValueError(f"'variance_weight' is for loss vicreg, not '{self.loss}'")
         return self
 
 

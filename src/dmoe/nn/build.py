@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from dmoe.config import DecorrelationConfig, ModelConfig
-from dmoe.decorrelation import CorrLoss, CovLoss
+from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
 from dmoe.errors import ConfigError
 from dmoe.nn.experts import expert_class
 from dmoe.nn.model import DecorrelationTerm, DMoE
@@ -57,11 +58,6 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
     for index, config in enumerate(configs):
         if config.alpha == 0:
             continue
-        loss: CorrLoss | CovLoss
-        if config.loss == "corr":
-            loss = CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
-        else:
-            loss = CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale)
         if config.location == "intermediate" and not _has_intermediates(model):
             raise ConfigError(
                 f"decorrelation[{index}]: location 'intermediate' needs two experts that name inner layers "
@@ -69,10 +65,24 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
             )
         terms.append(
             DecorrelationTerm(
-                loss, config.location, config.alpha, start_step=config.start_step, warmup_steps=config.warmup_steps
+                _loss(config),
+                config.location,
+                config.alpha,
+                start_step=config.start_step,
+                warmup_steps=config.warmup_steps,
             )
         )
     return terms
+
+
+def _loss(config: DecorrelationConfig) -> nn.Module:
+    if config.loss == "corr":
+        return CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
+    if config.loss == "cov":
+        return CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale)
+    if config.loss == "barlow-twins":
+        return BarlowTwinsLoss()
+    return VICRegLoss(1.0 if config.variance_weight is None else config.variance_weight)
 
 
 def _has_intermediates(model: DMoE) -> bool:
