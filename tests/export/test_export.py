@@ -266,6 +266,23 @@ def test_every_expert_exports_and_survives_an_empty_batch(tmp_path: Path, kind: 
     )
 
 
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "{kind: top-k, k: 1, balance: switch}",
+        "{kind: noisy-top-k, k: 2}",
+        "{kind: per-unit}",
+        "{fields: [site], dropout: 0.2}",
+    ],
+)
+def test_every_gate_exports(tmp_path: Path, gate: str) -> None:
+    experts = "model.experts=[{kind: crossnet, layers: 1}, {kind: fm}, {kind: lr}]"
+    run = trained(tmp_path, experts, f"model.gate={gate}", "training.epochs=1")
+    export(run, tmp_path / "model")
+    expected = reference(run, tmp_path / "log.csv")
+    np.testing.assert_allclose(dmoe.load(tmp_path / "model").predict_proba(tmp_path / "log.csv"), expected, atol=2e-6)
+
+
 class Einsum(Expert):
     def __init__(self, num_fields: int, embedding_dim: int) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ def one_product_is_cheaper(widths: Sequence[int]) -> bool:
     It needs M/(M-1) times the arithmetic, but reads and writes each row once rather than once a pair, which decides
     for many narrow experts (`benchmarks/pairs_of_experts.py`).
     """
-    return len(widths) > 2 and sum(widths) < 4 * len(widths) ** 2
+    return len(widths) > 2 and sum(widths) < 8 * len(widths) ** 2
 
 
 def co_moments(columns: list[Tensor], rows: int, group: dist.ProcessGroup | None) -> Scaled:

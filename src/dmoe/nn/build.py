@@ -1,6 +1,7 @@
 """From configuration to modules, so that no module has to hold a configuration."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from dmoe.errors import ConfigError
 from dmoe.nn.experts import expert_class
 from dmoe.nn.model import DecorrelationTerm, DMoE
 from dmoe.schema import Schema
+from dmoe.validation import nearest
 
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,10 +45,33 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
             expert_units=config.expert_units,
             gate_units=config.gate.units,
             gate_table=config.gate.table,
+            gate_options=_gate_options(config, schema),
             tower_units=config.tower_units,
             tower_dropout=config.tower_dropout,
             embedding_storage=_STORAGE[config.embedding_storage],
         )
+
+
+def _gate_options(config: ModelConfig, schema: Schema) -> dict[str, Any]:
+    """What the gate is told beside its units and table.
+
+    Raises: ConfigError for a field that the data does not have.
+    """
+    gate = config.gate
+    chosen: dict[str, Any] = {"kind": gate.kind, "k": gate.k, "balance": gate.balance, "dropout": gate.dropout}
+    if gate.balance_weight is not None:
+        chosen["balance_weight"] = gate.balance_weight
+    if gate.kind == "per-unit":
+        chosen["expert_units"] = config.expert_units
+    if gate.fields is not None:
+        names = [*(field.name for field in schema.categorical), *(field.name for field in schema.numeric)]
+        for name in gate.fields:
+            if name not in names:
+                raise ConfigError(f"model.gate.fields: no field '{name}' in the data{nearest(name, names)}")
+        if len(set(gate.fields)) < len(gate.fields):
+            raise ConfigError(f"model.gate.fields: names a field twice, got {gate.fields}")
+        chosen["fields"] = [names.index(name) for name in gate.fields]
+    return chosen
 
 
 def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[DecorrelationTerm]:

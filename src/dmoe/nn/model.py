@@ -4,9 +4,9 @@ Shape suffixes: B rows, C categorical fields, N numeric fields, F = C + N fields
 H units of the alignment layer, W raw width of an expert.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from dmoe.nn.embedding import MultiTableEmbedding
 from dmoe.nn.experts.base import Expert
-from dmoe.nn.gate import Gate
-from dmoe.nn.mixture import mix
+from dmoe.nn.gate import Gate, GateOutput
+from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.mlp import MLP, initialise_linear
 
 Location = Literal["output", "pre-activation", "intermediate", "input"]
@@ -27,10 +27,12 @@ class DMoEOutput:
 
     logit: Tensor  # (B,)
     expert_outputs: tuple[Tensor, ...]  # M of (B, H), after the alignment ReLU
-    gate_weights: Tensor  # (B, M), rows sum to 1
+    gate_weights: Tensor  # (B, M), rows sum to 1; of a per-unit gate, the means over units
     pre_activations: tuple[Tensor, ...]  # M of (B, H), before that ReLU
     intermediates: tuple[tuple[Tensor, ...], ...]  # per expert, the inner layers that it names
     inputs: tuple[Tensor, ...]  # M of (B, F * D): each expert's own embeddings, flattened
+    unit_weights: Tensor | None = None  # (B, M, H) of a per-unit gate
+    gate_loss: Tensor | None = None  # scalar: what a balanced gate adds to the loss while training
 
     def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
         """Groups of layers to de-correlate at `location` (section 4.7): one tensor an expert in each group.
@@ -79,6 +81,7 @@ class DMoE(nn.Module):
         expert_units: H, width of the alignment layer after each expert.
         gate_units: hidden units of the gate.
         gate_table: "own", or the expert whose table the gate reads.
+        gate_options: further keyword arguments of `Gate`: its kind, balance, dropout and fields.
         gate_embedding_dim: width of the gate's own table; by default that of the first table.
         tower_units: hidden units of the tower.
         embedding_storage: dtype in which the tables are kept; by default torch's default dtype.
@@ -100,6 +103,7 @@ class DMoE(nn.Module):
         expert_units: int = 500,
         gate_units: int = 64,
         gate_table: Literal["own"] | int = "own",
+        gate_options: Mapping[str, Any] | None = None,
         gate_embedding_dim: int | None = None,
         tower_units: Sequence[int] = (500,),
         tower_dropout: float = 0.0,
@@ -133,7 +137,7 @@ class DMoE(nn.Module):
         self.gate: Gate | None = None
         if self.gate_reads is not None:
             num_fields = len(vocabulary_sizes) + num_numeric
-            self.gate = Gate(num_fields, widths[self.gate_reads], num_experts, gate_units)
+            self.gate = Gate(num_fields, widths[self.gate_reads], num_experts, gate_units, **(gate_options or {}))
 
         # Tower (eq. 4, 11).
         self.tower = MLP(expert_units, tower_units, dropout=tower_dropout)
@@ -156,20 +160,28 @@ class DMoE(nn.Module):
 
         # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m)                      (eq. 9, 10)
         if self.gate is None or self.gate_reads is None:
-            gate_BM = outputs[0].new_ones(outputs[0].shape[0], 1)
+            gate = GateOutput(outputs[0].new_ones(outputs[0].shape[0], 1), None, None)
             mixed_BH = outputs[0]
         else:
-            gate_BM = self.gate(embeddings_TBFD[self.gate_reads])
-            mixed_BH = mix(outputs, gate_BM)
+            gate = self.gate(embeddings_TBFD[self.gate_reads])
+            mixed_BH = self.mixture(outputs, gate)
 
         return DMoEOutput(
             logit=self.predict_from_mixture(mixed_BH),
             expert_outputs=outputs,
-            gate_weights=gate_BM,
+            gate_weights=gate.weights_BM,
             pre_activations=before,
             intermediates=inner,
             inputs=tuple(input_BFD.flatten(1) for input_BFD in inputs),
+            unit_weights=gate.unit_weights_BMH,
+            gate_loss=gate.loss,
         )
+
+    def mixture(self, outputs: Sequence[Tensor], gate: GateOutput) -> Tensor:
+        """h (B, H) of eq. 10, for all of a gate's experts."""
+        if gate.unit_weights_BMH is not None:
+            return mix_units(outputs, gate.unit_weights_BMH)
+        return mix(outputs, gate.weights_BM)
 
     def predict_from_mixture(self, mixed_BH: Tensor) -> Tensor:
         """The logit (B,) of eq. 11, before its sigmoid."""
@@ -212,15 +224,17 @@ def total_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. 12 for one batch: `(total, mean logloss, weighted de-correlation)`.
 
+    A balanced gate adds its loss to the total.
     With no term the total is the logloss itself, so alpha = 0 is the ME-MoE baseline to the bit.
     """
     half = output.logit.dtype in (torch.float16, torch.bfloat16)
     logit_B = output.logit.float() if half else output.logit
     logloss = functional.binary_cross_entropy_with_logits(logit_B, labels_B.to(logit_B.dtype))
+    total = logloss if output.gate_loss is None else logloss + output.gate_loss
     if not terms:
-        return logloss, logloss, logloss.new_zeros(())
+        return total, logloss, logloss.new_zeros(())
     decorrelation = torch.stack([term(output, step) for term in terms]).sum()
-    return logloss + decorrelation, logloss, decorrelation
+    return total + decorrelation, logloss, decorrelation
 
 
 def _table_of_expert(tables: Literal["shared", "per-expert"] | Sequence[int], num_experts: int) -> list[int]:

@@ -19,7 +19,7 @@ from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
 from dmoe.errors import DmoeError, UserError
 from dmoe.files import write_json
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
-from dmoe.nn.mixture import mix
+from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, Schema, vocabulary_path
 from dmoe.training.run import Run, choose_device
@@ -172,11 +172,13 @@ def _numpy(logit_B: Tensor) -> np.ndarray:
 def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
     """The prediction when one expert is removed and the gate's weights are renormalised over the others."""
     kept = [index for index in range(model.num_experts) if index != expert]
-    weights_BK = output.gate_weights[:, kept]
+    outputs = [output.expert_outputs[index] for index in kept]
+    by_unit = output.unit_weights is not None
+    weights_BK = output.gate_weights[:, kept] if output.unit_weights is None else output.unit_weights[:, kept]
     # A gate wholly on the removed expert leaves nothing to renormalise: the others then share equally.
     total_B1 = weights_BK.sum(1, keepdim=True)
     weights_BK = torch.where(total_B1 > 0, weights_BK / total_B1, torch.full_like(weights_BK, 1 / len(kept)))
-    return model.predict_from_mixture(mix([output.expert_outputs[index] for index in kept], weights_BK))
+    return model.predict_from_mixture(mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK))
 
 
 def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:
