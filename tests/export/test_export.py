@@ -230,10 +230,20 @@ def test_an_id_out_of_range_is_unseen_and_not_another_row(looked_up: Path) -> No
     assert model.score(row)["probability"] != unseen
 
 
+# Widths of the table that these split among the log's 12 fields.
+WIDTHS = {"ffm": 22, "onn": 24}
+
+
 @pytest.mark.parametrize("kind", sorted(EXPERTS))
 def test_every_expert_exports_and_survives_an_empty_batch(tmp_path: Path, kind: str) -> None:
     """Einsum on an empty batch ends an ONNX Runtime process, so this asks in a process of its own."""
-    run = trained(tmp_path, f"model.experts=[{{kind: {kind}}}, {{kind: dnn}}]", "training.epochs=1")
+    dim = WIDTHS.get(kind, 4)
+    run = trained(
+        tmp_path,
+        f"model.experts=[{{kind: {kind}}}, {{kind: dnn}}]",
+        f"model.embedding_dim=[{dim}, 4]",
+        "training.epochs=1",
+    )
     export(run, tmp_path / "model")
     code = (
         "import numpy, onnxruntime, sys\n"
@@ -254,6 +264,23 @@ def test_every_expert_exports_and_survives_an_empty_batch(tmp_path: Path, kind: 
         reference(run, tmp_path / "log.csv"),
         atol=2e-6,
     )
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "{kind: top-k, k: 1, balance: switch}",
+        "{kind: noisy-top-k, k: 2}",
+        "{kind: per-unit}",
+        "{fields: [site], dropout: 0.2}",
+    ],
+)
+def test_every_gate_exports(tmp_path: Path, gate: str) -> None:
+    experts = "model.experts=[{kind: crossnet, layers: 1}, {kind: fm}, {kind: lr}]"
+    run = trained(tmp_path, experts, f"model.gate={gate}", "training.epochs=1")
+    export(run, tmp_path / "model")
+    expected = reference(run, tmp_path / "log.csv")
+    np.testing.assert_allclose(dmoe.load(tmp_path / "model").predict_proba(tmp_path / "log.csv"), expected, atol=2e-6)
 
 
 class Einsum(Expert):

@@ -1,11 +1,13 @@
 """From configuration to modules, so that no module has to hold a configuration."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from dmoe.config import DecorrelationConfig, ModelConfig
-from dmoe.decorrelation import CorrLoss, CovLoss
+from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
 from dmoe.errors import ConfigError
 from dmoe.nn.experts import Expert, expert_class
 from dmoe.nn.fields import TokenField
@@ -49,6 +51,7 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
             expert_units=config.expert_units,
             gate_units=config.gate.units,
             gate_table=config.gate.table,
+            gate_options=_gate_options(config, schema),
             tower_units=config.tower_units,
             tower_dropout=config.tower_dropout,
             embedding_storage=_STORAGE[config.embedding_storage],
@@ -93,6 +96,22 @@ def chosen_fields(schema: Schema, asked: Sequence[str], where: str) -> list[int]
     return chosen
 
 
+def _gate_options(config: ModelConfig, schema: Schema) -> dict[str, Any]:
+    """What the gate is told beside its units and table.
+
+    Raises: ConfigError for a field that the data does not have.
+    """
+    gate = config.gate
+    chosen: dict[str, Any] = {"kind": gate.kind, "k": gate.k, "balance": gate.balance, "dropout": gate.dropout}
+    if gate.balance_weight is not None:
+        chosen["balance_weight"] = gate.balance_weight
+    if gate.kind == "per-unit":
+        chosen["expert_units"] = config.expert_units
+    if gate.fields is not None:
+        chosen["fields"] = chosen_fields(schema, gate.fields, "model.gate.fields")
+    return chosen
+
+
 def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[DecorrelationTerm]:
     """The terms of eq. 12 that act; one with alpha = 0 is left out, so it cannot change a single bit.
 
@@ -102,11 +121,6 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
     for index, config in enumerate(configs):
         if config.alpha == 0:
             continue
-        loss: CorrLoss | CovLoss
-        if config.loss == "corr":
-            loss = CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
-        else:
-            loss = CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale)
         if config.location == "intermediate" and not _has_intermediates(model):
             raise ConfigError(
                 f"decorrelation[{index}]: location 'intermediate' needs two experts that name inner layers "
@@ -114,10 +128,24 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
             )
         terms.append(
             DecorrelationTerm(
-                loss, config.location, config.alpha, start_step=config.start_step, warmup_steps=config.warmup_steps
+                _loss(config),
+                config.location,
+                config.alpha,
+                start_step=config.start_step,
+                warmup_steps=config.warmup_steps,
             )
         )
     return terms
+
+
+def _loss(config: DecorrelationConfig) -> nn.Module:
+    if config.loss == "corr":
+        return CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
+    if config.loss == "cov":
+        return CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale)
+    if config.loss == "barlow-twins":
+        return BarlowTwinsLoss()
+    return VICRegLoss(1.0 if config.variance_weight is None else config.variance_weight)
 
 
 def _has_intermediates(model: DMoE) -> bool:

@@ -4,9 +4,9 @@ Shape suffixes: B rows, C id columns, N numeric fields, F fields, D embedding wi
 H units of the alignment layer, W raw width of an expert.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from dmoe.nn.experts.base import Expert
 from dmoe.nn.fields import FieldEmbedding, TokenField
-from dmoe.nn.gate import Gate
-from dmoe.nn.mixture import mix
+from dmoe.nn.gate import Gate, GateOutput
+from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.mlp import MLP, initialise_linear
 
 Location = Literal["output", "pre-activation", "intermediate", "input"]
@@ -27,10 +27,12 @@ class DMoEOutput:
 
     logit: Tensor  # (B,)
     expert_outputs: tuple[Tensor, ...]  # M of (B, H), after the alignment ReLU
-    gate_weights: Tensor  # (B, M), rows sum to 1
+    gate_weights: Tensor  # (B, M), rows sum to 1; of a per-unit gate, the means over units
     pre_activations: tuple[Tensor, ...]  # M of (B, H), before that ReLU
     intermediates: tuple[tuple[Tensor, ...], ...]  # per expert, the inner layers that it names
     inputs: tuple[Tensor, ...]  # M of (B, F * D): each expert's own embeddings, flattened
+    unit_weights: Tensor | None = None  # (B, M, H) of a per-unit gate
+    gate_loss: Tensor | None = None  # scalar: what a balanced gate adds to the loss while training
 
     def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
         """Groups of layers to de-correlate at `location` (section 4.7): one tensor an expert in each group.
@@ -82,6 +84,7 @@ class DMoE(nn.Module):
         expert_units: H, width of the alignment layer after each expert.
         gate_units: hidden units of the gate.
         gate_table: "own", or the expert whose table the gate reads.
+        gate_options: further keyword arguments of `Gate`: its kind, balance, dropout and fields.
         gate_embedding_dim: width of the gate's own table; by default that of the first table.
         tower_units: hidden units of the tower.
         embedding_storage: dtype in which the tables are kept; by default torch's default dtype.
@@ -105,6 +108,7 @@ class DMoE(nn.Module):
         expert_units: int = 500,
         gate_units: int = 64,
         gate_table: Literal["own"] | int = "own",
+        gate_options: Mapping[str, Any] | None = None,
         gate_embedding_dim: int | None = None,
         tower_units: Sequence[int] = (500,),
         tower_dropout: float = 0.0,
@@ -126,13 +130,15 @@ class DMoE(nn.Module):
                 readers[field].add(table)
 
         # Tables (eq. 1, 6). The gate's own comes last (section 3.3).
+        options = dict(gate_options or {})
+        gate_fields: Sequence[int] | None = options.pop("fields", None)
         self.gate_reads: int | None = None
         if num_experts > 1:
             if gate_table == "own":
                 self.gate_reads = len(widths)
                 widths = [*widths, gate_embedding_dim or widths[0]]
-                for tables_of_field in readers:
-                    tables_of_field.add(self.gate_reads)
+                for field in range(num_fields) if gate_fields is None else gate_fields:
+                    readers[field].add(self.gate_reads)
             elif 0 <= gate_table < num_experts:
                 self.gate_reads = self.table_of_expert[gate_table]
             else:
@@ -152,8 +158,9 @@ class DMoE(nn.Module):
         # Gate (eq. 9).
         self.gate: Gate | None = None
         if self.gate_reads is not None:
-            num_gate_fields = len(self.embedding.fields_of_table[self.gate_reads])
-            self.gate = Gate(num_gate_fields, widths[self.gate_reads], num_experts, gate_units)
+            held = self.embedding.fields_of_table[self.gate_reads]
+            places = None if gate_fields is None else _places(sorted(gate_fields), held)
+            self.gate = Gate(len(held), widths[self.gate_reads], num_experts, gate_units, fields=places, **options)
 
         # Tower (eq. 4, 11).
         self.tower = MLP(expert_units, tower_units, dropout=tower_dropout)
@@ -179,20 +186,28 @@ class DMoE(nn.Module):
 
         # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m)                      (eq. 9, 10)
         if self.gate is None or self.gate_reads is None:
-            gate_BM = outputs[0].new_ones(outputs[0].shape[0], 1)
+            gate = GateOutput(outputs[0].new_ones(outputs[0].shape[0], 1), None, None)
             mixed_BH = outputs[0]
         else:
-            gate_BM = self.gate(embeddings_TBFD[self.gate_reads])
-            mixed_BH = mix(outputs, gate_BM)
+            gate = self.gate(embeddings_TBFD[self.gate_reads])
+            mixed_BH = self.mixture(outputs, gate)
 
         return DMoEOutput(
             logit=self.predict_from_mixture(mixed_BH),
             expert_outputs=outputs,
-            gate_weights=gate_BM,
+            gate_weights=gate.weights_BM,
             pre_activations=before,
             intermediates=inner,
             inputs=tuple(input_BFD.flatten(1) for input_BFD in inputs),
+            unit_weights=gate.unit_weights_BMH,
+            gate_loss=gate.loss,
         )
+
+    def mixture(self, outputs: Sequence[Tensor], gate: GateOutput) -> Tensor:
+        """h (B, H) of eq. 10, for all of a gate's experts."""
+        if gate.unit_weights_BMH is not None:
+            return mix_units(outputs, gate.unit_weights_BMH)
+        return mix(outputs, gate.weights_BM)
 
     def predict_from_mixture(self, mixed_BH: Tensor) -> Tensor:
         """The logit (B,) of eq. 11, before its sigmoid."""
@@ -235,15 +250,17 @@ def total_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. 12 for one batch: `(total, mean logloss, weighted de-correlation)`.
 
+    A balanced gate adds its loss to the total.
     With no term the total is the logloss itself, so alpha = 0 is the ME-MoE baseline to the bit.
     """
     half = output.logit.dtype in (torch.float16, torch.bfloat16)
     logit_B = output.logit.float() if half else output.logit
     logloss = functional.binary_cross_entropy_with_logits(logit_B, labels_B.to(logit_B.dtype))
+    total = logloss if output.gate_loss is None else logloss + output.gate_loss
     if not terms:
-        return logloss, logloss, logloss.new_zeros(())
+        return total, logloss, logloss.new_zeros(())
     decorrelation = torch.stack([term(output, step) for term in terms]).sum()
-    return logloss + decorrelation, logloss, decorrelation
+    return total + decorrelation, logloss, decorrelation
 
 
 def _table_of_expert(tables: Literal["shared", "per-expert"] | Sequence[int], num_experts: int) -> list[int]:

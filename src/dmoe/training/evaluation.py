@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dmoe.data.batch import Batch
 from dmoe.data.dataset import SplitReader
-from dmoe.decorrelation import CrossExpertCorrelation
+from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
 from dmoe.errors import DmoeError, UserError
 from dmoe.files import write_json
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
-from dmoe.nn.mixture import mix
+from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, MultiValuedField, Schema, vocabulary_path
 from dmoe.training.run import Run, choose_device
@@ -90,9 +90,11 @@ def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str
     chosen = choose_device(device)
     model = run.load_model().to(chosen)
     correlations = _Correlations(LOCATIONS, model.num_experts)
+    similarity = LinearCKA(model.num_experts)
     reader = SplitReader(folder, split, batch_size=SCORING_ROWS)
     for _, output in scored_batches(model, reader.batches(), chosen):
         correlations.update(output)
+        similarity.update(output.expert_outputs)
     found = correlations.result()
     return {
         "split": split,
@@ -100,6 +102,7 @@ def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str
         "noise_floor": found["output"]["noise_floor"],
         "experts": expert_names(model),
         "correlation": found,
+        "similarity": {"output": similarity_json(similarity)},
     }
 
 
@@ -122,6 +125,7 @@ def evaluate_split(
     reader = SplitReader(data, split, batch_size=SCORING_ROWS)
     num_experts = model.num_experts
     correlations = _Correlations(locations, num_experts) if num_experts > 1 else None
+    similarity = LinearCKA(num_experts) if num_experts > 1 else None
     gate = _GateUsage(reader.schema, num_experts) if num_experts > 1 else None
     labels: list[np.ndarray] = []
     logits: list[np.ndarray] = []
@@ -131,9 +135,10 @@ def evaluate_split(
     for batch, output in scored_batches(model, reader.batches(), device):
         labels.append(batch.labels_B.numpy())
         logits.append(_numpy(output.logit))
-        if correlations is None or gate is None:
+        if correlations is None or gate is None or similarity is None:
             continue
         correlations.update(output)
+        similarity.update(output.expert_outputs)
         gate.update(batch, output.gate_weights)
         for expert in range(num_experts):
             without[expert].append(_numpy(_logit_without(model, output, expert)))
@@ -152,6 +157,7 @@ def evaluate_split(
         "calibration": asdict(calibration(labels_R, 1 / (1 + np.exp(-logits_R)))),
         "experts": _describe_experts(model),
         "correlation": correlations.result() if correlations else {},
+        "similarity": {"output": similarity_json(similarity)} if similarity else {},
         "gate": gate.result(folder) if gate else None,
         "removal": [_scores(expert, labels_R, without[expert]) for expert in range(num_experts)] if several else [],
         "alone": [_scores(expert, labels_R, alone[expert]) for expert in range(num_experts)] if several else [],
@@ -166,11 +172,13 @@ def _numpy(logit_B: Tensor) -> np.ndarray:
 def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
     """The prediction when one expert is removed and the gate's weights are renormalised over the others."""
     kept = [index for index in range(model.num_experts) if index != expert]
-    weights_BK = output.gate_weights[:, kept]
+    outputs = [output.expert_outputs[index] for index in kept]
+    by_unit = output.unit_weights is not None
+    weights_BK = output.gate_weights[:, kept] if output.unit_weights is None else output.unit_weights[:, kept]
     # A gate wholly on the removed expert leaves nothing to renormalise: the others then share equally.
     total_B1 = weights_BK.sum(1, keepdim=True)
     weights_BK = torch.where(total_B1 > 0, weights_BK / total_B1, torch.full_like(weights_BK, 1 / len(kept)))
-    return model.predict_from_mixture(mix([output.expert_outputs[index] for index in kept], weights_BK))
+    return model.predict_from_mixture(mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK))
 
 
 def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:
@@ -236,6 +244,17 @@ def correlation_json(stream: CrossExpertCorrelation) -> dict[str, Any]:
         "rows": found.rows,
         "columns": list(found.columns),
         "dead_columns": list(found.dead_columns),
+    }
+
+
+def similarity_json(stream: LinearCKA) -> dict[str, Any]:
+    """Linear CKA of each pair at one location; entries on and above the diagonal are null."""
+    found = stream.compute()
+    values = [value for row in found.matrix for value in row if value is not None]
+    return {
+        "matrix": [list(row) for row in found.matrix],
+        "mean": sum(values) / len(values) if values else None,
+        "rows": found.rows,
     }
 
 

@@ -30,6 +30,10 @@ class Expert(nn.Module):
 
     kind: ClassVar[str] = ""
     out_features: int
+    # In the benchmark form (docs/experts.md): leading outputs that enter the logit as they are, and whether a
+    # first-order term comes beside them.
+    summed_features: int = 0
+    first_order: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
