@@ -61,25 +61,31 @@ def paired_auc(labels_R: npt.NDArray[np.bool_], first_R: Floats, second_R: Float
     Raises: DataError if only one class is present.
     """
     aucs = [auc(labels_R, scores_R) for scores_R in (first_R, second_R)]
-    clicks, others = [], []
-    for scores_R in (first_R, second_R):
-        ranks_R = _midranks(scores_R)
-        # The share of the other class that each row is ordered rightly against.
-        clicks.append((ranks_R[labels_R] - _midranks(scores_R[labels_R])) / (~labels_R).sum())
-        others.append(1 - (ranks_R[~labels_R] - _midranks(scores_R[~labels_R])) / labels_R.sum())
-    variance = _variance(clicks[1] - clicks[0]) + _variance(others[1] - others[0])
+    first, second = (auc_components(labels_R, scores_R) for scores_R in (first_R, second_R))
+    variance = sum(variance_of_mean(b - a) for a, b in zip(first, second, strict=True))
     return Difference.of(aucs[0], aucs[1], math.sqrt(variance))
+
+
+def auc_components(labels_R: npt.NDArray[np.bool_], scores_R: Floats) -> tuple[Floats, Floats]:
+    """For each click, and for each other row, the share of the other class that it is ordered rightly against.
+
+    The mean of either is the AUC; the variance of a mean of differences of both adds up to that of an AUC difference.
+    """
+    ranks_R = _midranks(scores_R)
+    clicks_P = (ranks_R[labels_R] - _midranks(scores_R[labels_R])) / (~labels_R).sum()
+    others_Q = 1 - (ranks_R[~labels_R] - _midranks(scores_R[~labels_R])) / labels_R.sum()
+    return clicks_P, others_Q
 
 
 def paired_logloss(labels_R: npt.NDArray[np.bool_], first_R: Floats, second_R: Floats) -> Difference:
     """Mean logloss of two logits of the same rows; standard error of the mean of their differences."""
     signs_R = np.where(labels_R, -1.0, 1.0)
     losses_R = np.logaddexp(0, signs_R * second_R) - np.logaddexp(0, signs_R * first_R)
-    return Difference.of(logloss(labels_R, first_R), logloss(labels_R, second_R), math.sqrt(_variance(losses_R)))
+    return Difference.of(logloss(labels_R, first_R), logloss(labels_R, second_R), math.sqrt(variance_of_mean(losses_R)))
 
 
-def _variance(values: Floats) -> float:
-    """Of the mean of `values`; 0 for a single one."""
+def variance_of_mean(values: Floats) -> float:
+    """Of the mean of independent `values`; 0 for a single one."""
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 

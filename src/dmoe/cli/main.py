@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "Write a run as a model folder that scores raw rows, proven equal.",
     "serve": "Serve an exported model over HTTP.",
     "report": "One self-contained HTML page about one run or several.",
+    "experiment": "Repeat the paper's tables and figures, several seeds each.",
     "experts": "List the experts and their options.",
 }
 

@@ -7,27 +7,42 @@ import typer
 
 from dmoe.cli.common import JsonOption, print_json, show_path
 
-HELP = """One self-contained HTML page about one run or several, side by side.
+HELP = """One self-contained HTML page about one run or several, side by side, or about an experiment.
 
-Differences are to the first run. The page shows what the run folders hold and needs no network to be read.
+Differences are to the first run. The page shows what the folders hold and needs no network to be read. Of a folder
+of `dmoe experiment` its tables (Markdown, LaTeX) and figures (SVG, PNG) are written into the folder as well.
 
 \b
 Examples:
   dmoe report runs/me -o me.html
   dmoe report runs/se runs/me runs/me-loss -o comparison.html
+  dmoe report experiments/criteo -o experiments.html
 """
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders made by `dmoe train`.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="Run folders made by `dmoe train`, or one folder made by `dmoe experiment`."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write; ends in .html.")] = Path(
         "report.html"
     ),
     as_json: JsonOption = False,
 ) -> None:
+    from dmoe.errors import ConfigError
+    from dmoe.experiments.folder import Folder
     from dmoe.report import write_report
+    from dmoe.report.experiment import write_experiment_report
 
-    write_report(runs, output)
+    if any(Folder.is_one(run) for run in runs):
+        if len(runs) > 1:
+            raise ConfigError("an experiment folder stands alone in a report; name it without other folders")
+        write_experiment_report(runs[0], output)
+    else:
+        write_report(runs, output)
     if as_json:
         print_json({"report": str(output)})
     else:

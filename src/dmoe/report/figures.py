@@ -182,7 +182,7 @@ def heat_map(key: str, title: str, correlation: Correlation, names: Sequence[str
     axes = figure.add_subplot()
     for row in rows:
         for column in range(row):
-            _cell(axes, row, column, correlation.matrix[row][column], full)
+            heat_cell(axes, row, column, correlation.matrix[row][column], full)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) + 0.5, 0.5))
     tilted = len(columns) > 2
     axes.set_xticks(
@@ -203,7 +203,8 @@ def heat_map(key: str, title: str, correlation: Correlation, names: Sequence[str
     return inline(figure, key, f"Cross-expert correlation, {title}: {pairs or 'no pair has a value'}.")
 
 
-def _cell(axes: Axes, row: int, column: int, value: float | None, full: float) -> None:
+def heat_cell(axes: Axes, row: int, column: int, value: float | None, full: float) -> None:
+    """One cell of a heat map, with its value; `full` is the value of the darkest cell."""
     opacity = 0.0 if value is None or full <= 0 else FULL_HEAT * min(1.0, value / full)
     corner = (column - 0.5, row - 0.5)
     axes.add_patch(Rectangle(corner, 1, 1, facecolor=HEAT, edgecolor="none", alpha=opacity))

@@ -8,13 +8,16 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.colors import to_hex, to_rgba_array
 from matplotlib.figure import Figure
 
+from dmoe.files import written_aside
 from dmoe.report.numbers import clean
 
 INK, MUTED, GRID, HEAT, GROUND = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -29,6 +32,15 @@ _VARIABLES = {
     HEAT: "var(--heat)",
     GROUND: "var(--ground)",
     **{colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)},
+}
+# The page's colours on a light ground, for files that stand alone.
+_LIGHT = {
+    INK: "#1b1f24",
+    MUTED: "#57606a",
+    GRID: "#d5dae0",
+    HEAT: "#2b7fc3",
+    GROUND: "#ffffff",
+    **dict(zip(SERIES, ("#0072b2", "#c24f00", "#00845f", "#a64d86", "#7a6a00", "#4d5966"), strict=True)),
 }
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -106,6 +118,27 @@ def inline(figure: Figure, key: str, description: str) -> Markup:
     for stand_in, variable in _VARIABLES.items():
         text = text.replace(stand_in, variable)
     return Markup(text)  # written by ElementTree, which escapes text and attributes
+
+
+def write_figure(figure: Figure, stem: Path) -> None:
+    """The figure as `stem`.svg and `stem`.png, in light colours; call inside `drawing()`."""
+    figure.draw_without_rendering()
+    for artist in figure.findobj():
+        for name in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            getter, setter = getattr(artist, f"get_{name}", None), getattr(artist, f"set_{name}", None)
+            if getter is None or setter is None:
+                continue
+            colours = to_rgba_array(getter())
+            changed = [_LIGHT.get(to_hex(colour)) for colour in colours]
+            if changed and all(changed):
+                # The alpha of a heat map's cell is its value.
+                new = [(str(name), float(colour[3])) for name, colour in zip(changed, colours, strict=True)]
+                setter(new[0] if len(new) == 1 else new)
+    # An alpha of the artist's own would come on top of its colour's, which has it already.
+    for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 200})):
+        path = stem.with_name(stem.name + suffix)
+        with written_aside(path) as aside:
+            figure.savefig(aside, format=suffix[1:], facecolor="white", **options)
 
 
 def _strip(element: ElementTree.Element) -> None:

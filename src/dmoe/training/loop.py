@@ -3,7 +3,7 @@
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from dmoe.data.dataset import SplitReader
 from dmoe.errors import ConfigError, DataError, DmoeError, NonFiniteLossError
 from dmoe.files import append_json_line, read_json_lines, write_json
 from dmoe.nn.build import build_model, build_terms
+from dmoe.nn.model import DMoE
 from dmoe.schema import Schema
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
 from dmoe.training.engine import Engine, StepLoss
@@ -92,10 +93,12 @@ def train(
     overwrite: bool = False,
     start: Run | None = None,
     watcher: Watcher | None = None,
+    on_evaluation: Callable[[DMoE], dict[str, Any]] | None = None,
 ) -> Run:
     """Trains `config` on the data set folder `data` and leaves a run folder at `output`.
 
-    With `start` the first weights are those of that run, its tokens matched by value; see `warm_start`.
+    With `start` the first weights are those of that run, its tokens matched by value; see `warm_start`. What
+    `on_evaluation` says of the model at each evaluation becomes further keys of that line of metrics.jsonl.
 
     Raises:
         ConfigError, DataError: what was asked for or read is wrong; nothing of an earlier run is touched.
@@ -122,7 +125,7 @@ def train(
         run = Run.create(output, config, schema, data, first)
     watcher = watcher or Silent()
     try:
-        _Trainer(run, data, watcher).run_to_end()
+        _Trainer(run, data, watcher, on_evaluation).run_to_end()
     finally:
         watcher.stop()
     return run
@@ -148,8 +151,10 @@ def _check_splits(data: Path, schema: Schema) -> None:
 
 
 class _Trainer:
-    def __init__(self, run: Run, data: Path, watcher: Watcher) -> None:
-        self.run, self.data, self.watcher = run, data, watcher
+    def __init__(
+        self, run: Run, data: Path, watcher: Watcher, on_evaluation: Callable[[DMoE], dict[str, Any]] | None
+    ) -> None:
+        self.run, self.data, self.watcher, self.on_evaluation = run, data, watcher, on_evaluation
         config = run.config
         recipe: TrainingConfig = config.training
         self.recipe = recipe
@@ -270,6 +275,8 @@ class _Trainer:
             "valid": found,
             "best": better,
         }
+        if self.on_evaluation is not None:
+            line |= self.on_evaluation(self.model)
         append_json_line(self.run.path / "metrics.jsonl", line)
         self.watcher.evaluated(line)
         self.at.evaluations += 1

@@ -1,0 +1,184 @@
+"""What is measured of a finished cell, beyond what `dmoe train` leaves: one pass over the held-out splits.
+
+Shape suffixes: R rows of a split, M experts, V table rows, D width.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import parquet
+
+from dmoe.data.dataset import SplitReader
+from dmoe.decorrelation import CrossExpertCorrelation
+from dmoe.experiments import planted
+from dmoe.experiments.similarity import LinearCKA, error_correlation, information_abundance
+from dmoe.files import read_json, written_aside
+from dmoe.metrics import auc
+from dmoe.nn.model import DMoE
+from dmoe.schema import FIRST_TOKEN_ID, Schema, vocabulary_path
+from dmoe.training.evaluation import SCORING_ROWS, scored_batches
+from dmoe.training.run import Run
+
+SPLITS = ("valid", "test")
+# Fields of which the page says that they decide the gate.
+GATE_FIELDS = 3
+
+
+class CorrelationWatch:
+    """CEC of the expert outputs over the validation split, to be noted at every evaluation of a training run."""
+
+    def __init__(self, data: Path) -> None:
+        self.reader = SplitReader(data, "valid", batch_size=SCORING_ROWS)
+
+    def __call__(self, model: DMoE) -> dict[str, Any]:
+        """`cec` and `dead_columns` as further keys of the evaluation's line; nothing for a single expert."""
+        if model.num_experts < 2:
+            return {}
+        metric = CrossExpertCorrelation(model.num_experts)
+        device = model.embedding.weight.device
+        for _, output in scored_batches(model, self.reader.batches(), device):
+            metric.update(output.expert_outputs)
+        found = metric.compute()
+        return {"cec": found.total, "dead_columns": list(found.dead_columns)}
+
+
+def analyse(run: Run, data: Path, scores: Path, truth: planted.Truth | None) -> dict[str, Any]:
+    """Figures by split and of the tables; every row's label and logits go to the Parquet file `scores`."""
+    model = run.load_model()
+    metrics: dict[str, Any] = {}
+    tables: list[pa.Table] = []
+    outputs: dict[str, list[planted.Floats]] = {}
+    for split in SPLITS:
+        labels_R, logits_R, alone, cka, kept = _scored(model, data, split, keep=truth is not None)
+        outputs[split] = kept
+        evaluation = read_json(run.path / "evaluation" / f"{split}.json")
+        metrics[split] = _figures(evaluation, labels_R, alone, cka)
+        tables.append(
+            pa.table(
+                {
+                    "split": pa.array([split] * len(labels_R)).dictionary_encode(),
+                    "label": labels_R,
+                    "logit": logits_R,
+                    **{f"alone_{index}": one_R for index, one_R in enumerate(alone)},
+                }
+            )
+        )
+    with written_aside(scores) as aside:
+        parquet.write_table(pa.concat_tables(tables, promote_options="default").unify_dictionaries(), aside)
+    found: dict[str, Any] = {"metrics": metrics, "tables": table_figures(model, run)}
+    if truth is not None and model.num_experts > 1:
+        parts = {split: truth.parts(split) for split in SPLITS}
+        found["planted"] = planted.recovered(outputs["valid"], parts["valid"], outputs["test"], parts["test"])
+        metrics["test"]["separation"] = found["planted"]["separation"]
+    return found
+
+
+def _scored(
+    model: DMoE, data: Path, split: str, *, keep: bool
+) -> tuple[Any, Any, list[Any], LinearCKA | None, list[planted.Floats]]:
+    """Labels, logits, the logits of each expert alone, CKA of the outputs, and the outputs of the first rows."""
+    reader = SplitReader(data, split, batch_size=SCORING_ROWS)
+    several = model.num_experts > 1
+    cka = LinearCKA(model.num_experts) if several else None
+    labels, logits = [], []
+    alone: list[list[Any]] = [[] for _ in range(model.num_experts if several else 0)]
+    kept: list[list[Any]] = [[] for _ in alone]
+    rows = 0
+    for batch, output in scored_batches(model, reader.batches(), torch.device("cpu")):
+        labels.append(batch.labels_B.numpy() > 0)
+        logits.append(output.logit.float().numpy())
+        if cka is not None:
+            cka.update(output.expert_outputs)
+            for index, one in enumerate(output.expert_outputs):
+                alone[index].append(model.predict_from_mixture(one).float().numpy())
+        if keep and rows < planted.MAX_ROWS:
+            for index, one in enumerate(output.expert_outputs[: len(kept)]):
+                kept[index].append(one[: planted.MAX_ROWS - rows].double().numpy())
+        rows += len(labels[-1])
+    joined = [np.concatenate(one) for one in kept if one]
+    return np.concatenate(labels), np.concatenate(logits), [np.concatenate(one) for one in alone], cka, joined
+
+
+def _figures(
+    evaluation: Mapping[str, Any], labels_R: Any, alone: Sequence[Any], cka: LinearCKA | None
+) -> dict[str, Any]:
+    calibration = evaluation["calibration"]
+    found: dict[str, Any] = {
+        "rows": evaluation["rows"],
+        "positives": evaluation["positives"],
+        "auc": evaluation["auc"],
+        "logloss": evaluation["logloss"],
+        "relative_information_gain": evaluation["relative_information_gain"],
+        "calibration_error": calibration["expected_calibration_error"],
+        "predicted_to_observed": calibration["predicted_to_observed"],
+    }
+    if cka is None:
+        return found
+    output, gate = evaluation["correlation"]["output"], evaluation["gate"]
+    logits = [one_R.astype(np.float64) for one_R in alone]
+    aucs = [auc(labels_R, one_R) for one_R in logits]
+    pairs = [value for row in cka.compute() for value in row if value is not None]
+    return found | {
+        "cec": output["total"],
+        "cec_noise_floor": output["total_noise_floor"],
+        "cec_before_relu": evaluation["correlation"]["pre-activation"]["total"],
+        "cec_matrix": output["matrix"],
+        "cka": math.fsum(pairs) / len(pairs) if pairs else None,
+        "dead_columns": output["dead_columns"],
+        "dead_share": sum(output["dead_columns"]) / sum(output["columns"]),
+        "gate_mean": gate["mean"],
+        # 1: equal weights in every row; 0: one expert in every row.
+        "gate_entropy": gate["mean_entropy"] / math.log(len(gate["mean"])),
+        "gate_fields": [{"field": one["field"], "spread": one["spread"]} for one in gate["by_field"][:GATE_FIELDS]],
+        "alone_auc": aucs,
+        "best_alone_auc": max(aucs),
+        "mean_alone_auc": auc(labels_R, np.mean(logits, axis=0)),
+        "error_correlation": error_correlation(labels_R, logits),
+    }
+
+
+def table_figures(model: DMoE, run: Run) -> list[dict[str, Any]]:
+    """Information abundance of every table, the gate's last: mean over fields of at least as many tokens as columns.
+
+    `abundance` counts each token once, `weighted` as often as it comes in the training rows; both relative to the
+    table's width, so that 1 is a table without collapse.
+    """
+    tables = []
+    for index, width in enumerate(model.embedding.widths):
+        weights_VD = model.embedding.table(index).double().numpy()
+        plain: list[float] = []
+        weighted: list[float] = []
+        for number in range(len(run.schema.categorical)):
+            rows = model.embedding.field_rows(number)
+            tokens_VD = weights_VD[rows][FIRST_TOKEN_ID:]
+            if len(tokens_VD) < width:
+                continue
+            counts_V = _counts(run.path, run.schema, number)
+            for found, value in (
+                (plain, information_abundance(tokens_VD)),
+                (weighted, information_abundance(tokens_VD, counts_V)),
+            ):
+                if value is not None:
+                    found.append(value / width)
+        reads = [expert for expert, table in enumerate(model.table_of_expert) if table == index]
+        tables.append(
+            {
+                "table": index,
+                "experts": reads,
+                "width": width,
+                "fields": len(plain),
+                "abundance": float(np.mean(plain)) if plain else None,
+                "weighted": float(np.mean(weighted)) if weighted else None,
+            }
+        )
+    return tables
+
+
+def _counts(folder: Path, schema: Schema, number: int) -> planted.Floats:
+    counts = parquet.read_table(vocabulary_path(folder, schema.categorical[number].name), columns=["count"])["count"]
+    return np.asarray(counts.to_numpy(), dtype=np.float64)

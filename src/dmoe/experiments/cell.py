@@ -1,0 +1,102 @@
+"""One cell, in a process of its own: train, measure, leave `cell.json`.
+
+    python -m dmoe.experiments.cell CELL --data DATA [--truth FILE] [--threads N] [--keep-weights]
+
+CELL holds `run.yaml`, a plain run configuration. A lock makes sure that one process at a time works on a cell, also
+when the runner that started it was killed and another took over: the second finds the cell finished.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from dmoe.config import load_config
+from dmoe.errors import DmoeError
+from dmoe.experiments.analysis import CorrelationWatch, analyse
+from dmoe.experiments.planted import Truth
+from dmoe.files import read_json, read_json_lines, write_json
+from dmoe.training.loop import train
+from dmoe.training.run import Run
+
+CELL_FORMAT = 1
+DONE = "cell.json"
+
+
+def run_cell(folder: Path, data: Path, *, truth: Path | None = None, keep_weights: bool = False) -> None:
+    """Brings a cell to its end from wherever it stopped; does nothing if it is finished.
+
+    Raises: as `dmoe.training.loop.train`.
+    """
+    with FileLock(folder / ".lock"):
+        if (folder / DONE).is_file():
+            return
+        output = folder / "run"
+        for leftover in folder.glob(".run.*.part"):
+            shutil.rmtree(leftover)
+        if not (output / "metrics.json").is_file():
+            watch = CorrelationWatch(data)
+            train(load_config(folder / "run.yaml"), data, output, resume=True, on_evaluation=watch)
+        run = Run.open(output)
+        planted = Truth.read(truth) if truth else None
+        found = analyse(run, data, folder / "scores.parquet", planted)
+        # Last, because its presence says that the cell is finished.
+        write_json(folder / DONE, _summary(run, found))
+        if not keep_weights:
+            (output / "model.safetensors").unlink()
+            shutil.rmtree(output / "vocabulary", ignore_errors=True)
+
+
+def _summary(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+    final = read_json(run.path / "metrics.json")
+    environment = run.environment
+    return {
+        "format_version": CELL_FORMAT,
+        "config": run.config.model_dump(mode="json"),
+        **found,
+        "training": [
+            {
+                "step": line["step"],
+                "epoch": line["epoch"],
+                "train_logloss": line["train_logloss"],
+                "valid_auc": line["valid"]["auc"],
+                "valid_logloss": line["valid"]["logloss"],
+                "cec": line.get("cec"),
+                "dead_columns": line.get("dead_columns"),
+                "best": line["best"],
+            }
+            for line in read_json_lines(run.path / "metrics.jsonl")
+        ],
+        "parameters": final["parameters"],
+        "seconds": final["seconds"],
+        "steps": final["steps"],
+        "best_epoch": final["best_epoch"],
+        "rows_per_second": final["rows_per_second"],
+        "peak_memory_bytes": environment["peak_memory_bytes"],
+        "versions": environment["versions"],
+        "hardware": environment["hardware"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="dmoe.experiments.cell")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--truth", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep-weights", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        run_cell(options.folder, options.data, truth=options.truth, keep_weights=options.keep_weights)
+    except DmoeError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

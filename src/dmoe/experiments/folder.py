@@ -1,0 +1,183 @@
+"""The experiment folder: what was asked for, and one folder a cell.
+
+experiment.json        data, size, seeds and names of what was asked for
+cells/KEY/run.yaml     a plain run configuration: `dmoe train cells/KEY/run.yaml --data DATA …` repeats the run
+cells/KEY/run          the run folder, without weights unless they were to be kept
+cells/KEY/cell.json    the figures; its presence says that the cell is finished
+cells/KEY/scores.parquet   split, label and logits of every held-out row
+cells/KEY/failed.json  why a cell failed, until it is tried again
+cells/KEY/log.txt      what the cell said while it ran
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dmoe.errors import ConfigError, DataError
+from dmoe.experiments import grid
+from dmoe.experiments.cell import CELL_FORMAT, DONE
+from dmoe.experiments.grid import Arm, Cell
+from dmoe.files import read_json, write_json, write_text
+from dmoe.schema import Schema
+from dmoe.validation import validate
+
+FORMAT_VERSION: Literal[1] = 1
+ASKED = "experiment.json"
+FAILED = "failed.json"
+
+
+class SplitSize(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rows: int
+    positives: int
+
+
+class Asked(BaseModel):
+    """`experiment.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format_version: Literal[1] = FORMAT_VERSION
+    data: str
+    splits: dict[str, SplitSize]
+    fields: int
+    tokens: int
+    size: str
+    seeds: int = Field(ge=1)
+    names: tuple[str, ...]
+    changes: tuple[str, ...] = ()
+    truth: str | None = None
+
+    @property
+    def seed_numbers(self) -> list[int]:
+        return list(range(1, self.seeds + 1))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An experiment folder."""
+
+    path: Path
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        return (path / ASKED).is_file()
+
+    @staticmethod
+    def open(path: Path) -> "Folder":
+        """Raises: DataError if it is no experiment folder."""
+        if not Folder.is_one(path):
+            raise DataError(f"{path}: has no {ASKED}, so it is not a folder of `dmoe experiment`")
+        return Folder(path)
+
+    @property
+    def asked(self) -> Asked:
+        path = self.path / ASKED
+        try:
+            return validate(Asked, read_json(path), str(path))
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+
+    def ask(self, asked: Asked) -> Asked:
+        """Notes what is wanted; earlier names and seeds stay wanted.
+
+        Raises: ConfigError if the folder holds runs on other data or of another size.
+        """
+        if Folder.is_one(self.path):
+            earlier = self.asked
+            for what in ("size", "changes", "data", "splits", "fields", "tokens", "truth"):
+                before, now = getattr(earlier, what), getattr(asked, what)
+                if before != now and not (what == "truth" and before is None):
+                    shown = f"{what} {before}" if isinstance(before, str | int) else f"other {what}"
+                    raise ConfigError(
+                        f"{self.path}: holds runs of {shown}, not of those asked for; choose another --output"
+                    )
+            names = {*earlier.names, *asked.names}
+            asked = asked.model_copy(
+                update={
+                    "names": tuple(name for name in grid.names() if name in names),
+                    "seeds": max(earlier.seeds, asked.seeds),
+                }
+            )
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(f"{self.path}: exists and is no folder of `dmoe experiment`; choose another --output")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / ASKED, asked.model_dump(mode="json"))
+        return asked
+
+    def arms(self, name: str) -> list[Arm]:
+        return grid.arms(name, grid.size(self.asked.size), self.asked.changes)
+
+    def cell(self, key: str) -> Path:
+        return self.path / "cells" / key
+
+    def make_cell(self, cell: Cell) -> Path:
+        """The cell's folder, holding its `run.yaml`; what failed before is forgotten."""
+        folder = self.cell(cell.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "run.yaml").is_file():
+            write_text(folder / "run.yaml", cell.config.to_yaml())
+        (folder / FAILED).unlink(missing_ok=True)
+        return folder
+
+    def figures(self, key: str) -> dict[str, Any] | None:
+        """The content of `cell.json`, None while the cell is not finished.
+
+        Raises: DataError if it was written by another format version.
+        """
+        path = self.cell(key) / DONE
+        if not path.is_file():
+            return None
+        found = read_json(path)
+        if found.get("format_version") != CELL_FORMAT:
+            raise DataError(f"{path}: written by another version of dmoe; remove the cell's folder to run it again")
+        return found
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Figures of every finished cell, by key."""
+        found = {}
+        for folder in sorted((self.path / "cells").glob("*")):
+            figures = self.figures(folder.name)
+            if figures is not None:
+                found[folder.name] = figures
+        return found
+
+    def failed(self) -> dict[str, str]:
+        """Why cells failed, by key."""
+        return {
+            path.parent.name: str(read_json(path).get("reason", ""))
+            for path in sorted((self.path / "cells").glob(f"*/{FAILED}"))
+        }
+
+    @cached_property
+    def schema(self) -> Schema:
+        return Schema.read(Path(self.asked.data))
+
+
+def describe_data(data: Path) -> tuple[Schema, dict[str, SplitSize]]:
+    """The schema and the size of each split.
+
+    Raises: DataError if it is no data set folder, or lacks a split that experiments need.
+    """
+    schema = Schema.read(data)
+    summary_path = data / "summary.json"
+    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else {}
+    found = {}
+    for split in ("train", "valid", "test"):
+        if not (data / split).is_dir():
+            raise DataError(f"{data}: has no {split} split; prepare it with all three: train, valid and test")
+        found[split] = _split_size(data / split, schema.label, summary)
+    return schema, found
+
+
+def _split_size(folder: Path, label: str, summary: dict[str, Any]) -> SplitSize:
+    known = summary.get("splits", {}).get(folder.name, {})
+    if isinstance(known, dict) and {"rows", "positives"} <= known.keys():
+        return SplitSize(rows=int(known["rows"]), positives=int(known["positives"]))
+    from pyarrow.dataset import dataset
+
+    labels = dataset(folder, format="parquet").to_table(columns=[label])[0]
+    return SplitSize(rows=len(labels), positives=int(labels.to_numpy().sum()))

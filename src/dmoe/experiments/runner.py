@@ -1,0 +1,254 @@
+"""Runs the cells of experiments in processes of their own, within a budget of cores, memory and time.
+
+Nothing is held in this process that is not on disk: after a kill the same call goes on where it stopped, and a cell
+that was half trained goes on from its last checkpoint.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Protocol
+
+from filelock import FileLock, Timeout
+
+from dmoe.config import RunConfig
+from dmoe.errors import ConfigError, Interrupted
+from dmoe.experiments import plan
+from dmoe.experiments.folder import FAILED, Asked, Folder
+from dmoe.experiments.grid import Arm
+from dmoe.experiments.plan import Wanted
+from dmoe.files import write_json
+from dmoe.schema import Schema
+
+POLL_SECONDS = 0.1
+# What Python, torch and the compiled row kernels take before any model.
+PROCESS_BYTES = 700 << 20
+# Weights, two moments, the copy that is written out, and gradients and buffers of the rows in flight.
+COPIES_OF_TABLES = 4.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the runner may use at once (`jobs` processes of `threads` threads, `memory` bytes) and in all."""
+
+    jobs: int
+    threads: int
+    memory: int
+    core_seconds: float | None = None
+    keep_weights: bool = False
+
+
+@dataclass(slots=True)
+class Running:
+    """A cell at work."""
+
+    wanted: Wanted
+    process: "subprocess.Popen[bytes]"
+    log: IO[bytes]
+    memory: int
+    began: float
+
+
+@dataclass(slots=True)
+class State:
+    """Where the whole stands; shown while it runs."""
+
+    expected: int
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    running: dict[str, Running] = field(default_factory=dict)
+    here: list[float] = field(default_factory=list)
+    """Seconds of the cells that this call has finished."""
+    core_seconds: float = 0.0
+    out_of_budget: bool = False
+
+    @property
+    def left(self) -> int:
+        return max(self.expected - len(self.done) - len(self.failed), 0)
+
+
+class Display(Protocol):
+    """Told where the runner stands."""
+
+    def show(self, state: State) -> None: ...
+    def ended(self, one: Running, seconds: float, failure: str | None) -> None: ...
+
+
+def estimated_bytes(config: RunConfig, schema: Schema, rows: int) -> int:
+    """About the memory that a cell needs at its peak: tables, the rows of the log, and the process itself."""
+    model = config.model
+    widths = model.embedding_dim if isinstance(model.embedding_dim, list) else [model.embedding_dim] * model.num_tables
+    width = sum(widths) + (widths[0] if len(model.experts) > 1 and model.gate.table == "own" else 0)
+    tables = sum(schema.vocabulary_sizes) * width * 4
+    data = min(rows * (4 * len(schema.fields) + 5), int(config.training.memory_gb * 2**30))
+    activations = config.training.batch_size * (len(schema.fields) * width + 8 * model.expert_units) * 4 * 6
+    return int(PROCESS_BYTES + COPIES_OF_TABLES * tables + data + activations)
+
+
+class Runner:
+    """Brings every cell of the asked experiments to its end.
+
+    Raises:
+        ConfigError: another runner is at work in the folder, or a cell needs more memory than there may be.
+        Interrupted: SIGINT or SIGTERM; cells at work have saved where they were.
+    """
+
+    def __init__(self, folder: Folder, limits: Limits, display: Display) -> None:
+        self.folder, self.limits, self.display = folder, limits, display
+        self.asked: Asked = folder.asked
+        self.schema = folder.schema
+        self.arms: list[Arm] = [arm for name in self.asked.names for arm in folder.arms(name)]
+        self.rows = max(one.rows for one in self.asked.splits.values())
+
+    def run(self) -> State:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(self.folder.path / ".lock", timeout=0))
+            except Timeout:
+                raise ConfigError(
+                    f"{self.folder.path}: another `dmoe experiment` is at work there; wait for it or stop it"
+                ) from None
+            stop = stack.enter_context(_stop_requests())
+            return self._run(stop)
+
+    def _run(self, stop: list[int]) -> State:
+        seeds = self.asked.seed_numbers
+        # Cells that failed before are tried again.
+        for key in self.folder.failed():
+            (self.folder.cell(key) / FAILED).unlink()
+        finished = self.folder.finished()
+        state = State(plan.expected_number(self.arms, seeds))
+        wanted = plan.wanted(self.arms, seeds, finished)
+        state.done = {one.cell.key for one in wanted if one.cell.key in finished}
+        for one in wanted:
+            self._check_memory(one)
+        try:
+            while True:
+                if stop:
+                    raise Interrupted(
+                        f"interrupted with {state.left} of {state.expected} cells to go; the same command continues"
+                    )
+                self._start(wanted, state)
+                self.display.show(state)
+                if not state.running:
+                    return state
+                time.sleep(POLL_SECONDS)
+                if ended := [one for one in state.running.values() if one.process.poll() is not None]:
+                    for cell in ended:
+                        self._collect(cell, state)
+                        if (figures := self.folder.figures(cell.wanted.cell.key)) is not None:
+                            finished[cell.wanted.cell.key] = figures
+                    wanted = plan.wanted(self.arms, seeds, finished, list(state.failed))
+                    # What an earlier call finished may be known to be needed only now.
+                    state.done |= {one.cell.key for one in wanted if one.cell.key in finished}
+        finally:
+            _end(list(state.running.values()))
+
+    def _check_memory(self, one: Wanted) -> None:
+        needed = estimated_bytes(one.cell.config, self.schema, self.rows)
+        if needed > self.limits.memory:
+            raise ConfigError(
+                f"a cell of {one.experiments[0]} needs about {needed / 2**30:.1f} GiB, more than the "
+                f"{self.limits.memory / 2**30:.1f} GiB that it may have; raise --memory or choose a smaller --size"
+            )
+
+    def _start(self, wanted: list[Wanted], state: State) -> None:
+        for one in wanted:
+            key = one.cell.key
+            if key in state.done or key in state.failed or key in state.running:
+                continue
+            if len(state.running) >= self.limits.jobs:
+                return
+            if self._beyond_budget(state):
+                state.out_of_budget = True
+                return
+            needed = estimated_bytes(one.cell.config, self.schema, self.rows)
+            if sum(other.memory for other in state.running.values()) + needed > self.limits.memory:
+                if not state.running:
+                    self._check_memory(one)
+                return
+            state.running[key] = self._spawn(one, needed)
+
+    def _beyond_budget(self, state: State) -> bool:
+        """Whether one more cell, taking as long as the others did, would use more than the budget."""
+        limit = self.limits.core_seconds
+        if limit is None:
+            return False
+        typical = sum(state.here) / len(state.here) * self.limits.threads if state.here else 0.0
+        return state.core_seconds + typical * (len(state.running) + 1) > limit
+
+    def _spawn(self, one: Wanted, memory: int) -> Running:
+        cell = self.folder.make_cell(one.cell)
+        command = [sys.executable, "-m", "dmoe.experiments.cell", str(cell), "--data", self.asked.data]
+        command += ["--threads", str(self.limits.threads)]
+        if self.asked.truth is not None:
+            command += ["--truth", self.asked.truth]
+        if self.limits.keep_weights:
+            command.append("--keep-weights")
+        threads = str(self.limits.threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+        log = (cell / "log.txt").open("wb")
+        # A session of its own: Ctrl-C is for the runner, which then stops its cells in good order.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+        return Running(one, process, log, memory, time.monotonic())
+
+    def _collect(self, one: Running, state: State) -> None:
+        one.log.close()
+        key = one.wanted.cell.key
+        del state.running[key]
+        seconds = time.monotonic() - one.began
+        state.core_seconds += seconds * self.limits.threads
+        failure = None
+        if one.process.returncode == 0 and self.folder.figures(key) is not None:
+            state.done.add(key)
+            state.here.append(seconds)
+        else:
+            failure = _reason(one.process.returncode, self.folder.cell(key) / "log.txt")
+            state.failed[key] = failure
+            write_json(self.folder.cell(key) / FAILED, {"reason": failure})
+        self.display.ended(one, seconds, failure)
+
+
+def _reason(code: int, log: Path) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + ("; probably out of memory" if code == -signal.SIGKILL else "")
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {code}"
+
+
+def _end(running: list[Running]) -> None:
+    """Asks the cells to stop after their present step, and waits until they have."""
+    for one in running:
+        if one.process.poll() is None:
+            one.process.send_signal(signal.SIGTERM)
+    for one in running:
+        one.process.wait()
+        one.log.close()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """The list is filled when SIGINT or SIGTERM comes; a second one interrupts at once."""
+    requests: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
