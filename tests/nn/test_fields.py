@@ -269,3 +269,18 @@ def test_frozen_vectors_are_no_parameters_and_stay() -> None:
     torch.testing.assert_close(output[0, 0], expected)
     assert isinstance(embedding.each_bank()[0].projections, nn.ParameterList)
     assert math.isfinite(output.sum().item())
+
+
+def test_rows_of_a_table_are_those_that_it_looks_up() -> None:
+    embedding = built()
+    ids_BC, numeric_BN = drawn(5, 2)
+    outputs = embedding(ids_BC, numeric_BN)
+    rows = embedding.rows_of(0, 1)
+    assert rows is not None
+    place = embedding.fields_of_table[1].index(0)
+    torch.testing.assert_close(outputs[1][:, place], rows[ids_BC[:, 0]])
+    own = embedding.rows_of(1, 0)
+    assert own is not None
+    assert own.shape == (4, 3)
+    assert embedding.rows_of(5, 0) is None  # given, not trained
+    assert embedding.rows_of(2, 1) is None  # not held

@@ -200,7 +200,9 @@ def test_a_gate_reads_the_named_fields_alone() -> None:
     torch.testing.assert_close(weights[0], weights[1])
     assert float((weights[0] - weights[2]).abs().max()) > 1e-3
     unknown = ModelConfig(embedding_dim=4, experts=experts, gate=GateConfig(fields=["sites"]))
-    with pytest.raises(ConfigError, match=r"model.gate.fields: no field or group 'sites' in the data; did you mean 'site'"):
+    with pytest.raises(
+        ConfigError, match=r"model.gate.fields: no field or group 'sites' in the data; did you mean 'site'"
+    ):
         build_model(unknown, schema, seed=1)
 
 

@@ -9,7 +9,7 @@ T tables, D width of a table, W width of a field of its own, L values of a multi
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -97,7 +97,7 @@ class FieldEmbedding(nn.Module):
             if num_numeric:
                 self.numeric = NumericVectors(tables[len(self.fields) :], self.widths)
         self._plain = plain
-        self._orders = [self._order(table) for table in everywhere]
+        self._orders = [] if plain else [self._order(table) for table in everywhere]
 
     def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> tuple[Tensor, ...]:
         if self._plain:
@@ -111,7 +111,7 @@ class FieldEmbedding(nn.Module):
                 raise ValueError(f"the model has {self.num_numeric} numeric fields; pass numeric")
             for table, part_BFD in self.numeric(numeric_BN):
                 parts[table].append(part_BFD)
-        return tuple(self._ordered(table, torch.cat(found, dim=1)) for table, found in enumerate(parts))
+        return tuple(order(found) for order, found in zip(self._orders, parts, strict=True))
 
     def row_tables(self) -> Iterator[MultiTableEmbedding]:
         """The trained tables: their `weight` is what an embedding optimiser updates."""
@@ -134,6 +134,17 @@ class FieldEmbedding(nn.Module):
                 return name, bank.tables.field_rows(bank.vocabularies.index(field))
         return None
 
+    def rows_of(self, field: int, table: int) -> Tensor | None:
+        """The rows (V, D) or, with a width of its own, (V, W) that a table trains for a field; None if it has none.
+
+        Detached, with no update held back.
+        """
+        for bank in self.each_bank():
+            tables = bank.tables
+            if field in bank.vocabularies and table in bank.of and isinstance(tables, MultiTableEmbedding):
+                return tables.table(bank.of.index(table))[tables.field_rows(bank.vocabularies.index(field))]
+        return None
+
     @torch.no_grad()
     def set_vectors(self, field: int, vectors_VW: Tensor) -> None:
         """Sets the embeddings of a field that has the vectors' width, in every table that holds it."""
@@ -143,18 +154,52 @@ class FieldEmbedding(nn.Module):
                 rows = bank.tables.field_rows(bank.vocabularies.index(field))
                 weight[rows] = vectors_VW.repeat(1, weight.shape[1] // vectors_VW.shape[1]).to(weight.dtype)
 
-    def _order(self, table: int) -> list[int] | None:
-        """Where each field of the table stands among the banks' fields, None if in this order."""
-        found = [field for bank in self.each_bank() for field in (bank.numbers if table in bank.of else ())]
-        found += [field for field in self.fields_of_table[table] if field >= len(self.fields)]
-        wanted = list(self.fields_of_table[table])
-        return None if self._plain or found == wanted else [found.index(field) for field in wanted]
+    def _order(self, table: int) -> "_Order":
+        held = [list(bank.numbers) for bank in self.each_bank() if table in bank.of]
+        numeric = [field for field in self.fields_of_table[table] if field >= len(self.fields)]
+        return _Order.of([*held, numeric] if numeric else held, self.fields_of_table[table])
 
-    def _ordered(self, table: int, embeddings_BFD: Tensor) -> Tensor:
-        order = self._orders[table]
-        if order is None:
-            return embeddings_BFD
-        return embeddings_BFD.index_select(1, torch.tensor(order, device=embeddings_BFD.device))
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """How the fields of a table are put together from those of its banks.
+
+    `runs`: for each bank, the lengths of its runs of fields that stay together; `places`: the (bank, run) that follow
+    each other. Each field is copied once, and its gradient too: indexing would gather and then scatter.
+    """
+
+    runs: tuple[tuple[int, ...], ...]
+    places: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(held: Sequence[Sequence[int]], wanted: Sequence[int]) -> "_Order":
+        """`held` are the fields of each bank, those `wanted` among them."""
+        where = {field: (bank, place) for bank, fields in enumerate(held) for place, field in enumerate(fields)}
+        follows = {
+            where[second]
+            for first, second in pairwise(wanted)
+            if where[second] == (where[first][0], where[first][1] + 1)
+        }
+        runs: list[tuple[int, ...]] = []
+        run_of: dict[tuple[int, int], int] = {}
+        for bank, fields in enumerate(held):
+            lengths: list[int] = []
+            for place in range(len(fields)):
+                if lengths and (bank, place) in follows:
+                    lengths[-1] += 1
+                else:
+                    run_of[bank, place] = len(lengths)
+                    lengths.append(1)
+            runs.append(tuple(lengths))
+        starts = [where[field] for field in wanted if where[field] not in follows]
+        return _Order(tuple(runs), tuple((bank, run_of[bank, place]) for bank, place in starts))
+
+    def __call__(self, parts: Sequence[Tensor]) -> Tensor:
+        """(B, F, D) of each bank to that of the table."""
+        if len(parts) == 1 and self.places == ((0, 0),) and len(self.runs[0]) == 1:
+            return parts[0]
+        split = [torch.split(part_BFD, list(runs), dim=1) for part_BFD, runs in zip(parts, self.runs, strict=True)]
+        return torch.cat([split[bank][run] for bank, run in self.places], dim=1)
 
 
 class Bank(nn.Module):
