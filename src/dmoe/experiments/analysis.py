@@ -40,7 +40,7 @@ class CorrelationWatch:
         if model.num_experts < 2:
             return {}
         metric = CrossExpertCorrelation(model.num_experts)
-        device = model.embedding.weight.device
+        device = next(model.parameters()).device
         for _, output in scored_batches(model, self.reader.batches(), device):
             metric.update(output.expert_outputs)
         found = metric.compute()
@@ -179,7 +179,6 @@ def table_figures(model: DMoE, run: Run) -> list[dict[str, Any]]:
 
 
 def _counts(folder: Path, schema: Schema, number: int) -> planted.Floats:
-    counts = parquet.read_table(vocabulary_path(folder, schema.categorical[number].vocabulary_name), columns=["count"])[
-        "count"
-    ]
+    path = vocabulary_path(folder, schema.categorical[number].vocabulary_name)
+    counts = parquet.read_table(path, columns=["count"])["count"]
     return np.asarray(counts.to_numpy(), dtype=np.float64)
