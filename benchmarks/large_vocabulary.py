@@ -87,7 +87,8 @@ def make_run(folder: Path, tokens: int) -> Run:
     parquet.write_table(pa.table(raw), folder / "raw.parquet")
     run = Run.create(folder / "run", load_config("me-moe"), schema, data)
     model = build_model(run.config.model, schema, seed=0)
-    model.embedding.weight.data.normal_(std=0.3)
+    for table in model.embedding.row_tables():
+        table.weight.data.normal_(std=0.3)
     run.save_weights(model.state_dict())
     return run
 

@@ -27,7 +27,7 @@ def raw_table(model: OnnxModel, log: Path, rows: int) -> pa.Table:
     config = model.featuriser.config
     pieces = islice(Source(log, config, scoring=True).pieces(), 1 + rows // 1000)
     tables = [
-        pa.table({name: piece.columns[name] for name in config.field_columns()}) for piece in (p() for p in pieces)
+        pa.table({name: piece.columns[name] for name in config.field_columns()}) for piece in (p.read() for p in pieces)
     ]
     return pa.concat_tables(tables)[:rows]
 

@@ -93,8 +93,9 @@ def test_deepfm_is_the_peers_formula() -> None:
     case = small_case("deepfm", head="linear")
     model: Any = make_model(case.job(case.contestants[0])).double()
     batch = first_batch(case)
-    tables = model.embedding.weight.detach()
-    offsets = np.cumsum([0, *model.embedding.vocabulary_sizes])
+    (embedding,) = model.embedding.row_tables()
+    tables = embedding.weight.detach()
+    offsets = np.cumsum([0, *embedding.vocabulary_sizes])
     logit_B = model(batch.ids_BC).logit.detach()
     for row in range(3):
         vectors = [tables[offsets[field] + int(batch.ids_BC[row, field])] for field in range(case.num_fields)]

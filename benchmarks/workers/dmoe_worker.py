@@ -17,9 +17,9 @@ from dmoe.config import GateConfig, ModelConfig, OptimiserConfig
 from dmoe.data.batch import Batch
 from dmoe.data.dataset import SplitReader
 from dmoe.nn.build import build_model
-from dmoe.nn.embedding import MultiTableEmbedding
 from dmoe.nn.experts import expert_class
 from dmoe.nn.experts.fm import FM
+from dmoe.nn.fields import FieldEmbedding
 from dmoe.schema import CategoricalField, Schema
 from dmoe.training.engine import Engine
 
@@ -51,7 +51,7 @@ class PeersModel(nn.Module):
         dim = job["embedding_dim"]
         first_order = name in ("deepfm", "xdeepfm")
         storage = {"float32": torch.float32, "bfloat16": torch.bfloat16}[job["embedding_storage"]]
-        self.embedding = MultiTableEmbedding(sizes, 0, [dim, 1] if first_order else [dim], storage=storage)
+        self.embedding = FieldEmbedding(sizes, 0, [dim, 1] if first_order else [dim], storage=storage)
         # The FM sum of DeepFM reaches the logit as it is, so it stays outside of what the last layer weighs.
         inner = "dnn" if name == "deepfm" else name
         self.fm = FM(len(sizes), dim, output="scalar") if name == "deepfm" else None

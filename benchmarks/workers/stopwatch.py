@@ -56,12 +56,13 @@ class EngineProfile(Stopwatch):
             self._remove_later(module.register_forward_pre_hook(self._starts(name), prepend=True))
             self._remove_later(module.register_forward_hook(self._stops))
         self._remove_later(embedding.register_forward_hook(self._watch_scatter))
-        self._remove_later(embedding.weight.register_post_accumulate_grad_hook(self._stops))
+        (rows,) = self.engine.embeddings
+        self._remove_later(rows.weight.register_post_accumulate_grad_hook(self._stops))
         self._remove_later(self.engine.adam.register_step_pre_hook(self._starts("dense optimiser")))
         self._remove_later(self.engine.adam.register_step_post_hook(self._stops))
-        self._wrap(self.engine.embedding, "catch_up", "embedding catch-up")
-        self._wrap(self.engine.embedding, "grad_norm_squared", "embedding norm")
-        self._wrap(self.engine.embedding, "step", "embedding update")
+        self._wrap(rows, "catch_up", "embedding catch-up")
+        self._wrap(rows, "grad_norm_squared", "embedding norm")
+        self._wrap(rows, "step", "embedding update")
         self._wrap(torch.Tensor, "backward", "dense backward")
         return self
 

@@ -5,22 +5,36 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dmoe.classifier import DMoEClassifier
-    from dmoe.decorrelation import CorrLoss, CovLoss, CrossExpertCorrelation, cross_expert_correlation
+    from dmoe.decorrelation import (
+        BarlowTwinsLoss,
+        CorrLoss,
+        CovLoss,
+        CrossExpertCorrelation,
+        LinearCKA,
+        VICRegLoss,
+        cross_expert_correlation,
+    )
     from dmoe.nn.model import DMoE, DMoEOutput
     from dmoe.scoring import load
 
 __all__ = [
+    "BarlowTwinsLoss",
     "CorrLoss",
     "CovLoss",
     "CrossExpertCorrelation",
     "DMoE",
     "DMoEClassifier",
     "DMoEOutput",
+    "LinearCKA",
+    "VICRegLoss",
     "cross_expert_correlation",
     "load",
 ]
 
 _HOME = {
+    "BarlowTwinsLoss": "dmoe.decorrelation",
+    "LinearCKA": "dmoe.decorrelation",
+    "VICRegLoss": "dmoe.decorrelation",
     "CorrLoss": "dmoe.decorrelation",
     "CovLoss": "dmoe.decorrelation",
     "CrossExpertCorrelation": "dmoe.decorrelation",

@@ -18,6 +18,7 @@ from dmoe.data.encode import RawBatch, RawEncoder
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import DataError, UserError
 from dmoe.metrics import auc, calibration, logloss
+from dmoe.schema import CategoricalField, MultiValuedField
 from dmoe.training.evaluation import SCORING_ROWS
 from dmoe.training.run import Run
 from dmoe.validation import nearest
@@ -113,11 +114,16 @@ def compare_runs(
     Raises: DataError if the rows have no labels or the runs were trained on different data sets and no log is
     given; UserError for a segment that is no categorical field of the first run.
     """
-    names = [field.name for field in first.schema.categorical]
+    schema = first.schema
+    places = {
+        field.name: (field, columns.start)
+        for field, columns in zip(schema.categorical, schema.id_columns, strict=True)
+        if not isinstance(field, MultiValuedField)
+    }
     for segment in segments:
-        if segment not in names:
-            raise UserError(f"--segment {segment}: no categorical field of {first.path}{nearest(segment, names)}")
-    columns = [names.index(segment) for segment in segments]
+        if segment not in places:
+            raise UserError(f"--segment {segment}: no categorical field of {first.path}{nearest(segment, places)}")
+    columns = [places[segment][1] for segment in segments]
     scored = [_scored(run, logs, split, data, columns) for run in (first, second)]
     (labels_R, first_R, ids_RS), (other_labels_R, second_R, _) = scored
     if not np.array_equal(labels_R, other_labels_R):
@@ -129,7 +135,7 @@ def compare_runs(
         "logloss": asdict(paired_logloss(labels_R, first_R, second_R)),
         "calibration": [_calibration(labels_R, logits_R) for logits_R in (first_R, second_R)],
         "segments": {
-            segment: _segment(first, columns[index], ids_RS[:, index], labels_R, first_R, second_R)
+            segment: _segment(first, places[segment][0], ids_RS[:, index], labels_R, first_R, second_R)
             for index, segment in enumerate(segments)
         },
     }
@@ -169,14 +175,14 @@ def _batches(run: Run, logs: Sequence[Path], split: str, data: Path | None) -> I
 
 def _segment(
     run: Run,
-    column: int,
+    field: CategoricalField,
     ids_R: npt.NDArray[np.int32],
     labels_R: npt.NDArray[np.bool_],
     first_R: Floats,
     second_R: Floats,
 ) -> list[dict[str, Any]]:
     """One entry a frequent value, and one for all others together; by falling number of rows."""
-    texts = ["(missing)", "(out of vocabulary)", *read_vocabulary(run.path, run.schema.categorical[column])]
+    texts = ["(missing)", "(out of vocabulary)", *read_vocabulary(run.path, field)]
     values, counts = np.unique(ids_R, return_counts=True)
     frequent = values[np.argsort(-counts, kind="stable")][:SEGMENT_VALUES]
     groups: Iterable[tuple[str, npt.NDArray[np.bool_]]] = [

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dmoe.errors import ConfigError
+from dmoe.nn.gate_kinds import BALANCES, Balance, GateKind
 from dmoe.validation import nearest, parse_yaml, read_yaml, validate
 
 
@@ -61,14 +62,41 @@ class _Strict(BaseModel):
 
 
 class GateConfig(_Strict):
-    """Softmax gate (eq. 9): Linear(units), ReLU, Linear(experts). `table`: its own, or that of expert m."""
+    """The gate: Linear(units), ReLU, Linear(experts), then what `kind` says; see `dmoe.nn.gate.Gate`.
 
+    `table`: its own, or that of expert m. `fields`: the fields that it reads, by name; by default all. `k`: experts
+    that the top-k kinds keep. `balance`: a loss that spreads rows over experts. `dropout`: of experts.
+    """
+
+    kind: GateKind = "softmax"
     units: int = Field(default=64, ge=1)
     table: Literal["own"] | int = "own"
+    fields: list[str] | None = Field(default=None, min_length=1)
+    k: int | None = Field(default=None, ge=1)
+    balance: Balance | None = None
+    balance_weight: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> "GateConfig":
+        if self.balance is not None and self.balance not in BALANCES[self.kind]:
+            allowed = " or ".join(BALANCES[self.kind]) or "left out"
+            raise ValueError(f"'gate.balance' of a {self.kind} gate must be {allowed}, got '{self.balance}'")
+        if self.balance_weight is not None and self.balance is None:
+            raise ValueError("'gate.balance_weight' needs gate.balance, the loss that it weighs")
+        sparse = self.kind in ("top-k", "noisy-top-k")
+        if sparse and self.k is None:
+            raise ValueError(f"a {self.kind} gate needs 'gate.k', the number of experts that it keeps")
+        if not sparse and self.k is not None:
+            raise ValueError(f"'gate.k' is for top-k and noisy-top-k, not {self.kind}")
+        return self
 
 
 class ModelConfig(_Strict):
-    """Experts, the tables that they read, the gate and the tower."""
+    """Experts, the tables that they read, the gate and the tower.
+
+    An expert may say `fields`, the fields or groups of fields that it reads, beside its own options.
+    """
 
     embedding_dim: int | list[int] = 16
     embedding_storage: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -96,6 +124,10 @@ class ModelConfig(_Strict):
             for key, value in expert.items():
                 if key == "kind":
                     continue
+                if key == "fields":
+                    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+                        raise ValueError(f"experts[{index}].fields must be a list of fields or groups, got {value!r}")
+                    continue
                 if key not in options:
                     raise ValueError(
                         f"experts[{index}]: expert '{expert['kind']}' has no option '{key}'{nearest(key, options)}"
@@ -118,6 +150,9 @@ class ModelConfig(_Strict):
             raise ValueError(f"'embedding_dim' lists {len(widths)} widths for {self.num_tables} tables")
         if isinstance(self.gate.table, int) and not 0 <= self.gate.table < num_experts:
             raise ValueError(f"'gate.table' must be own or an expert from 0 to {num_experts - 1}")
+        most = num_experts - 1 if self.gate.balance == "importance-load" else num_experts
+        if self.gate.k is not None and self.gate.k > most:
+            raise ValueError(f"'gate.k' must be at most {most} of {num_experts} experts here, got {self.gate.k}")
         if any(units < 1 for units in self.tower_units):
             raise ValueError(f"'tower_units' must be positive, got {self.tower_units}")
         return self
@@ -138,19 +173,25 @@ class ModelConfig(_Strict):
 class DecorrelationConfig(_Strict):
     """One term alpha/(B-1) · L of eq. 12: `alpha` from step `start_step` on, grown over `warmup_steps`."""
 
-    loss: Literal["corr", "cov"] = "corr"
+    loss: Literal["corr", "cov", "barlow-twins", "vicreg"] = "corr"
     location: Literal["output", "pre-activation", "intermediate", "input"] = "output"
     alpha: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     norm: Literal["frobenius", "spectral", "l1", "l2"] | None = None
     scale: Literal["paper", "dimension-free"] = "paper"
+    variance_weight: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     start_step: int = Field(default=0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _norm_of_loss(self) -> "DecorrelationConfig":
-        allowed = {"corr": ("frobenius", "spectral"), "cov": ("l1", "l2")}[self.loss]
+        allowed = {"corr": ("frobenius", "spectral"), "cov": ("l1", "l2")}.get(self.loss, ())
         if self.norm is not None and self.norm not in allowed:
-            raise ValueError(f"'norm' of loss '{self.loss}' must be {' or '.join(allowed)}, got '{self.norm}'")
+            choices = " or ".join(allowed) or "left out: it is a mean of squares"
+            raise ValueError(f"'norm' of loss '{self.loss}' must be {choices}, got '{self.norm}'")
+        if not allowed and self.scale != "paper":
+            raise ValueError(f"'scale' is for losses corr and cov; '{self.loss}' is free of the width already")
+        if self.variance_weight is not None and self.loss != "vicreg":
+            raise ValueError(f"'variance_weight' is for loss vicreg, not '{self.loss}'")
         return self
 
 

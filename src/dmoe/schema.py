@@ -4,6 +4,7 @@ Written as `schema.json` in every data set and run folder.
 """
 
 import json
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -18,12 +19,25 @@ MISSING_ID = 0
 OOV_ID = 1
 FIRST_TOKEN_ID = 2
 
+Pooling = Literal["sum", "mean", "attention", "target"]
+
+
+class Vectors(BaseModel):
+    """Given vectors of a field's tokens, `pretrained/<field>.safetensors`: one row an id, `width` numbers each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    width: int = Field(ge=1)
+    trainable: bool = False
+
 
 class CategoricalField(BaseModel):
     """A field whose value is looked up in a vocabulary.
 
     Ids: 0 missing, 1 out of vocabulary, then tokens by falling training count, ties by value.
     With `edges` the value is the number of edges below a raw number: the rising inner bounds of quantile buckets.
+
+    `embedding_dim` is a width of its own, which a model projects to that of each table; `table_group` a name under
+    which experts can ask for it and others; `vectors` says that its embedding is given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,6 +46,39 @@ class CategoricalField(BaseModel):
     vocabulary_size: int = Field(ge=FIRST_TOKEN_ID)  # tokens + 2
     min_count: int = Field(default=1, ge=1)
     edges: tuple[float, ...] | None = None
+    embedding_dim: int | None = Field(default=None, ge=1)
+    table_group: str | None = None
+    vectors: Vectors | None = None
+
+    @property
+    def length(self) -> int:
+        """Id columns of an encoded row."""
+        return 1
+
+    @property
+    def vocabulary_name(self) -> str:
+        """The field whose vocabulary its ids are of."""
+        return self.name
+
+
+class MultiValuedField(CategoricalField):
+    """A field with up to `max_length` values, whose embeddings are pooled to one.
+
+    With `shares` its ids are those of that categorical field, and its embeddings too.
+    """
+
+    kind: Literal["multi-valued"] = "multi-valued"  # type: ignore[assignment]
+    max_length: int = Field(ge=1)
+    pooling: Pooling = "mean"
+    shares: str | None = None
+
+    @property
+    def length(self) -> int:
+        return self.max_length
+
+    @property
+    def vocabulary_name(self) -> str:
+        return self.shares or self.name
 
 
 class NumericField(BaseModel):
@@ -43,9 +90,10 @@ class NumericField(BaseModel):
     transform: Literal["value", "standardise", "log"] = "value"
     mean: float = 0.0
     scale: float = Field(default=1.0, gt=0)
+    table_group: str | None = None
 
 
-AnyField = Annotated[CategoricalField | NumericField, Field(discriminator="kind")]
+AnyField = Annotated[CategoricalField | MultiValuedField | NumericField, Field(discriminator="kind")]
 
 
 class Schema(BaseModel):
@@ -69,12 +117,30 @@ class Schema(BaseModel):
             raise ValueError(f"these names appear twice: {', '.join(repeated)}")
         if not self.fields:
             raise ValueError("a schema needs at least one field")
+        sizes = {
+            field.name: field.vocabulary_size for field in self.categorical if not isinstance(field, MultiValuedField)
+        }
+        for field in self.categorical:
+            shares = field.shares if isinstance(field, MultiValuedField) else None
+            if shares is not None and sizes.get(shares) != field.vocabulary_size:
+                raise ValueError(f"field '{field.name}' shares the vocabulary of '{shares}', which differs")
         return self
 
     @property
     def categorical(self) -> tuple[CategoricalField, ...]:
-        """The categorical fields, in the order of the id columns."""
+        """The fields with a vocabulary, multi-valued ones included, in the order of their id columns."""
         return tuple(field for field in self.fields if isinstance(field, CategoricalField))
+
+    @property
+    def id_columns(self) -> list[slice]:
+        """The id columns of each categorical field; all but those of multi-valued fields are one wide."""
+        ends = list(accumulate(field.length for field in self.categorical))
+        return [slice(end - field.length, end) for field, end in zip(self.categorical, ends, strict=True)]
+
+    @property
+    def num_ids(self) -> int:
+        """Id columns of all categorical fields together."""
+        return sum(field.length for field in self.categorical)
 
     @property
     def numeric(self) -> tuple[NumericField, ...]:
@@ -117,4 +183,13 @@ class Schema(BaseModel):
 
 def vocabulary_path(folder: Path, field: str) -> Path:
     """`vocabulary/<field>.parquet`, with characters that a file name cannot hold percent-encoded."""
-    return folder / "vocabulary" / f"{quote(field, safe=' ()[]+=,@')}.parquet"
+    return folder / "vocabulary" / f"{_file_name(field)}.parquet"
+
+
+def vectors_path(folder: Path, field: str) -> Path:
+    """`pretrained/<field>.safetensors`: the given vectors of a field, tensor `vectors` (V, width) float32."""
+    return folder / "pretrained" / f"{_file_name(field)}.safetensors"
+
+
+def _file_name(field: str) -> str:
+    return quote(field, safe=" ()[]+=,@")

@@ -115,7 +115,7 @@ def test_tables_in_16_bits_are_predicted_with_as_evaluated(folder, call, tmp_pat
         "train", "d-moe", *SMALL, "model.embedding_storage=bfloat16", "--data", folder / "data", "--output", run
     )
     assert trained.code == 0
-    assert Run.open(run).load_weights()["embedding.weight"].dtype == torch.bfloat16
+    assert Run.open(run).load_weights()["embedding.banks.0.tables.weight"].dtype == torch.bfloat16
     evaluated = call("evaluate", run, "--split", "test", "--json")
     assert evaluated.code == 0
     probabilities = dmoe.load(run).predict_proba(raw_rows_of(folder, "test"))

@@ -17,6 +17,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from dmoe.data.config import Split, read_data_config
+from dmoe.data.prepare import prepare
 from dmoe.data.splits import ordered
 from dmoe.data.synthetic import GeneratedFiles, generate
 from dmoe.data.synthetic_draw import BLOCK_ROWS, blocks, draw_block
@@ -26,6 +27,7 @@ from dmoe.data.synthetic_spec import Categorical, Preset
 from dmoe.data.synthetic_text import hash_of
 from dmoe.data.synthetic_truth import split_bounds
 from dmoe.errors import ConfigError
+from dmoe.schema import Schema
 
 ROWS = 100_000
 MASK = (1 << 64) - 1
@@ -52,7 +54,8 @@ class Log:
         self.spec = spec
 
 
-@pytest.fixture(scope="module", params=sorted(PRESETS))
+# The production log is wide: it has tests of its own below.
+@pytest.fixture(scope="module", params=["avazu", "criteo", "toy"])
 def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Log:
     return Log(tmp_path_factory.mktemp("log"), request.param)
 
@@ -93,7 +96,7 @@ def test_data_configuration_is_one_of_prepare(tmp_path: Path, preset: str) -> No
     assert len(columns) == len(first)
     assert set(config.columns()) <= set(columns)
     # The fields are the benchmark's: Avazu's 22 columns, with weekday and weekend taken out of the hour.
-    counts = {"toy": (8, 2), "avazu": (24, 0), "criteo": (26, 13)}
+    counts = {"toy": (8, 2), "avazu": (24, 0), "criteo": (26, 13), "production": (439, 70)}
     assert (len(config.fields.categorical), len(config.fields.numeric)) == counts[preset]
 
 
@@ -287,7 +290,55 @@ def naive_raw(spec: Preset, seed: int, row: dict[str, Any]) -> dict[str, float]:
             threshold = 0.7 * naive_bell(row[name], purpose + "/threshold", seed)
             amplitude = naive_bell(row[name], purpose + "/amplitude", seed)
             numeric += amplitude * math.tanh(STEEPNESS * (row[number] - threshold))
-    return {"main": main, "inner": inner, "triple": triple, "numeric": numeric}
+    return {
+        "main": main,
+        "inner": inner,
+        "triple": triple,
+        "numeric": numeric,
+        "several": naive_several(spec, seed, row),
+    }
+
+
+def naive_several(spec: Preset, seed: int, row: dict[str, Any]) -> float:
+    total = 0.0
+    for column in spec.several:
+        tokens = [token for token in row[column.name] if token >= 0]
+        effects = []
+        for token in tokens:
+            effect = column.main * naive_bell(token, f"several/{column.name}", seed)
+            for component in range(3 if column.shares else 0):
+                purpose = f"affinity/{column.shares}/{component}"
+                effect += naive_bell(token, purpose, seed) * naive_bell(row[column.shares], purpose, seed)
+            effects.append(effect)
+        total += sum(effects) / len(effects) if effects else 0.0
+    return total
+
+
+def test_a_wide_log_holds_what_was_drawn(tmp_path: Path) -> None:
+    files, truth = generate(tmp_path / "log.parquet", rows=500, preset="production", seed=3)
+    spec = PRESETS["production"]
+    table = pq.read_table(files.log)
+    assert len(table.column_names) == 513
+    assert math.sqrt(truth["logit_variance"]["several"]) == pytest.approx(spec.strengths.several, rel=0.2)
+    columns = draw_block(spec, 3, 500, 0)
+    items = dict(zip(columns.tokens["item"].tolist(), table["item"].to_pylist(), strict=True))
+    history = columns.tokens["history"]
+    shown = [[] if text is None else text.split("|") for text in table["history"].to_pylist()]
+    assert [len(one) for one in shown] == (history >= 0).sum(1).tolist()
+    for tokens, texts in zip(history.tolist(), shown, strict=True):
+        for token, text in zip(tokens, texts, strict=False):
+            assert items.get(token, text) == text
+    given = pq.read_table(files.vectors)
+    vectors = dict(zip(given["key"].to_pylist(), given["vector"].to_pylist(), strict=True))
+    assert len(vectors) == 5000
+    effects = [naive_bell(token, "main/item", 3) for token in items]
+    first = [vectors[text][0] for text in items.values()]
+    # Effect plus noise of half its deviation: a correlation of 1 / sqrt(1.25).
+    assert np.corrcoef(effects, first)[0, 1] == pytest.approx(0.894, abs=0.06)
+    data = prepare(read_data_config(files.config), [str(files.log)], tmp_path / "data")
+    assert data["rows"]["encoded"] == 500
+    schema = Schema.read(tmp_path / "data")
+    assert (len(schema.categorical), schema.num_ids, len(schema.numeric)) == (443, 440 + 10 + 5 + 20, 70)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -299,11 +350,11 @@ def test_probability_equals_a_loop_over_rows(preset: str) -> None:
     probability = planted.probability_of(parts)
     contrast = spec.context_contrast
     for index in range(0, 2000, 17):
-        row: dict[str, Any] = {name: int(token[index]) for name, token in columns.tokens.items()}
+        row: dict[str, Any] = {name: token[index].tolist() for name, token in columns.tokens.items()}
         row |= {name: float(number[index]) for name, number in columns.numbers.items()}
         raw = naive_raw(spec, seed, row)
         lean = naive_sign(row[spec.context], "context", seed)
-        weight = {"main": 1.0, "numeric": 1.0}
+        weight = {"main": 1.0, "numeric": 1.0, "several": 1.0}
         weight["inner"] = 1 + contrast * lean
         weight["triple"] = 1 - contrast * lean
         logit = planted.bias

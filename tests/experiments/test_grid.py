@@ -74,7 +74,8 @@ def test_wide_tables_have_the_parameters_of_me(size: str) -> None:
 
     def width(variant: str) -> int:
         model = build_model(arms["CrossNet", variant].cell(1, 1.0).config.model, SCHEMA, seed=1)
-        return model.embedding.weight.shape[1]
+        (tables,) = model.embedding.row_tables()
+        return tables.weight.shape[1]
 
     for variant in ("Single, wide table", "SE, wide table"):
         assert width("ME") <= width(variant) <= width("ME") + 1

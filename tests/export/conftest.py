@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dmoe.config import load_config
@@ -32,13 +35,26 @@ MADE = {
         "price_part": {"column": "price", "transform": "quantile", "buckets": 5, "missing_as": "oov"},
         "hits_again": {"column": "hits", "transform": "bucket"},
     },
+    "multi_valued": {
+        "words": {"column": "site", "separator": " ", "max_length": 3, "pooling": "attention"},
+        "sites": {"column": "site", "separator": "|", "max_length": 2, "shares": "site", "pooling": "target"},
+    },
 }
+
+
+def pretrained(folder: Path) -> dict[str, object]:
+    """A field whose vectors are given."""
+    draw = np.random.default_rng(0)
+    table = pa.table({"key": ["u1", "r7", "r9"], "vector": draw.normal(size=(3, 5)).tolist()})
+    pq.write_table(table, folder / "vectors.parquet")
+    return {"profile": {"column": "user", "file": str(folder / "vectors.parquet")}}
 
 
 def every_kind(**changes: object) -> DataConfig:
     fields = config().model_dump(exclude_unset=True)["fields"]
+    fields["categorical"]["user"]["embedding_dim"] = 3
     for kind, made in MADE.items():
-        fields[kind] |= made
+        fields[kind] = fields.get(kind, {}) | made
     return config(**{"fields": fields, **changes})
 
 
@@ -49,7 +65,9 @@ def trained(folder: Path, *overrides: str, **data: object) -> Run:
         site, age = row[COLUMNS.index("site")], row[COLUMNS.index("age")]
         row[COLUMNS.index("y")] = str(int((site in "ab日本") ^ (age > "5")))
     log = write_csv(folder / "log.csv", rows)
-    prepare(every_kind(**data), [str(log)], folder / "data")
+    if "fields" not in data:
+        data["fields"] = every_kind().model_dump(exclude_unset=True)["fields"] | {"pretrained": pretrained(folder)}
+    prepare(config(**data), [str(log)], folder / "data")
     return train(load_config(None, [*SMALL, *overrides]), folder / "data", folder / "run")
 
 

@@ -45,6 +45,11 @@ def rows(count: int, numeric: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     return ids, torch.randn(count, numeric, dtype=torch.float64), torch.randint(0, 2, (count,)).double()
 
 
+def table_shape(model: DMoE) -> torch.Size:
+    (tables,) = model.embedding.row_tables()
+    return tables.weight.shape
+
+
 def linear(weight: Tensor, bias: Tensor, x: list[Tensor]) -> list[Tensor]:
     return [sum((w * v for w, v in zip(row, x, strict=True)), start=b) for row, b in zip(weight, bias, strict=True)]
 
@@ -60,14 +65,15 @@ def linears(module: torch.nn.Module) -> list[torch.nn.Linear]:
 def naive_embedding(model: DMoE, table: int, ids: Tensor, numeric: Tensor) -> list[list[Tensor]]:
     """Eq. 1, 6: a list of F vectors, categorical fields first."""
     widths = model.embedding.widths
+    (tables,) = model.embedding.row_tables()
     start = sum(widths[:table])
     columns = range(start, start + widths[table])
     offset, vectors = 0, []
     for size, value in zip(VOCABULARY, ids.tolist(), strict=True):
-        vectors.append([model.embedding.weight[offset + value, column] for column in columns])
+        vectors.append([tables.weight[offset + value, column] for column in columns])
         offset += size
     for index, value in enumerate(numeric):
-        vectors.append([value * model.embedding.numeric_weight[index, column] for column in columns])
+        vectors.append([value * tables.numeric_weight[index, column] for column in columns])
     return vectors
 
 
@@ -201,15 +207,15 @@ def test_equal_experts_score_as_one_of_them():
 def test_one_expert_has_neither_gate_nor_gating_table():
     model = build("shared", 1)
     assert model.gate is None
-    assert model.embedding.weight.shape == (sum(VOCABULARY), 2)
+    assert table_shape(model) == (sum(VOCABULARY), 2)
     assert not [name for name, _ in model.named_parameters() if name.startswith("gate")]
 
 
 def test_tables_set_the_width_of_the_one_wide_parameter():
-    assert build("shared", 2).embedding.weight.shape[1] == 2 * 2
-    assert build("per-expert", 2).embedding.weight.shape[1] == 3 * 2
-    assert build("per-expert", 2, gate_table=0).embedding.weight.shape[1] == 2 * 2
-    assert build([0, 1, 0], 3).embedding.weight.shape[1] == 3 * 2
+    assert table_shape(build("shared", 2))[1] == 2 * 2
+    assert table_shape(build("per-expert", 2))[1] == 3 * 2
+    assert table_shape(build("per-expert", 2, gate_table=0))[1] == 2 * 2
+    assert table_shape(build([0, 1, 0], 3))[1] == 3 * 2
 
 
 def test_intermediate_layers_are_paired_by_depth():

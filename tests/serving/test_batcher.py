@@ -22,10 +22,15 @@ def model_of(folder: Path) -> OnnxModel:
 def features(model: OnnxModel, rows: int, seed: int) -> Features:
     draw = np.random.default_rng(seed)
     texts = np.array(["a", "b", "u1", "1", "3", ""], dtype=object)
-    numbers = {one.name: draw.integers(0, 9, (rows, 1)).astype(float) for one in model.inputs}
-    return {
-        one.name: numbers[one.name] if one.kind == "number" else draw.choice(texts, (rows, 1)) for one in model.inputs
-    }
+    made: Features = {}
+    for one in model.inputs:
+        if one.kind == "number":
+            made[one.name] = draw.integers(0, 9, (rows, 1)).astype(float)
+        elif one.kind == "id":
+            made[one.name] = draw.integers(0, 5, (rows, one.width))
+        else:
+            made[one.name] = draw.choice(texts, (rows, 1))
+    return made
 
 
 def batcher(observed: list[int] | None = None, **options: float) -> Batcher:

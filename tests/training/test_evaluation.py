@@ -116,6 +116,9 @@ def test_all_locations_of_a_run(run, outputs):
     found = correlate_run(run, split="test")
     # One cross layer pairs with CIN's one pooled map; CrossNet's second has no partner.
     assert set(found["correlation"]) == {"output", "pre-activation", "intermediate", "input"}
+    similar = found["similarity"]["output"]["matrix"]
+    assert [[value is None for value in row] for row in similar] == [[True, True], [False, True]]
+    assert -0.1 < similar[1][0] <= 1
     first, second = (tensor.numpy() for tensor in output.inputs)
     both = np.corrcoef(first.T, second.T)[: first.shape[1], first.shape[1] :]
     assert found["correlation"]["input"]["matrix"][1][0] == pytest.approx(np.abs(both).mean(), rel=1e-4)

@@ -111,7 +111,7 @@ def test_the_run_folder_holds_what_it_should(small_data, tmp_path):
 @pytest.mark.parametrize("storage", ["bfloat16", "float16"])
 def test_a_run_with_tables_in_16_bits_is_loaded_as_it_was_evaluated(small_data, tmp_path, storage):
     run = train(small_config(f"model.embedding_storage={storage}"), small_data, tmp_path / "run")
-    assert weights(run)["embedding.weight"].dtype == getattr(torch, storage)
+    assert weights(run)["embedding.banks.0.tables.weight"].dtype == getattr(torch, storage)
     assert weights(run)["head.weight"].dtype == torch.float32
     metrics = read_json(run.path / "metrics.json")
     found = quick_metrics(run.load_model(), SplitReader(small_data, "test", batch_size=50), torch.device("cpu"))

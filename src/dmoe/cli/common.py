@@ -32,6 +32,11 @@ def cec_text(total: float | None, floor: float) -> str:
     return f"CEC {'undefined' if total is None else f'{total:.4f}'} (noise floor {floor:.4f})"
 
 
+def cka_text(mean: float | None) -> str:
+    """Linear CKA, unbiased, averaged over pairs of experts."""
+    return f"linear CKA {'undefined' if mean is None else f'{mean:.4f}'}"
+
+
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(finite(value), default=str))
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dmoe.cli.common import JsonOption, cec_text, print_json
+from dmoe.cli.common import JsonOption, cec_text, cka_text, print_json
 
 HELP = """AUC, logloss, calibration, cross-expert correlation, gate and expert statistics of a run.
 
@@ -41,7 +41,8 @@ def command(
         if not one["gate"]:
             continue
         output = one["correlation"]["output"]
-        typer.echo(f"  {cec_text(output['total'], output['total_noise_floor'])}")
+        cka = cka_text(one["similarity"]["output"]["mean"])
+        typer.echo(f"  {cec_text(output['total'], output['total_noise_floor'])}, {cka}")
         for index, expert in enumerate(one["experts"]):
             removed, alone = one["removal"][index], one["alone"][index]
             typer.echo(

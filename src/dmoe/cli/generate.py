@@ -1,5 +1,6 @@
 """`dmoe generate`: a planted click log."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,9 @@ from dmoe.cli.common import JsonOption, print_json, show_path, stderr
 HELP = """Write a planted click log whose Bayes-optimal AUC and logloss are known.
 
 Beside OUT come .truth.json (what the best possible model reaches on each split), .truth.parquet (the click
-probability of every row) and .data.yaml (for dmoe prepare). The suffix of OUT chooses the format: .csv, .tsv
-or .txt, each also with .gz, or .parquet.
+probability of every row) and .data.yaml (for dmoe prepare); with preset production also .vectors.parquet, the
+vectors of a pretrained field. The suffix of OUT chooses the format: .csv, .tsv or .txt, each also with .gz, or
+.parquet.
 
 Examples:
 
@@ -24,7 +26,7 @@ Examples:
 def command(
     out: Annotated[Path, typer.Argument(help="The log to write.", show_default=False)],
     rows: Annotated[int, typer.Option(help="Number of rows, at least 100.")] = 1_000_000,
-    preset: Annotated[str, typer.Option(help="Shape of the log: avazu, criteo or toy.")] = "toy",
+    preset: Annotated[str, typer.Option(help="Shape of the log: avazu, criteo, production or toy.")] = "toy",
     seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,7 +35,7 @@ def command(
     with stderr.status(f"generating {rows:,} rows"):
         files, truth = generate(out, rows=rows, preset=preset, seed=seed)
     if as_json:
-        print_json({"files": {name: str(getattr(files, name)) for name in files.__slots__}, **truth})
+        print_json({"files": {name: str(path) for name, path in asdict(files).items() if path is not None}, **truth})
         return
     typer.echo(f"{show_path(files.log)}: {rows:,} rows of preset {preset}, seed {seed}")
     for split, figures in truth["splits"].items():

@@ -86,7 +86,8 @@ def alpha_lines(config: "RunConfig") -> list[str]:  # type: ignore[name-defined]
 
     lines = []
     for term in config.decorrelation:
-        if term.location in ("output", "pre-activation") and term.alpha > 0:
+        scaled = term.loss in ("corr", "cov")
+        if scaled and term.location in ("output", "pre-activation") and term.alpha > 0:
             units = config.model.expert_units
             paper, free = scales_of_alpha(term.alpha, term.scale, units, units)
             lines.append(

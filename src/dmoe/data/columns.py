@@ -7,34 +7,18 @@ N rows, V distinct values of one field in the chunk.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
+from dmoe.data.coded import MISSING, Coded, Column, Numbers, as_text, codes_of, pc, take, without
 from dmoe.data.config import DataConfig
+from dmoe.data.lists import split_values
 from dmoe.data.parse import RawRows
 from dmoe.data.rejects import BAD_LABEL, NO_TIME, NOT_A_NUMBER, OUT_OF_RANGE, Reject, shorten
 from dmoe.data.values import FLOAT32_MAX, Fault, deriver, hasher, parse_label, parse_number, token_maker
-from dmoe.errors import DataError
-
-MISSING = -1
-
-# A column's type is known only when it is read: annotations of pyarrow cannot follow it.
-Column: TypeAlias = Any
-pc: Any = pyarrow.compute
-Codes = npt.NDArray[np.int32]
-Numbers = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """`values[codes_N]`, and missing where the code is -1. Some of the values may be used by no row."""
-
-    codes_N: Codes
-    values: Column
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +39,9 @@ class Rows:
 
 
 def categorical_names(config: DataConfig) -> list[str]:
-    """The categorical fields in schema order: those made of numbers first."""
+    """The fields with a vocabulary in schema order: those made of numbers first."""
     made = [name for name, options in config.fields.numeric.items() if options.makes_tokens]
-    return [*made, *config.fields.categorical]
+    return [*made, *config.fields.categorical, *config.fields.multi_valued, *config.fields.pretrained]
 
 
 def numeric_names(config: DataConfig) -> list[str]:
@@ -108,7 +92,7 @@ def convert(raw: RawRows, config: DataConfig, *, scoring: bool = False) -> Rows:
             if name in derivers:
                 column = _map_values(column, missing, derivers[name], source, faults)
             column = _map_values(column, missing, token_maker(options), source, faults)
-            coded[name] = _drop(column, options.missing_values)
+            coded[name] = without(column, options.missing_values)
         elif name in derivers:
             column = _map_values(texts.coded(source), missing, derivers[name], source, faults)
             numeric[name] = _decoded_numbers(column)
@@ -119,11 +103,17 @@ def convert(raw: RawRows, config: DataConfig, *, scoring: bool = False) -> Rows:
         column = texts.coded(source)
         if name in derivers:
             column = _map_values(column, missing, derivers[name], source, faults)
-            coded[name] = _drop(column, categorical.missing_values)
+            coded[name] = without(column, categorical.missing_values)
         else:
-            coded[name] = _drop(column, (*missing, *categorical.missing_values))
+            coded[name] = without(column, (*missing, *categorical.missing_values))
         if categorical.hash_buckets is not None:
             coded[name] = _map_values(coded[name], (), hasher(categorical.hash_buckets), source, faults)
+    for name, several in config.fields.multi_valued.items():
+        coded[name] = split_values(
+            raw.columns[config.source_column(name)], several, missing, config.source_column(name)
+        )
+    for name, given in config.fields.pretrained.items():
+        coded[name] = without(texts.coded(config.source_column(name)), (*missing, *given.missing_values))
     return _without_faults(Rows(raw.lines_N, labels, times, coded, numeric, [], raw.blank_lines), raw, faults)
 
 
@@ -156,61 +146,8 @@ class _Texts:
     def coded(self, name: str) -> Coded:
         if name not in self._coded:
             encoded = as_text(self._raw.columns[name], name).dictionary_encode()
-            self._coded[name] = Coded(_codes(encoded), encoded.dictionary)
+            self._coded[name] = Coded(codes_of(encoded), encoded.dictionary)
         return self._coded[name]
-
-
-def _codes(encoded: Column) -> Codes:
-    """The codes of a dictionary column, -1 where null."""
-    indices = encoded.indices.fill_null(MISSING) if encoded.null_count else encoded.indices
-    codes: Codes = indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-    return codes
-
-
-def as_text(column: Column, name: str) -> Column:
-    """A column as text: integers in digits, floats in their shortest digits (whole ones without a point),
-    times as in `2014-10-21 23:00:00`, true and false; null and NaN stay missing.
-
-    Raises: DataError if its type has no text.
-    """
-    kind = column.type
-    if pa.types.is_string(kind):
-        return column
-    if pa.types.is_dictionary(kind):
-        return as_text(column.dictionary_decode(), name)
-    if pa.types.is_floating(kind):
-        return _float_text(column.cast(pa.float64()) if pa.types.is_float16(kind) else column)
-    try:
-        text = column.cast(pa.string())
-        text.validate(full=True)  # binary columns are cast as they are
-    except pa.ArrowException:
-        raise DataError(f"column '{name}' holds {kind} values, which cannot be read as text") from None
-    return text
-
-
-def _float_text(column: Column) -> Column:
-    present = pc.fill_null(pc.invert(pc.is_nan(column)), False)
-    column = pc.if_else(present, column, pa.scalar(None, column.type))
-    wide = column.cast(pa.float64())
-    whole = pc.fill_null(pc.and_(pc.equal(pc.floor(wide), wide), pc.less(pc.abs(wide), 2.0**53)), False)
-    integers = pc.if_else(whole, wide, None).cast(pa.int64()).cast(pa.string())
-    return pc.if_else(whole, integers, column.cast(pa.string()))
-
-
-def _drop(column: Coded, missing: tuple[str, ...]) -> Coded:
-    """The column with these values missing."""
-    if not missing:
-        return column
-    gone = pc.is_in(column.values, value_set=pa.array(missing, pa.string())).to_numpy(zero_copy_only=False)
-    if not gone.any():
-        return column
-    recode = np.where(gone, MISSING, np.arange(len(gone))).astype(np.int32)
-    return Coded(_take(recode, column.codes_N), column.values)
-
-
-def _take(by_code: Codes, codes_N: Codes) -> Codes:
-    """`by_code[codes_N]`, and missing where the code is missing."""
-    return np.append(by_code, np.int32(MISSING))[codes_N]
 
 
 def _map_values(
@@ -221,7 +158,7 @@ def _map_values(
     faults: _Faults,
 ) -> Coded:
     """The column with each distinct value replaced; faults of a value are faults of its rows."""
-    column = _drop(column, missing)
+    column = without(column, missing)
     recode = np.full(len(column.values), MISSING, dtype=np.int32)
     tokens: dict[str, int] = {}
     texts = column.values.to_pylist()
@@ -233,7 +170,7 @@ def _map_values(
             faults.add(rows, source, result.reason, lambda _, text=texts[code]: text)  # type: ignore[misc]
         else:
             recode[code] = tokens.setdefault(result, len(tokens))
-    return Coded(_take(recode, column.codes_N), pa.array(list(tokens), pa.string()))
+    return Coded(take(recode, column.codes_N), pa.array(list(tokens), pa.string()))
 
 
 def _decoded_numbers(column: Coded) -> Numbers:
@@ -269,7 +206,7 @@ def _numbers(column: Column, missing: tuple[str, ...], name: str, faults: _Fault
 def _checked_numbers(text: Column, name: str, faults: _Faults) -> Numbers:
     """As `_numbers`, value by distinct value, with faults."""
     encoded = text.dictionary_encode()
-    codes = _codes(encoded)
+    codes = codes_of(encoded)
     by_code: Numbers = np.full(len(encoded.dictionary) + 1, np.nan)
     bad: dict[str, list[int]] = {NOT_A_NUMBER: [], OUT_OF_RANGE: []}
     texts = encoded.dictionary.to_pylist()
@@ -290,7 +227,7 @@ def _labels(column: Column, name: str, faults: _Faults) -> npt.NDArray[np.uint8]
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     encoded = as_text(column, name).dictionary_encode()
-    codes = _codes(encoded)
+    codes = codes_of(encoded)
     texts = [*encoded.dictionary.to_pylist(), ""]
     by_code = np.zeros(len(texts), dtype=np.uint8)
     bad = np.zeros(len(texts), dtype=bool)

@@ -2,11 +2,12 @@
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from dmoe.errors import ConfigError
+from dmoe.schema import Pooling
 from dmoe.validation import nearest, read_yaml, validate
 
 SPLITS = ("train", "valid", "test")
@@ -76,10 +77,16 @@ class _Vocabulary(_Strict):
     max_tokens: int | None = Field(default=None, ge=1)
     missing_values: tuple[str, ...] = ()
     missing_as: Literal["missing", "oov"] = "missing"
+    embedding_dim: int | None = Field(default=None, ge=1, le=1 << 16)
+    table_group: str | None = None
 
 
 class CategoricalOptions(_Vocabulary):
-    """`hash_buckets`: values are tokens by their hash, so that values never seen before have one too."""
+    """`hash_buckets`: values are tokens by their hash, so that values never seen before have one too.
+
+    `embedding_dim` is a width of its own, projected to that of each table; `table_group` a name by which experts
+    choose their fields.
+    """
 
     hash_buckets: int | None = Field(default=None, ge=1, le=1 << 30)
 
@@ -95,6 +102,7 @@ _KEYS_OF_TRANSFORMS: dict[str, tuple[str, ...]] = {
     "max_tokens": _TOKEN_TRANSFORMS,
     "missing_values": ("bucket", "log-bucket", "digit"),
     "missing_as": _TOKEN_TRANSFORMS,
+    "embedding_dim": _TOKEN_TRANSFORMS,
 }
 
 
@@ -130,6 +138,57 @@ class NumericOptions(_Vocabulary):
         return self
 
 
+class MultiValuedOptions(_Strict):
+    """A column with several values a row: a text with `separator` between them, or a list in a Parquet file.
+
+    At most `max_length` are kept, those that `keep` says, and pooled to one embedding: their `sum` or `mean`, weighted
+    by `attention`, or by what they have to do with another field (`target`). Values that are missing are left out.
+    With `shares` they are values of that categorical field: one vocabulary, one embedding; `target` needs it.
+    """
+
+    column: str | None = None
+    separator: str = Field(default="|", min_length=1)
+    max_length: int = Field(default=20, ge=1, le=10_000)
+    keep: Literal["first", "last"] = "first"
+    pooling: Pooling = "mean"
+    shares: str | None = None
+    min_count: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    missing_values: tuple[str, ...] = ()
+    embedding_dim: int | None = Field(default=None, ge=1, le=1 << 16)
+    table_group: str | None = None
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> "MultiValuedOptions":
+        if self.pooling == "target" and self.shares is None:
+            raise ValueError("'pooling: target' needs 'shares', the categorical field that the values are asked about")
+        if self.shares is not None:
+            for key in ("min_count", "max_tokens", "embedding_dim"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"'{key}' is that of '{self.shares}', whose vocabulary the field shares")
+        return self
+
+
+class PretrainedOptions(_Strict):
+    """A field whose embedding is given: `file` has a vector for each value of `column`.
+
+    A Parquet file has the columns `key` and `vector` (a list of numbers); a safetensors file has tensors of these
+    names, (K,) integers and (K, width) floats. A value that is not among the keys has zeros, or with `trainable: true`
+    what training makes of it: then the vectors are only where training starts.
+    """
+
+    column: str | None = None
+    file: str
+    key: str = "key"
+    vector: str = "vector"
+    trainable: bool = False
+    missing_values: tuple[str, ...] = ()
+    table_group: str | None = None
+
+
+AnyOptions: TypeAlias = CategoricalOptions | NumericOptions | MultiValuedOptions | PretrainedOptions
+
+
 def _by_name(value: Any) -> Any:
     """A list of names, or a mapping of names to options, as a mapping."""
     if isinstance(value, list | tuple):
@@ -142,21 +201,37 @@ def _by_name(value: Any) -> Any:
 
 
 class Fields(_Strict):
-    """The fields of an encoded row: `numeric` first, then `categorical`, each in the order given."""
+    """The fields of an encoded row: `numeric`, `categorical`, `multi_valued`, `pretrained`, each in the order given."""
 
     categorical: Annotated[dict[str, CategoricalOptions], BeforeValidator(_by_name)] = {}
     numeric: Annotated[dict[str, NumericOptions], BeforeValidator(_by_name)] = {}
+    multi_valued: Annotated[dict[str, MultiValuedOptions], BeforeValidator(_by_name)] = {}
+    pretrained: dict[str, PretrainedOptions] = {}
     min_count: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _some_and_once(self) -> "Fields":
-        if not self.categorical and not self.numeric:
+        if not self.names():
             raise ValueError("name at least one field under 'categorical' or 'numeric'")
-        _no_repeats("fields", [*self.numeric, *self.categorical])
+        _no_repeats("fields", self.names())
+        for name, options in self.multi_valued.items():
+            if options.shares is not None and options.shares not in self.categorical:
+                raise ValueError(
+                    f"multi_valued.{name}: shares '{options.shares}', which is no categorical field"
+                    f"{nearest(options.shares, self.categorical)}"
+                )
         return self
 
-    def options(self, name: str) -> CategoricalOptions | NumericOptions:
-        return self.categorical[name] if name in self.categorical else self.numeric[name]
+    def names(self) -> list[str]:
+        """All fields, in order."""
+        return [*self.numeric, *self.categorical, *self.multi_valued, *self.pretrained]
+
+    def options(self, name: str) -> AnyOptions:
+        for kind in (self.categorical, self.numeric, self.multi_valued, self.pretrained):
+            if name in kind:
+                found: AnyOptions = kind[name]
+                return found
+        raise KeyError(name)
 
 
 class Split(_Strict):
@@ -221,7 +296,7 @@ class DataConfig(_Strict):
 
     @model_validator(mode="after")
     def _names_fit(self) -> "DataConfig":
-        names = [*self.fields.numeric, *self.fields.categorical]
+        names = self.fields.names()
         if self.label in (*names, *(self.source_column(name) for name in names)):
             raise ValueError(f"'{self.label}' is the label and cannot be a field too")
         for name in self.derive:
@@ -230,6 +305,8 @@ class DataConfig(_Strict):
         for derived in self.derive:
             if derived not in names:
                 raise ValueError(f"derived column '{derived}' is used by no field; name it under 'fields'")
+            if derived not in self.fields.categorical and derived not in self.fields.numeric:
+                raise ValueError(f"derived column '{derived}' must be a categorical or numeric field")
         if self.format.columns is not None:
             for column in self.columns():
                 if column not in self.format.columns:
@@ -243,8 +320,7 @@ class DataConfig(_Strict):
 
     def field_columns(self) -> list[str]:
         """The raw columns that the fields are read from, no repeats."""
-        names = (*self.fields.numeric, *self.fields.categorical)
-        return list(dict.fromkeys(self.source_column(name) for name in names))
+        return list(dict.fromkeys(self.source_column(name) for name in self.fields.names()))
 
     def columns(self) -> list[str]:
         """All raw columns that preparing reads: label, time of the split, sources of the fields."""
@@ -254,11 +330,16 @@ class DataConfig(_Strict):
     def min_count(self, field: str) -> int:
         """The least training count of a token of this categorical field."""
         options = self.fields.options(field)
+        if isinstance(options, PretrainedOptions):
+            return 1
+        if isinstance(options, MultiValuedOptions) and options.shares is not None:
+            return self.min_count(options.shares)
         return self.fields.min_count if options.min_count is None else options.min_count
 
     def missing_is_oov(self, field: str) -> bool:
         """Whether missing values of this categorical field share the id of unseen ones."""
-        return self.fields.options(field).missing_as == "oov"
+        options = self.fields.options(field)
+        return isinstance(options, CategoricalOptions | NumericOptions) and options.missing_as == "oov"
 
 
 def read_data_config(path: Path) -> DataConfig:
@@ -266,7 +347,13 @@ def read_data_config(path: Path) -> DataConfig:
 
     Raises: ConfigError naming the file, the key and the nearest known key.
     """
-    return validate(DataConfig, read_yaml(path), str(path))
+    config = validate(DataConfig, read_yaml(path), str(path))
+    # The files of vectors that it names lie beside it.
+    pretrained = {
+        name: options.model_copy(update={"file": str(path.parent / options.file)})
+        for name, options in config.fields.pretrained.items()
+    }
+    return config.model_copy(update={"fields": config.fields.model_copy(update={"pretrained": pretrained})})
 
 
 def parse_split(text: str) -> Split:

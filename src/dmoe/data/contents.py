@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmoe.data.base import Base
-from dmoe.data.columns import Numbers
+from dmoe.data.coded import Column, Numbers
 from dmoe.data.config import SPLITS
 from dmoe.data.quantiles import bucket_of, quantile_edges
 from dmoe.data.telling import Integers, jensen_shannon, mutual_information
@@ -51,7 +52,7 @@ class Contents:
 @dataclass(frozen=True, slots=True)
 class FieldDrift:
     """`shift`: Jensen–Shannon divergence from the first group in bits, `chance` what equal distributions show;
-    `unseen` and `missing`: shares of rows, None for numeric fields."""
+    `unseen` and `missing`: shares of rows (of values, of a multi-valued field), None for numeric fields."""
 
     name: str
     shift: float
@@ -120,15 +121,28 @@ def _contents(data: Base, group: Group, edges: dict[str, tuple[float, ...]]) -> 
                 clicked = batch.column(data.schema.label).to_numpy().astype(bool)
                 labels.append(clicked.astype(np.uint8))
                 for name, size in sizes.items():
-                    values = batch.column(name).to_numpy()
+                    values, of_click = _values(batch.column(name), clicked)
                     if name in edges:
                         values = bucket_of(values.astype(np.float64), edges[name])
                     values = np.minimum(values, size - 1)
                     counts[name] += np.bincount(values, minlength=size)
-                    positive_counts[name] += np.bincount(values[clicked], minlength=size)
+                    positive_counts[name] += np.bincount(values[of_click], minlength=size)
     whole = np.concatenate(labels)
     blocks = [(len(block), int(block.sum())) for block in np.array_split(whole, min(BLOCKS, len(whole)))]
     return Contents(group, len(whole), int(whole.sum()), counts, positive_counts, blocks)
+
+
+def _values(column: Column, clicked_N: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """The values, and which belong to a click; a row of a multi-valued field gives all of its own, or a missing one."""
+    if not pa.types.is_list(column.type):
+        return column.to_numpy(), clicked_N
+    counts_N = np.diff(column.offsets.to_numpy())
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    empty = counts_N == 0
+    return (
+        np.concatenate([values, np.full(int(empty.sum()), MISSING_ID, np.int32)]),
+        np.concatenate([np.repeat(clicked_N, counts_N), clicked_N[empty]]),
+    )
 
 
 def drift(data: Base, reference: Contents, other: Contents) -> list[FieldDrift]:
@@ -139,7 +153,7 @@ def drift(data: Base, reference: Contents, other: Contents) -> list[FieldDrift]:
         used = int(np.count_nonzero(first + second))
         # The mean divergence of two samples of one distribution over `used` values.
         chance = (used - 1) * (1 / reference.rows + 1 / other.rows) / (8 * np.log(2))
-        shares = second / other.rows
+        shares = second / max(int(second.sum()), 1)
         categorical = isinstance(field, CategoricalField)
         found.append(
             FieldDrift(

@@ -61,7 +61,7 @@ class SplitReader:
         self.num_batches = -(-self.num_rows // batch_size)
         # ids, numerics, label, and the position in the epoch's order
         self._order_type: type[np.int32 | np.int64] = np.int32 if self.num_rows <= np.iinfo(np.int32).max else np.int64
-        bytes_per_row = 4 * len(self.schema.fields) + 1 + np.dtype(self._order_type).itemsize
+        bytes_per_row = 4 * (self.schema.num_ids + len(self.schema.numeric)) + 1 + np.dtype(self._order_type).itemsize
         self.in_memory = self.num_rows * bytes_per_row <= memory_bytes
         window_rows = memory_bytes // WINDOWS_AT_ONCE // bytes_per_row if shuffle else CHUNK_ROWS
         self._window_rows = max(1, window_rows // batch_size) * batch_size

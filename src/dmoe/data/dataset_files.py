@@ -12,8 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dmoe.data.coded import Column
+from dmoe.data.lists import as_ids
+from dmoe.data.shards import arrow_schema
 from dmoe.errors import DataError
-from dmoe.schema import CategoricalField, Schema
+from dmoe.schema import CategoricalField, MultiValuedField, Schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Rows:
     def empty(num_rows: int, schema: Schema) -> "Rows":
         """Room for `num_rows` rows, not initialised."""
         return Rows(
-            np.empty((num_rows, len(schema.categorical)), np.int32),
+            np.empty((num_rows, schema.num_ids), np.int32),
             np.empty((num_rows, len(schema.numeric)), np.float32),
             np.empty(num_rows, np.uint8),
         )
@@ -105,11 +108,8 @@ def _inspect(path: Path, schema: Schema) -> Part:
             groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
-    wanted: list[tuple[str, pa.DataType]] = [
-        (field.name, pa.int32() if isinstance(field, CategoricalField) else pa.float32()) for field in schema.fields
-    ]
-    wanted.append((schema.label, pa.uint8()))
-    names = [name for name, _ in wanted]
+    wanted = arrow_schema(schema)
+    names = wanted.names
     if arrow.names != names:
         missing = [name for name in names if name not in arrow.names]
         extra = [name for name in arrow.names if name not in names]
@@ -117,9 +117,11 @@ def _inspect(path: Path, schema: Schema) -> Part:
         what += [f"has {', '.join(extra)} besides"] if extra else []
         detail = " and ".join(what) or "has them in another order or twice"
         raise DataError(f"{path}: columns are not those of schema.json: {detail}; prepare the data again")
-    for (name, dtype), column in zip(wanted, arrow, strict=True):
-        if column.type != dtype:
-            raise DataError(f"{path}: column '{name}' is {column.type}, expected {dtype}; prepare the data again")
+    for expected, column in zip(wanted, arrow, strict=True):
+        if column.type != expected.type:
+            raise DataError(
+                f"{path}: column '{column.name}' is {column.type}, expected {expected.type}; prepare the data again"
+            )
     return Part(path, groups)
 
 
@@ -164,8 +166,8 @@ def _decode(table: pa.RecordBatch, path: Path, schema: Schema) -> Rows:
         nulls = table.column(column).null_count
         if nulls:
             raise DataError(f"{path}: column '{column}' has {nulls} nulls; prepare the data again")
-    for index, field in enumerate(schema.categorical):
-        ids_R = table.column(field.name).to_numpy()
+    for field, columns in zip(schema.categorical, schema.id_columns, strict=True):
+        ids_R = _ids(table.column(field.name), field, path)
         # As unsigned, a negative id is a huge one: one comparison sees both.
         if int(ids_R.view(np.uint32).max()) >= field.vocabulary_size:
             outside = ids_R[ids_R.view(np.uint32) >= field.vocabulary_size][0]
@@ -173,7 +175,7 @@ def _decode(table: pa.RecordBatch, path: Path, schema: Schema) -> Rows:
                 f"{path}: column '{field.name}' holds id {outside}, but its vocabulary has "
                 f"{field.vocabulary_size} ids; prepare the data again"
             )
-        rows.ids_RC[:, index] = ids_R
+        rows.ids_RC[:, columns] = ids_R.reshape(len(rows), -1)
     for index, number in enumerate(schema.numeric):
         values_R = table.column(number.name).to_numpy()
         if not np.isfinite(values_R).all():
@@ -186,6 +188,20 @@ def _decode(table: pa.RecordBatch, path: Path, schema: Schema) -> Rows:
         )
     rows.labels_R[:] = labels_R
     return rows
+
+
+def _ids(column: Column, field: CategoricalField, path: Path) -> NDArray[np.int32]:
+    """(R,), or (R, L) of a multi-valued field."""
+    if not isinstance(field, MultiValuedField):
+        single: NDArray[np.int32] = column.to_numpy()
+        return single
+    ids_RL = as_ids(column, field.max_length)
+    if ids_RL is None:
+        raise DataError(
+            f"{path}: column '{field.name}' holds more than {field.max_length} values or nulls in a row; "
+            "prepare the data again"
+        )
+    return ids_RL
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

@@ -1,6 +1,6 @@
 """Raw rows as a trained model reads them: exactly the ids and numbers that preparing gave.
 
-B rows of a batch, C categorical and N numeric fields.
+B rows of a batch, C id columns and N numeric fields.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dmoe.data.columns import MISSING, Coded, Rows, convert
+from dmoe.data.coded import MISSING, Coded
+from dmoe.data.columns import Rows, convert
 from dmoe.data.config import DataConfig
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
@@ -102,13 +103,13 @@ class RawEncoder:
         rows = convert(raw, self._config, scoring=True)
         if rows.rejects:
             raise DataError(str(rows.rejects[0]))
-        ids_BC = np.empty((len(rows), len(self.schema.categorical)), dtype=np.int32)
-        for index, field in enumerate(self.schema.categorical):
+        ids_BC = np.empty((len(rows), self.schema.num_ids), dtype=np.int32)
+        for field, columns in zip(self.schema.categorical, self.schema.id_columns, strict=True):
             column = rows.categorical.get(field.name)
             if field.edges is not None:
                 column = coded_buckets(rows.numeric[field.name], field.edges)
             assert column is not None  # one of the two, by the field's transform
-            ids_BC[:, index] = self._ids(field.name, column)
+            ids_BC[:, columns] = self._ids(field.name, column).reshape(len(rows), field.length)
         numeric_BN = np.empty((len(rows), len(self.schema.numeric)), dtype=np.float32)
         for index, numeric in enumerate(self.schema.numeric):
             numeric_BN[:, index] = encode_numbers(rows.numeric[numeric.name], numeric)

@@ -3,26 +3,28 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from dmoe.data import splits
 from dmoe.data.base import Base
-from dmoe.data.columns import MISSING, Numbers, categorical_names, numeric_names, quantile_names
-from dmoe.data.config import DataConfig
+from dmoe.data.coded import MISSING, Numbers
+from dmoe.data.columns import categorical_names, numeric_names, quantile_names
+from dmoe.data.config import DataConfig, MultiValuedOptions, PretrainedOptions
 from dmoe.data.engines import Engine
 from dmoe.data.numbers import encode_numbers, fit_field
 from dmoe.data.ordered_pool import OrderedPool
+from dmoe.data.pretrained import take_vectors
 from dmoe.data.quantiles import quantile_edges
 from dmoe.data.restart import Journal
 from dmoe.data.stage import Stage, StagedChunk, array_again, array_on_disk
 from dmoe.data.summary import Progress
 from dmoe.data.vocabulary import Counts, Ids, build_vocabulary
-from dmoe.schema import MISSING_ID, AnyField, CategoricalField, Schema, vocabulary_path
+from dmoe.schema import MISSING_ID, AnyField, CategoricalField, MultiValuedField, Schema, Vectors, vocabulary_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,56 +75,83 @@ class Fitter:
             buckets = self.config.fields.numeric[name].buckets
             training = partial(self._training, name)
             self.stage.quantise(name, self.base.edges(name) if self.base else quantile_edges(training, buckets))
-        names = categorical_names(self.config)
+        readers = vocabulary_readers(self.config)
         (self.folder / "vocabulary").mkdir(exist_ok=True)
         finished = {entry["field"]: entry for entry in self.journal.of("vocabulary")}
-        counts = {} if len(finished) == len(names) else self._counts(pool)
+        counts = {} if len(finished) == len(readers) else self._counts(pool)
         fields: dict[str, AnyField] = {}
         distinct: dict[str, int] = {}
         ids: dict[str, Ids] = {}
-        for index, name in enumerate(names):
-            entry = finished.get(name)
+        for index, (owner, names) in enumerate(readers.items()):
+            entry = finished.get(owner)
             if entry is None:
-                entry = self._vocabulary(name, counts[name], note)
-            ids[name] = array_again(self._path("ids", name), self.stage.offsets(name)[-1])
-            distinct[name] = entry["distinct"]
-            fields[name] = CategoricalField(
-                name=name,
-                vocabulary_size=entry["size"],
-                min_count=self.config.min_count(name),
-                edges=self.stage.edges(name),
-            )
-            progress("count", index + 1, (index + 1) / len(names))
+                entry = self._vocabulary(owner, names, counts, note)
+            sizes = [self.stage.offsets(name)[-1] for name in names]
+            whole = array_again(self._path("ids", owner), sum(sizes))
+            for name, size, end in zip(names, sizes, accumulate(sizes), strict=True):
+                ids[name] = whole[end - size : end]
+                distinct[name] = entry["distinct"]
+                fields[name] = self._field(name, entry)
+            progress("count", index + 1, (index + 1) / len(readers))
         for name in numeric_names(self.config):
             options, training = self.config.fields.numeric[name], partial(self._training, name)
             fields[name] = self.base.field(name) if self.base else fit_field(name, options, training)
-        order = (*self.config.fields.numeric, *self.config.fields.categorical)
         schema = Schema(
             label=self.config.label,
-            fields=tuple(fields[name] for name in order),
+            fields=tuple(fields[name] for name in self.config.fields.names()),
             source=self.base.schema.source if self.base else self.config.model_dump(mode="json"),
         )
         return Fitted(self.config, schema, self.stage, distinct, ids)
 
-    def _vocabulary(self, name: str, counts_P: Counts, note: Callable[..., None]) -> dict[str, Any]:
+    def _field(self, name: str, entry: dict[str, Any]) -> CategoricalField:
+        options = self.config.fields.options(name)
+        common = {"name": name, "vocabulary_size": entry["size"], "min_count": self.config.min_count(name)}
+        if isinstance(options, PretrainedOptions):
+            vectors = Vectors(width=entry["width"], trainable=options.trainable)
+            return CategoricalField(**common, vectors=vectors, table_group=options.table_group)
+        common |= {"embedding_dim": options.embedding_dim, "table_group": options.table_group}
+        if isinstance(options, MultiValuedOptions):
+            if options.shares is not None:
+                common["embedding_dim"] = self.config.fields.categorical[options.shares].embedding_dim
+            return MultiValuedField(
+                **common, max_length=options.max_length, pooling=options.pooling, shares=options.shares
+            )
+        return CategoricalField(**common, edges=self.stage.edges(name))
+
+    def _vocabulary(
+        self, owner: str, names: list[str], counts: dict[str, Counts], note: Callable[..., None]
+    ) -> dict[str, Any]:
+        """Of the values of all `names`, which share it."""
+        options = self.config.fields.options(owner)
+        grown = vocabulary_path(self.base.folder, owner) if self.base else None
+        facts: dict[str, Any] = {}
+        if isinstance(options, PretrainedOptions):
+            most: int | None = 0  # the keys of the file are all that there is
+            given = self.stage.folder / "given.parquet"
+            facts["width"] = take_vectors(options, given, self.folder, owner, self.base)
+            grown = grown or given
+        else:
+            most = options.max_tokens
+        counts_P = counts[owner] if len(names) == 1 else np.concatenate([counts[name] for name in names])
         size, distinct = build_vocabulary(
             self.engine,
-            _Again(partial(self.stage.values, name)),
+            _Again(lambda: chain.from_iterable(self.stage.values(name) for name in names)),
             counts_P,
-            vocabulary_path(self.folder, name),
-            array_on_disk(self._path("ids", name), len(counts_P)),
-            min_count=self.config.min_count(name),
-            max_tokens=self.config.fields.options(name).max_tokens,
-            grown=vocabulary_path(self.base.folder, name) if self.base else None,
+            vocabulary_path(self.folder, owner),
+            array_on_disk(self._path("ids", owner), len(counts_P)),
+            min_count=self.config.min_count(owner),
+            max_tokens=most,
+            grown=grown,
         )
-        note("vocabulary", field=name, size=size, distinct=distinct)
-        return {"size": size, "distinct": distinct}
+        facts |= {"size": size, "distinct": distinct}
+        note("vocabulary", field=owner, **facts)
+        return facts
 
     def _path(self, what: str, name: str) -> Path:
         return self.stage.folder / f"{what}-{categorical_names(self.config).index(name)}"
 
     def _counts(self, pool: OrderedPool) -> dict[str, Counts]:
-        """The training rows of every staged value."""
+        """The training rows of every staged value; of a multi-valued field, how often they have it."""
         names = categorical_names(self.config)
         counts = {name: array_on_disk(self._path("counts", name), self.stage.offsets(name)[-1]) for name in names}
 
@@ -132,7 +161,7 @@ class Fitter:
                 start, stop = self.stage.offsets(name)[chunk.index : chunk.index + 2]
                 # Missing is -1: shifted by one it is counted first, and left out.
                 codes = self.stage.codes(chunk, name)[train] - MISSING
-                counts[name][start:stop] = np.bincount(codes, minlength=stop - start + 1)[1:]
+                counts[name][start:stop] = np.bincount(codes.reshape(-1), minlength=stop - start + 1)[1:]
 
         for _ in pool.map(count, self.stage.chunks):
             pass
@@ -157,8 +186,11 @@ class _Again:
         return self.start()
 
 
-def arrow_schema(schema: Schema) -> pa.Schema:
-    """The columns of an encoded shard."""
-    kinds = [pa.int32() if isinstance(field, CategoricalField) else pa.float32() for field in schema.fields]
-    columns = [(field.name, kind) for field, kind in zip(schema.fields, kinds, strict=True)]
-    return pa.schema([*columns, (schema.label, pa.uint8())])
+def vocabulary_readers(config: DataConfig) -> dict[str, list[str]]:
+    """Each field with a vocabulary of its own, with the fields that read it, itself first."""
+    readers: dict[str, list[str]] = {}
+    for name in categorical_names(config):
+        options = config.fields.options(name)
+        owner = options.shares if isinstance(options, MultiValuedOptions) else None
+        readers.setdefault(owner or name, []).append(name)
+    return readers

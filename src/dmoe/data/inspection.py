@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dmoe.data.columns import Column, as_text
+from dmoe.data.coded import Column, as_text, pc
 from dmoe.data.config import DELIMITERS, DataConfig
 from dmoe.data.lines import is_parquet, read_line_chunks
 from dmoe.data.parse import guess_delimiter, split_line
@@ -31,13 +31,16 @@ BLOCKS = 20
 _NUMBER_BUCKETS = 50
 _FEW_VALUES = 20
 _TIME_FORMATS = ("yymmddhh", "iso", "unix")
+_SEPARATORS = ("|", "^", ";", " ")
+_MOST_LENGTH = 50
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnFacts:
-    """`kind`: categorical, numeric, time, row id or constant. `information`: bits about the label.
+    """`kind`: categorical, multi-valued, numeric, time, row id or constant. `information`: bits about the label.
 
-    `format` is that of a time; `top` holds the most frequent values with their rows.
+    `format` is that of a time, or the separator of a multi-valued column, of which `length` is the most values of a
+    row; `top` holds the most frequent texts with their rows.
     """
 
     name: str
@@ -47,6 +50,7 @@ class ColumnFacts:
     information: float
     top: list[tuple[str, int]]
     format: str | None = None
+    length: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ def _read(paths: Sequence[Path], reading: DataConfig, max_rows: int) -> tuple[pa
     )
     for piece in pieces:
         raw = piece.read()
-        texts = {name: as_text(column, name) for name, column in raw.columns.items()}
+        texts = {name: _as_text(column, name) for name, column in raw.columns.items()}
         table = pa.table(texts)
         tables.append(table.slice(0, max_rows - rows))
         cut = tables[-1].num_rows < table.num_rows
@@ -141,6 +145,17 @@ def _read(paths: Sequence[Path], reading: DataConfig, max_rows: int) -> tuple[pa
     if not rows:
         raise DataError(f"{paths[0]}: holds no row that can be read")
     return pa.concat_tables(tables), rejected, not cut and next(pieces, None) is None
+
+
+def _as_text(column: Column, name: str) -> Column:
+    """Texts; lists as their values with the first separator between them."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        values = as_text(pc.list_flatten(column), name)
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        offsets: Column = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        lists: Column = pa.ListArray.from_arrays(offsets, pc.fill_null(values, ""))
+        return pc.binary_join(lists, _SEPARATORS[0])
+    return as_text(column, name)
 
 
 def _missing_texts(table: pa.Table) -> list[str]:
@@ -186,7 +201,13 @@ def _facts(name: str, column: Column, labels_N: npt.NDArray[np.int64], missing: 
     rows = int(counts_V[present_V].sum())
     order = np.argsort(-counts_V * present_V, kind="stable")[: min(5, int(present_V.sum()))]
     top = [(texts[code], int(counts_V[code])) for code in order]
-    kind, form = _kind([text for text, there in zip(texts, present_V, strict=False) if there], top, rows)
+    given = [text for text, there in zip(texts, present_V, strict=False) if there]
+    kind, form = _kind(given, top, rows)
+    separator = _separator(given) if kind in ("categorical", "row id") else None
+    length = 1
+    if separator is not None:
+        kind, form = "multi-valued", separator
+        length = min(max(text.count(separator) + 1 for text in given), _MOST_LENGTH)
     if kind == "numeric":
         # Missing values are one more bucket.
         groups_V = np.full(len(texts) + 1, _NUMBER_BUCKETS)
@@ -197,7 +218,7 @@ def _facts(name: str, column: Column, labels_N: npt.NDArray[np.int64], missing: 
         np.bincount(groups_V, weights=counts_V).astype(np.int64),
         np.bincount(groups_V, weights=positives_V).astype(np.int64),
     )
-    return ColumnFacts(name, kind, int(present_V.sum()), 1 - rows / len(codes_N), information, top, form)
+    return ColumnFacts(name, kind, int(present_V.sum()), 1 - rows / len(codes_N), information, top, form, length)
 
 
 def _number_groups(texts: Sequence[str], counts_V: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -224,6 +245,16 @@ def _kind(texts: Sequence[str], top: Sequence[tuple[str, int]], rows: int) -> tu
     # Integers may be codes or counts: counts are often 0, 1 or 2.
     counts = any(float(text) in (0, 1, 2) for text, _ in top[:3])
     return ("numeric" if counts or any("." in text for text in texts) else "categorical"), None
+
+
+def _separator(texts: Sequence[str]) -> str | None:
+    """What stands between the values of lists: in many texts, whose parts come again in other texts."""
+    for separator in _SEPARATORS:
+        lists = [text.split(separator) for text in texts if separator in text]
+        parts = {part for one in lists for part in one}
+        if len(lists) >= max(0.2 * len(texts), _FEW_VALUES) and 2 * len(parts) <= len(lists):
+            return separator
+    return None
 
 
 def _looks_like(form: str, text: str) -> bool:
@@ -263,6 +294,11 @@ def _suggest(
     """A data.yaml that prepares this log."""
     categorical = [column.name for column in columns if column.kind == "categorical"]
     numeric = [column.name for column in columns if column.kind == "numeric"]
+    several = {
+        column.name: {"separator": column.format, "max_length": column.length}
+        for column in columns
+        if column.kind == "multi-valued"
+    }
     derive: dict[str, Any] = {}
     taken = {column.name for column in columns}
     for column in columns:
@@ -271,7 +307,7 @@ def _suggest(
                 name = next(one for one in (take, f"{column.name}_{take}") if one not in taken - {column.name})
                 taken.add(name)
                 derive[name] = {"column": column.name, "take": take, "format": column.format}
-    if not (categorical or numeric or derive):
+    if not (categorical or numeric or several or derive):
         raise DataError("no column can be a field: all are constant or the number of the row")
     few = min(int(labels_N.sum()), int(len(labels_N) - labels_N.sum())) < 1000
     time = next((column for column in columns if column.kind == "time" and not column.missing), None)
@@ -282,6 +318,8 @@ def _suggest(
     fields["categorical"] = [*categorical, *derive]
     if numeric:
         fields["numeric"] = {name: {"transform": "log", "standardise": True} for name in numeric}
+    if several:
+        fields["multi_valued"] = several
     values: dict[str, Any] = {"label": label, "split": split, "fields": fields}
     if derive:
         values["derive"] = derive

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.data.columns import Numbers
+from dmoe.data.coded import Numbers
 from dmoe.data.config import NumericOptions
 from dmoe.errors import DataError
 from dmoe.schema import NumericField
@@ -31,14 +31,14 @@ def fit_field(name: str, options: NumericOptions, training: Callable[[], Iterabl
     transform = options.transform
     assert transform in ("value", "standardise", "log")  # the others make categorical fields
     if transform != "standardise" and not options.standardise:
-        return NumericField(name=name, transform=transform)
+        return NumericField(name=name, transform=transform, table_group=options.table_group)
     count, sums = 0, []
     for numbers in training():
         values = transformed(numbers[~np.isnan(numbers)], transform)
         count += len(values)
         sums.append(float(values.sum()))
     if not count:
-        return NumericField(name=name, transform=transform)
+        return NumericField(name=name, transform=transform, table_group=options.table_group)
     mean = math.fsum(sums) / count
     squares = []
     for numbers in training():
@@ -47,7 +47,13 @@ def fit_field(name: str, options: NumericOptions, training: Callable[[], Iterabl
     scale = math.sqrt(math.fsum(squares) / count)
     # Rounding leaves a constant column with a deviation of about 1e-16 of its mean.
     constant = scale <= 1e-12 * abs(mean)
-    return NumericField(name=name, transform=transform, mean=mean, scale=1.0 if constant else scale)
+    return NumericField(
+        name=name,
+        transform=transform,
+        mean=mean,
+        scale=1.0 if constant else scale,
+        table_group=options.table_group,
+    )
 
 
 def encode_numbers(numbers_N: Numbers, field: NumericField) -> npt.NDArray[np.float32]:

@@ -26,6 +26,7 @@ from dmoe.data.config import SPLITS, DataConfig
 from dmoe.data.engines import Engine, EngineName, EngineOptions, open_engine
 from dmoe.data.fit import Fitter
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
+from dmoe.data.pretrained import file_facts
 from dmoe.data.rejects import Reject, RejectLog
 from dmoe.data.restart import Journal, restartable
 from dmoe.data.shards import SHARD_ROWS
@@ -102,10 +103,11 @@ def _plan(
     config: DataConfig, sources: list[tuple[Path, str | None]], base: Base | None, options: PrepareOptions
 ) -> dict[str, Any]:
     """All that a result depends on: work of another plan is not continued."""
-    files = [(str(path), split, path.stat().st_size, path.stat().st_mtime_ns) for path, split in sources]
+    files = [(split, *file_facts(path)) for path, split in sources]
     return {
         "config": config.model_dump(mode="json"),
         "files": files,
+        "vectors": [file_facts(Path(options.file)) for options in config.fields.pretrained.values()],
         "base": None if base is None else [str(base.folder.resolve()), base.summary],
         "sizes": [lines.CHUNK_BYTES, PARQUET_ROWS, options.shard_rows],
         "versions": [version(name) for name in ("dmoe", "pyarrow", "numpy", "duckdb")],

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.data.columns import Coded, Column, Numbers
+from dmoe.data.coded import Coded, Column, Numbers
 
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS

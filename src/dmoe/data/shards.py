@@ -6,8 +6,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dmoe.data.lists import ID_LISTS
+from dmoe.schema import AnyField, CategoricalField, MultiValuedField, Schema
+
 ROW_GROUP_ROWS = 1 << 16
 SHARD_ROWS = 1 << 20
+
+
+def arrow_schema(schema: Schema) -> pa.Schema:
+    """The columns of an encoded shard."""
+    columns = [(field.name, _column_type(field)) for field in schema.fields]
+    return pa.schema([*columns, (schema.label, pa.uint8())])
+
+
+def _column_type(field: AnyField) -> pa.DataType:
+    if isinstance(field, MultiValuedField):
+        return ID_LISTS
+    return pa.int32() if isinstance(field, CategoricalField) else pa.float32()
 
 
 class ShardWriter:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 
-from dmoe.data.columns import Codes, Column, Numbers, Rows
+from dmoe.data.coded import Codes, Column, Numbers
+from dmoe.data.columns import Rows
 from dmoe.data.quantiles import bucket_of, bucket_tokens
 
 _TEXT: pa.DataType = pa.string()
@@ -64,7 +65,7 @@ class Spill:
 
         Raises: OSError if the disk is full.
         """
-        columns = {f"c{i}": pa.array(rows.categorical[name].codes_N) for i, name in enumerate(self.coded)}
+        columns = {f"c{i}": _as_column(rows.categorical[name].codes_N) for i, name in enumerate(self.coded)}
         columns |= {f"n{i}": pa.array(rows.numeric[name]) for i, name in enumerate(self.numeric)}
         assert rows.labels_N is not None  # absent only when scoring
         columns["label"] = pa.array(rows.labels_N)
@@ -89,6 +90,12 @@ class Spill:
         ):
             for batch in batches:
                 writer.write_batch(batch)
+
+
+def _as_column(codes: Codes) -> Column:
+    if codes.ndim == 1:
+        return pa.array(codes)
+    return pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), codes.shape[1])
 
 
 class Stage:
@@ -131,10 +138,14 @@ class Stage:
         return labels
 
     def codes(self, chunk: StagedChunk, name: str) -> Codes:
-        """The codes of a categorical field, -1 where missing."""
+        """The codes of a categorical field, -1 where missing; (N, L) of a multi-valued one."""
         if name in self._edges:
             return bucket_of(self.numbers(chunk, name), self._edges[name])
-        codes: Codes = self._read(chunk, f"c{self.coded.index(name)}").to_numpy(zero_copy_only=False)
+        column = self._read(chunk, f"c{self.coded.index(name)}")
+        if pa.types.is_fixed_size_list(column.type):
+            several: Codes = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+            return several
+        codes: Codes = column.to_numpy(zero_copy_only=False)
         return codes
 
     def numbers(self, chunk: StagedChunk, name: str) -> Numbers:

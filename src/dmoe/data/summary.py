@@ -35,7 +35,12 @@ class FileTally:
 
 
 def tally_ids(ids: npt.NDArray[np.int32], split_codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """(3 splits, 3): rows whose id is missing, out of vocabulary, a token."""
+    """(3 splits, 3): rows whose id is missing, out of vocabulary, a token.
+
+    Of a multi-valued field: rows without values, with one that is out of vocabulary, with tokens only.
+    """
+    if ids.ndim == 2:
+        ids = np.where((ids == OOV_ID).any(1), OOV_ID, ids.max(1))
     kinds = split_codes.astype(np.int64) * 3 + np.minimum(ids, OOV_ID + 1)
     return np.bincount(kinds, minlength=9).reshape(3, 3)
 

@@ -17,8 +17,8 @@ import yaml
 from dmoe.data.synthetic_draw import blocks
 from dmoe.data.synthetic_logit import PlantedLogit
 from dmoe.data.synthetic_presets import PRESETS
-from dmoe.data.synthetic_spec import Preset
-from dmoe.data.synthetic_text import render
+from dmoe.data.synthetic_spec import Categorical, Preset
+from dmoe.data.synthetic_text import given_vectors, render
 from dmoe.data.synthetic_truth import PartVariances, SplitTruth, split_bounds
 from dmoe.errors import ConfigError
 from dmoe.validation import nearest
@@ -40,6 +40,11 @@ class GeneratedFiles:
     truth: Path
     probabilities: Path
     config: Path
+    vectors: Path | None = None
+
+    def all(self) -> list[Path]:
+        """Those that there are."""
+        return [path for path in asdict(self).values() if path is not None]
 
 
 def generate(out: Path, *, rows: int, preset: str, seed: int = 0) -> tuple[GeneratedFiles, dict[str, Any]]:
@@ -59,15 +64,19 @@ def generate(out: Path, *, rows: int, preset: str, seed: int = 0) -> tuple[Gener
         truth=out.with_name(f"{stem}.truth.json"),
         probabilities=out.with_name(f"{stem}.truth.parquet"),
         config=out.with_name(f"{stem}.data.yaml"),
+        vectors=out.with_name(f"{stem}.vectors.parquet") if spec.given is not None else None,
     )
     planted = PlantedLogit.calibrate(spec, seed)
     with contextlib.ExitStack() as stack:
-        partial = {path: stack.enter_context(_removed_unless_renamed(path)) for path in asdict(files).values()}
+        partial = {path: stack.enter_context(_removed_unless_renamed(path)) for path in files.all()}
         splits, variances = _write_rows(planted, rows, partial[files.log], partial[files.probabilities], suffix)
         truth = _truth(planted, rows, files, splits, variances)
         partial[files.truth].write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
-        partial[files.config].write_text(_data_config(spec, suffix), encoding="utf-8")
-        for path in (files.probabilities, files.truth, files.config, files.log):
+        partial[files.config].write_text(_data_config(spec, suffix, files), encoding="utf-8")
+        if files.vectors is not None and spec.given is not None:
+            pq.write_table(given_vectors(spec, seed, spec.given), partial[files.vectors])
+        # The log last: where it is, the others are.
+        for path in (*files.all()[1:], files.log):
             partial[path].replace(path)
     return files, truth
 
@@ -184,25 +193,39 @@ def _delimiter(suffix: str) -> str:
     return DELIMITERS[suffix.removesuffix(".gz")]
 
 
-def _data_config(spec: Preset, suffix: str) -> str:
+def _data_config(spec: Preset, suffix: str, files: GeneratedFiles) -> str:
     """`data.yaml` for `dmoe prepare` on this log."""
-    categorical: dict[str, dict[str, Any]] = {
-        column.name: {"missing_values": [column.missing_text]} if column.missing_text else {}
-        for column in spec.categorical
-    }
+    categorical: dict[str, dict[str, Any]] = {column.name: _options(column) for column in spec.categorical}
     derive = {}
     for column in spec.categorical:
         if column.text == "hour":
             for take in ("hour", "weekday", "weekend"):
                 derive[take] = {"column": column.name, "take": take, "format": "yymmddhh"}
                 categorical.setdefault(take, {})
-    numeric = {
-        column.name: {} if column.count is None else {"transform": "log", "standardise": True}
-        for column in spec.numeric
-    }
+    numeric = {}
+    for number in spec.numeric:
+        numeric[number.name] = {} if number.count is None else {"transform": "log", "standardise": True}
+        numeric[number.name] |= _named(table_group=number.table_group)
     config: dict[str, Any] = {"label": spec.label}
     config["split"] = {"kind": "ordered", "train": 0.8, "valid": 0.1, "test": 0.1}
     config["fields"] = {"min_count": spec.min_count, "numeric": numeric, "categorical": categorical}
+    if spec.several:
+        config["fields"]["multi_valued"] = {
+            several.name: {
+                "max_length": several.length,
+                "pooling": several.pooling,
+                **_named(shares=several.shares, table_group=several.table_group),
+            }
+            for several in spec.several
+        }
+    if spec.given is not None and files.vectors is not None:
+        config["fields"]["pretrained"] = {
+            spec.given.name: {
+                "column": spec.given.column,
+                "file": files.vectors.name,
+                **_named(table_group=spec.given.table_group),
+            }
+        }
     if derive:
         config["derive"] = derive
     if suffix != ".parquet":
@@ -210,3 +233,12 @@ def _data_config(spec: Preset, suffix: str) -> str:
         if not spec.header:
             config["format"]["columns"] = [spec.label, *(column.name for column in spec.columns)]
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def _options(column: Categorical) -> dict[str, Any]:
+    missing = {"missing_values": [column.missing_text]} if column.missing_text else {}
+    return {**missing, **_named(embedding_dim=column.embedding_dim, table_group=column.table_group)}
+
+
+def _named(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -4,7 +4,7 @@ Shape suffix: R rows.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from dmoe.data.synthetic_spec import (
     Categorical,
     Numeric,
     Preset,
+    Several,
 )
 
 # Every block has random streams of its own, so that no choice of chunks can change a row.
@@ -28,8 +29,8 @@ PILOT_STREAM = 1
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Drawn rows: `tokens[name]` int64 (R,), -1 where missing; `numbers[name]` float64 z (R,), NaN where
-    missing; `uniform_R` float64 in [0, 1), which decides the label."""
+    """Drawn rows: `tokens[name]` int64 (R,), -1 where missing, or (R, L) with -1 behind the tokens that there are;
+    `numbers[name]` float64 z (R,), NaN where missing; `uniform_R` float64 in [0, 1), which decides the label."""
 
     start: int
     tokens: dict[str, NDArray[np.int64]]
@@ -40,24 +41,33 @@ class Columns:
         return len(self.uniform_R)
 
 
-def blocks(preset: Preset, seed: int, rows: int, stream: int = LOG_STREAM) -> Iterator[Columns]:
-    """All rows of a log of `rows` rows, in blocks of BLOCK_ROWS."""
+def blocks(
+    preset: Preset, seed: int, rows: int, stream: int = LOG_STREAM, *, telling: bool = False
+) -> Iterator[Columns]:
+    """All rows of a log of `rows` rows, in blocks of BLOCK_ROWS; only the columns that the logit reads if `telling`."""
     for block in range(-(-rows // BLOCK_ROWS)):
-        yield draw_block(preset, seed, rows, block, stream)
+        yield draw_block(preset, seed, rows, block, stream, telling=telling)
 
 
-def draw_block(preset: Preset, seed: int, rows: int, block: int, stream: int = LOG_STREAM) -> Columns:
+def draw_block(
+    preset: Preset, seed: int, rows: int, block: int, stream: int = LOG_STREAM, *, telling: bool = False
+) -> Columns:
     """Block number `block` of a log of `rows` rows; the last block may be shorter."""
+    wanted = preset.telling() if telling else {column.name for column in preset.columns}
     start = block * BLOCK_ROWS
     number_R = np.arange(start, start + BLOCK_ROWS)
     tokens: dict[str, NDArray[np.int64]] = {}
     numbers: dict[str, NDArray[np.float64]] = {}
     keep = min(BLOCK_ROWS, rows - start)
     for index, column in enumerate(preset.columns):
+        if column.name not in wanted:
+            continue
         # A stream for each column too: a column can be changed or added without changing the others.
         random = np.random.Generator(np.random.PCG64([seed, stream, block, index + 1]))
         if isinstance(column, Numeric):
             numbers[column.name] = _numeric(column, random)[:keep]
+        elif isinstance(column, Several):
+            tokens[column.name] = _several(column, preset.law(column), random)[:keep]
         elif column.text == "hour":
             tokens[column.name] = (number_R[:keep] * HOURS) // rows
         else:
@@ -81,6 +91,14 @@ def _categorical(column: Categorical, random: np.random.Generator, number_R: NDA
         token_R[random.random(len(number_R)) < column.missing] = MISSING
     drawn_R: NDArray[np.int64] = token_R
     return drawn_R
+
+
+def _several(column: Several, law: Categorical, random: np.random.Generator) -> NDArray[np.int64]:
+    count_R = np.minimum(random.poisson(column.mean, BLOCK_ROWS), column.length)
+    plain = replace(law, fresh=0.0, missing=0.0)
+    token_RL = _categorical(plain, random, np.arange(BLOCK_ROWS * column.length)).reshape(-1, column.length)
+    token_RL[np.arange(column.length) >= count_R[:, None]] = MISSING
+    return token_RL
 
 
 def _numeric(column: Numeric, random: np.random.Generator) -> NDArray[np.float64]:

@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dmoe.data.synthetic_draw import BLOCK_ROWS, PILOT_STREAM, Columns, blocks
-from dmoe.data.synthetic_spec import Preset
+from dmoe.data.synthetic_draw import BLOCK_ROWS, MISSING, PILOT_STREAM, Columns, blocks
+from dmoe.data.synthetic_spec import Preset, Several
 
 Floats = NDArray[np.float64]
 Tokens = NDArray[np.int64]
 
 PILOT_ROWS = 3 * BLOCK_ROWS
-PARTS = ("main", "inner", "triple", "numeric")
+PARTS = ("main", "inner", "triple", "numeric", "several")
+AFFINITY_RANK = 3
 STEEPNESS = 2.0
 
 # A probability is cut to 16 bits of mantissa: few enough distinct values to count them all.
@@ -81,7 +82,7 @@ class PlantedLogit:
     @staticmethod
     def calibrate(preset: Preset, seed: int) -> "PlantedLogit":
         """Parts of the preset's strengths, and the bias of its click rate, on a pilot of other rows."""
-        pilot = list(blocks(preset, seed, PILOT_ROWS, PILOT_STREAM))
+        pilot = list(blocks(preset, seed, PILOT_ROWS, PILOT_STREAM, telling=True))
         wanted = asdict(preset.strengths)
         raw = [raw_parts(preset, seed, columns) for columns in pilot]
         means = {part: float(np.mean([values[part].mean() for values in raw])) for part in PARTS}
@@ -111,11 +112,13 @@ class PlantedLogit:
 
 
 def raw_parts(preset: Preset, seed: int, columns: Columns) -> dict[str, Floats]:
-    """The four parts before scaling and context, each (R,)."""
+    """The parts before scaling and context, each (R,)."""
     tokens = columns.tokens
     rows = len(columns)
-    main_R, inner_R, triple_R, numeric_R = (np.zeros(rows) for _ in PARTS)
+    main_R, inner_R, triple_R, numeric_R, several_R = (np.zeros(rows) for _ in PARTS)
     for column in preset.categorical:
+        if not column.main:
+            continue
         # By the clock: an hour column counts hours since the log's start.
         token_R = tokens[column.name] % 24 if column.text == "hour" else tokens[column.name]
         main_R += column.main * bell(token_R, key(seed, f"main/{column.name}"))
@@ -136,11 +139,30 @@ def raw_parts(preset: Preset, seed: int, columns: Columns) -> dict[str, Floats]:
         amplitude_R = bell(tokens[name], key(seed, purpose + "/amplitude"))
         step_R = amplitude_R * np.tanh(STEEPNESS * (columns.numbers[number] - threshold_R))
         numeric_R += np.nan_to_num(step_R, nan=0.0)
-    return {"main": main_R, "inner": inner_R, "triple": triple_R, "numeric": numeric_R}
+    for several in preset.several:
+        several_R += _several_part(several, seed, tokens)
+    return {"main": main_R, "inner": inner_R, "triple": triple_R, "numeric": numeric_R, "several": several_R}
+
+
+def _several_part(column: Several, seed: int, tokens: Mapping[str, Tokens]) -> Floats:
+    """The mean effect of a row's tokens, and of their affinity to the column that they share with; 0 without any."""
+    token_RL = tokens[column.name]
+    present_RL = token_RL != MISSING
+    effect_RL = column.main * bell(token_RL, key(seed, f"several/{column.name}"))
+    if column.shares is not None:
+        for component in range(AFFINITY_RANK):
+            purpose = affinity_purpose(seed, column.shares, component)
+            effect_RL = effect_RL + bell(token_RL, purpose) * bell(tokens[column.shares], purpose)[:, None]
+    mean_R: Floats = (effect_RL * present_RL).sum(1) / np.maximum(present_RL.sum(1), 1)
+    return mean_R
+
+
+def affinity_purpose(seed: int, column: str, component: int) -> np.uint64:
+    return key(seed, f"affinity/{column}/{component}")
 
 
 def sum_parts(parts: Mapping[str, Floats]) -> Floats:
-    return parts["main"] + parts["inner"] + parts["triple"] + parts["numeric"]
+    return parts["main"] + parts["inner"] + parts["triple"] + parts["numeric"] + parts["several"]
 
 
 def sigmoid(logit_R: Floats) -> Floats:

@@ -1,5 +1,6 @@
 """The planted logs that `dmoe generate` offers."""
 
+from dmoe.data.synthetic_production import PRODUCTION
 from dmoe.data.synthetic_spec import Categorical, Numeric, Preset, Strengths
 
 _TOY = Preset(
@@ -132,4 +133,4 @@ _CRITEO = Preset(
     min_count=10,
 )
 
-PRESETS = {preset.name: preset for preset in (_AVAZU, _CRITEO, _TOY)}
+PRESETS = {preset.name: preset for preset in (_AVAZU, _CRITEO, PRODUCTION, _TOY)}

@@ -24,6 +24,8 @@ class Categorical:
     first: int = 0  # of text "number": the number of token 0
     codes: tuple[int, ...] = ()  # of text "number": the numbers of all tokens
     missing_text: str = ""
+    embedding_dim: int | None = None
+    table_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,37 @@ class Numeric:
     name: str
     missing: float = 0.0
     count: tuple[float, float] | None = None  # (mu, sigma); None: z itself
+    table_group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """A column of up to `length` tokens a row, Poisson of mean `mean`, each drawn like those of a `Categorical`.
+
+    With `shares` they are tokens of that column, and their affinity to its token in the row is part of the logit.
+    """
+
+    name: str
+    length: int
+    mean: float
+    size: int = 0
+    skew: float = 0.9
+    shift: float = 1.0
+    main: float = 1.0
+    shares: str | None = None
+    pooling: str = "mean"
+    table_group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Vectors of the tokens of `column`: its planted effects under noise of this standard deviation."""
+
+    name: str
+    column: str
+    width: int
+    noise: float
+    table_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +76,7 @@ class Strengths:
     inner: float
     triple: float
     numeric: float
+    several: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +87,7 @@ class Preset:
     label: str
     label_after: int  # columns before the label
     header: bool
-    columns: tuple[Categorical | Numeric, ...]
+    columns: tuple[Categorical | Numeric | Several, ...]
     click_rate: float
     strengths: Strengths
     context: str
@@ -65,6 +99,7 @@ class Preset:
     numeric_pairs: tuple[tuple[str, str], ...] = ()
     row_id: str | None = None
     min_count: int = field(default=1)
+    given: Given | None = None
 
     @property
     def categorical(self) -> tuple[Categorical, ...]:
@@ -73,6 +108,23 @@ class Preset:
     @property
     def numeric(self) -> tuple[Numeric, ...]:
         return tuple(column for column in self.columns if isinstance(column, Numeric))
+
+    @property
+    def several(self) -> tuple[Several, ...]:
+        return tuple(column for column in self.columns if isinstance(column, Several))
+
+    def telling(self) -> set[str]:
+        """The columns that the logit reads."""
+        pairs = (*self.pairs, *self.triples, *self.numeric_pairs, (self.context,))
+        effects = {column.name for column in self.categorical if column.main}
+        several = {name for column in self.several for name in (column.name, column.shares) if name is not None}
+        return {name for names in pairs for name in names} | effects | several
+
+    def law(self, column: Several) -> Categorical:
+        """How the tokens of a column of several are distributed and written."""
+        if column.shares is None:
+            return Categorical(column.name, column.size, column.skew, column.shift)
+        return next(one for one in self.categorical if one.name == column.shares)
 
 
 FRESH_ROWS_PER_TOKEN = 10

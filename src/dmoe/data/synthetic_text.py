@@ -1,14 +1,15 @@
 """Turns drawn rows into the text of a log: hashes, numbers, hours, empty cells. Shape suffix: R rows."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from dmoe.data.synthetic_draw import MISSING, Columns
-from dmoe.data.synthetic_logit import key, scramble
-from dmoe.data.synthetic_spec import Categorical, Numeric, Preset
+from dmoe.data.synthetic_logit import AFFINITY_RANK, affinity_purpose, bell, key, scramble
+from dmoe.data.synthetic_spec import Categorical, Given, Numeric, Preset, Several
 
 Column: TypeAlias = "pa.Array[pa.Scalar[pa.DataType]]"
 
@@ -29,6 +30,8 @@ def render(preset: Preset, seed: int, columns: Columns, clicked_R: NDArray[np.bo
         names.append(column.name)
         if isinstance(column, Numeric):
             arrays.append(_numbers(column, columns.numbers[column.name]))
+        elif isinstance(column, Several):
+            arrays.append(_joined(preset.law(column), seed, columns.tokens[column.name]))
         else:
             arrays.append(_tokens(column, seed, columns.tokens[column.name]))
     names.insert(position, preset.label)
@@ -44,6 +47,31 @@ def _numbers(column: Numeric, z_R: NDArray[np.float64]) -> Column:
     # Undoes `visible`: the whole number that this z was told from.
     count_R = np.rint(np.exp(mu + sigma * np.where(missing_R, 0.0, z_R))) - 1
     return pa.array(count_R.astype(np.int64), mask=missing_R)
+
+
+def _joined(law: Categorical, seed: int, token_RL: NDArray[np.int64]) -> Column:
+    """The texts of a row's tokens with bars between them, null if there are none."""
+    present_RL = token_RL != MISSING
+    texts: Any = _tokens(law, seed, token_RL[present_RL]).cast(pa.string())
+    offsets: Any = pa.array(np.concatenate([[0], np.cumsum(present_RL.sum(1))]).astype(np.int32))
+    lists: Any = pa.ListArray.from_arrays(offsets, texts, mask=pa.array(~present_RL.any(1)))
+    joined: Any = pyarrow.compute.binary_join(lists, "|")
+    return cast(Column, joined)
+
+
+def given_vectors(preset: Preset, seed: int, given: Given) -> pa.Table:
+    """`key` and `vector` of every token of the column: main effect, affinities, then nothing but noise."""
+    column = next(one for one in preset.categorical if one.name == given.column)
+    token_K = np.arange(column.size)
+    planted = [bell(token_K, key(seed, f"main/{column.name}"))]
+    planted += [bell(token_K, affinity_purpose(seed, column.name, component)) for component in range(AFFINITY_RANK)]
+    random = np.random.Generator(np.random.PCG64([seed, 2]))
+    vector_KW = random.standard_normal((column.size, given.width))
+    vector_KW[:, : len(planted)] *= given.noise
+    vector_KW[:, : len(planted)] += np.stack(planted, axis=1)
+    flat = pa.array(vector_KW.astype(np.float32).reshape(-1))
+    vectors = pa.FixedSizeListArray.from_arrays(flat, given.width)
+    return pa.table({"key": _tokens(column, seed, token_K).cast(pa.string()), "vector": vectors})
 
 
 def _tokens(column: Categorical, seed: int, token_R: NDArray[np.int64]) -> Column:

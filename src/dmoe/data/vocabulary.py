@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dmoe.data.columns import Column
+from dmoe.data.coded import Column
 from dmoe.data.engines import Engine
 from dmoe.errors import DataError
 from dmoe.schema import FIRST_TOKEN_ID, OOV_ID, CategoricalField, vocabulary_path
@@ -68,6 +68,13 @@ def build_vocabulary(
     return size, counted.distinct
 
 
+def write_given(tokens: Column, path: Path) -> None:
+    """A vocabulary file of tokens that no row was counted for yet, in this order."""
+    ids = pa.array(np.arange(FIRST_TOKEN_ID, FIRST_TOKEN_ID + len(tokens), dtype=np.int32))
+    counts = pa.array(np.zeros(len(tokens), np.int64))
+    pq.write_table(pa.table([tokens, counts, ids], schema=_SCHEMA), path, compression="zstd")
+
+
 def _reader(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(schema, batches)
 
@@ -120,7 +127,7 @@ def read_vocabulary(folder: Path, field: CategoricalField) -> dict[str, int]:
 
     Raises: DataError if the file is absent, damaged or does not fit the schema.
     """
-    path = vocabulary_path(folder, field.name)
+    path = vocabulary_path(folder, field.vocabulary_name)
     if not path.is_file():
         raise DataError(f"{path}: no such file, but schema.json names the field; prepare the data again")
     try:

@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from dmoe.data import splits
 from dmoe.data.config import SPLITS
-from dmoe.data.fit import Fitted, arrow_schema
+from dmoe.data.fit import Fitted
+from dmoe.data.lists import as_lists
 from dmoe.data.ordered_pool import OrderedPool
 from dmoe.data.restart import Journal
-from dmoe.data.shards import ShardWriter
+from dmoe.data.shards import ShardWriter, arrow_schema
 from dmoe.data.stage import StagedChunk
 from dmoe.data.summary import Progress, Summary, Tally, tally_ids, tally_missing
 from dmoe.schema import MISSING_ID, OOV_ID
@@ -90,7 +91,8 @@ class SplitWriter:
                 columns[field.name][columns[field.name] == MISSING_ID] = OOV_ID
         columns[schema.label] = self.labels[rows]
         arrow = arrow_schema(schema)
-        return chunk, tally, pa.table([columns[name] for name in arrow.names], schema=arrow)
+        arrays = (columns[name] if columns[name].ndim == 1 else as_lists(columns[name]) for name in arrow.names)
+        return chunk, tally, pa.table(list(arrays), schema=arrow)
 
 
 def _note_shard(note: Callable[..., None], split: str, part: int) -> None:

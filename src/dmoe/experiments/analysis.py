@@ -40,7 +40,7 @@ class CorrelationWatch:
         if model.num_experts < 2:
             return {}
         metric = CrossExpertCorrelation(model.num_experts)
-        device = model.embedding.weight.device
+        device = next(model.parameters()).device
         for _, output in scored_batches(model, self.reader.batches(), device):
             metric.update(output.expert_outputs)
         found = metric.compute()
@@ -150,21 +150,20 @@ def table_figures(model: DMoE, run: Run) -> list[dict[str, Any]]:
     """
     tables = []
     for index, width in enumerate(model.embedding.widths):
-        weights_VD = model.embedding.table(index).double().numpy()
         plain: list[float] = []
         weighted: list[float] = []
         for number in range(len(run.schema.categorical)):
-            rows = model.embedding.field_rows(number)
-            tokens_VD = weights_VD[rows][FIRST_TOKEN_ID:]
-            if len(tokens_VD) < width:
+            rows_VD = model.embedding.rows_of(number, index)
+            if rows_VD is None or len(rows_VD) - FIRST_TOKEN_ID < rows_VD.shape[1]:
                 continue
+            tokens_VD = rows_VD[FIRST_TOKEN_ID:].double().numpy()
             counts_V = _counts(run.path, run.schema, number)
             for found, value in (
                 (plain, information_abundance(tokens_VD)),
                 (weighted, information_abundance(tokens_VD, counts_V)),
             ):
                 if value is not None:
-                    found.append(value / width)
+                    found.append(value / tokens_VD.shape[1])
         reads = [expert for expert, table in enumerate(model.table_of_expert) if table == index]
         tables.append(
             {
@@ -180,5 +179,6 @@ def table_figures(model: DMoE, run: Run) -> list[dict[str, Any]]:
 
 
 def _counts(folder: Path, schema: Schema, number: int) -> planted.Floats:
-    counts = parquet.read_table(vocabulary_path(folder, schema.categorical[number].name), columns=["count"])["count"]
+    path = vocabulary_path(folder, schema.categorical[number].vocabulary_name)
+    counts = parquet.read_table(path, columns=["count"])["count"]
     return np.asarray(counts.to_numpy(), dtype=np.float64)

@@ -42,7 +42,7 @@ def check_tokens(
     Raises: DmoeError if one gets another id than its vocabulary says.
     """
     session = require("onnxruntime", "export").InferenceSession(front.SerializeToString())
-    for column, field in enumerate(schema.categorical):
+    for field, columns in zip(schema.categorical, schema.id_columns, strict=True):
         one = next(one for one in inputs if one.name == field.name)
         if one.kind == "id":
             continue
@@ -56,7 +56,7 @@ def check_tokens(
             part = values[start : start + SCORING_ROWS]
             ids = session.run(["fields/ids"], {**_nulls(inputs, len(part)), one.name: part.reshape(-1, 1)})[0]
             wanted = list(expected.values())[start : start + len(part)]
-            if ids[:, column].tolist() != wanted:
+            if ids[:, columns.start].tolist() != wanted:
                 raise DmoeError(f"field '{one.name}': the graph gives a token another id than the vocabulary")
 
 
@@ -64,7 +64,8 @@ def _nulls(inputs: Sequence[FieldInput], rows: int) -> Features:
     columns: Features = {}
     for one in inputs:
         value: Any = {"text": one.null, "number": math.nan, "id": one.missing_id}[one.kind]
-        columns[one.name] = np.array([[value]] * rows, dtype={"text": object, "number": float, "id": int}[one.kind])
+        dtype = {"text": object, "number": float, "id": int}[one.kind]
+        columns[one.name] = np.full((rows, one.width), value, dtype=dtype)
     return columns
 
 
@@ -96,8 +97,9 @@ class Decoder:
         ids_BC, numeric_BN = batch.ids_BC.numpy(), batch.numeric_BN.double().numpy()
         by_name = {one.name: one for one in self._inputs}
         features: Features = {}
-        for index, field in enumerate(self._schema.categorical):
-            features[field.name] = self._categorical(by_name[field.name], ids_BC[:, index])
+        for field, columns in zip(self._schema.categorical, self._schema.id_columns, strict=True):
+            one = by_name[field.name]
+            features[field.name] = self._categorical(one, ids_BC[:, columns].reshape(-1)).reshape(-1, one.width)
         for index, numeric in enumerate(self._schema.numeric):
             features[numeric.name] = _unscaled(numeric, numeric_BN[:, index]).reshape(-1, 1)
         return features
@@ -123,8 +125,8 @@ class Decoder:
             distinct, inverse = np.unique(ids_B, return_inverse=True)
             special = {MISSING_ID: None, OOV_ID: _UNSEEN}
             words = [special[id_] if id_ in special else texts[id_ - FIRST_TOKEN_ID] for id_ in distinct.tolist()]
-            return text_ids(self._tables[one.name], one, words)[inverse].reshape(-1, 1)
-        return by_id[ids_B].reshape(-1, 1)
+            return text_ids(self._tables[one.name], one, words)[inverse]
+        return by_id[ids_B]
 
 
 def _unscaled(field: NumericField, values: Floats) -> Floats:

@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.data.columns import MISSING, Coded, Rows, convert
-from dmoe.data.config import DataConfig, NumericOptions
+from dmoe.data.coded import MISSING, Coded
+from dmoe.data.columns import Rows, convert
+from dmoe.data.config import CategoricalOptions, DataConfig, MultiValuedOptions, NumericOptions
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.parse import RawRows
 from dmoe.data.quantiles import bucket_of, coded_buckets
@@ -24,7 +25,7 @@ from dmoe.schema import MISSING_ID, OOV_ID, CategoricalField, NumericField, Sche
 from dmoe.validation import validate
 
 Column: TypeAlias = npt.NDArray[Any]
-Features: TypeAlias = dict[str, Column]  # input name -> (R, 1)
+Features: TypeAlias = dict[str, Column]  # input name -> (R, 1), or (R, L) of a multi-valued field
 
 # Stands for "no value" in a field in which the empty text is a value; no line of text can hold it.
 NUL = "\0"
@@ -34,7 +35,8 @@ NUL = "\0"
 class FieldInput:
     """One field: the text, number or id that the graph takes for it.
 
-    `made` says what a token is made of before the graph: a number, or a text by its hash.
+    `made` says what a token is made of before the graph: a number, or a text by its hash. A multi-valued field, of
+    which `lists` is how its values are written, enters as ids.
     """
 
     name: str
@@ -44,6 +46,13 @@ class FieldInput:
     missing_id: int = MISSING_ID
     bucket: bool = False
     made: Literal["number", "hash"] | None = None
+    lists: MultiValuedOptions | None = None
+    vocabulary: str = ""  # of an id field: the field whose vocabulary its ids are of
+
+    @property
+    def width(self) -> int:
+        """Columns of the input: those of a multi-valued field are its values, 0 behind them."""
+        return 1 if self.lists is None else self.lists.max_length
 
     @property
     def null(self) -> str:
@@ -69,6 +78,9 @@ def field_inputs(schema: Schema, config: DataConfig, id_fields: Collection[str])
         column = config.source_column(field.name)
         missing_id = OOV_ID if config.missing_is_oov(field.name) else MISSING_ID
         options = config.fields.options(field.name)
+        if isinstance(options, MultiValuedOptions):
+            inputs.append(FieldInput(field.name, "id", column, (), lists=options, vocabulary=field.vocabulary_name))
+            continue
         if isinstance(options, NumericOptions) and options.transform == "bucket":
             inputs.append(FieldInput(field.name, "number", column, options.missing_values, missing_id, bucket=True))
             continue
@@ -76,13 +88,14 @@ def field_inputs(schema: Schema, config: DataConfig, id_fields: Collection[str])
         made: Literal["number", "hash"] | None = None
         if isinstance(options, NumericOptions):
             made = "number"
-        elif options.hash_buckets is not None:
+        elif isinstance(options, CategoricalOptions) and options.hash_buckets is not None:
             made = "hash"
         # The raw text of a derived field was compared with the format's missing texts; it is never empty itself.
         # A made token is compared with none: what makes it gives no token where the value is missing.
         general = ("",) if made or field.name in config.derive else config.format.missing
         missing = general if made else (*general, *options.missing_values)
-        inputs.append(FieldInput(field.name, kind, column, tuple(dict.fromkeys(missing)), missing_id, made=made))
+        texts = tuple(dict.fromkeys(missing))
+        inputs.append(FieldInput(field.name, kind, column, texts, missing_id, made=made, vocabulary=field.name))
     numbers = [FieldInput(field.name, "number", config.source_column(field.name), ()) for field in schema.numeric]
     return [*inputs, *numbers]
 
@@ -112,7 +125,7 @@ def token_makers(schema: Schema, config: DataConfig) -> dict[str, TokenMaker]:
                 make = _quantile_maker(field) if options.transform == "quantile" else token_maker(options)
                 made = _after(makers.get(field.name), make)
                 makers[field.name] = _without(made, options.missing_values)
-        elif options.hash_buckets is not None:
+        elif isinstance(options, CategoricalOptions) and options.hash_buckets is not None:
             absent = (
                 options.missing_values
                 if field.name in config.derive
@@ -185,6 +198,8 @@ class Featuriser:
             coded: Coded = rows.categorical[one.name]
         else:
             coded = coded_buckets(rows.numeric[one.name], edges)
+        if one.lists is not None:
+            return list_ids(self._tables[one.name], coded)
         texts = [*coded.values.to_pylist(), None]
         assert MISSING == -1  # the code of what is appended here
         by_code = text_column(one, texts) if one.kind == "text" else text_ids(self._tables[one.name], one, texts)
@@ -204,6 +219,13 @@ def text_ids(table: TokenTable, one: FieldInput, texts: Sequence[str | None]) ->
     ids = table.ids(["" if text is None else text for text in texts])
     ids[[index for index, text in enumerate(texts) if text in missing]] = one.missing_id
     return ids
+
+
+def list_ids(table: TokenTable, coded: Coded) -> npt.NDArray[np.int64]:
+    """The input of a multi-valued field, (R, L)."""
+    by_code = np.append(table.ids(coded.values.to_pylist()), np.int64(MISSING_ID))
+    ids_RL: npt.NDArray[np.int64] = by_code[coded.codes_N]
+    return ids_RL
 
 
 def _may_overflow(field: NumericField) -> bool:

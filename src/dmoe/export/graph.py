@@ -1,6 +1,6 @@
 """The ONNX graph from fields to ids and numbers, and its union with the model's graph.
 
-Shape suffixes: B rows, C categorical fields, N numeric fields, K bucket fields.
+Shape suffixes: B rows, C id columns, L values of a multi-valued field, N numeric fields, K bucket fields.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,8 @@ class _Graph:
 
 
 def front_graph(schema: Schema, inputs: Sequence[FieldInput], tokens: Mapping[str, Mapping[str, int]]) -> Any:
-    """A model from the fields' inputs, each (B, 1), to `fields/ids` (B, C) int64 and `fields/numeric` (B, N) float32.
+    """A model from the fields' inputs, (B, 1) or of multi-valued fields (B, L), to `fields/ids` (B, C) int64 and
+    `fields/numeric` (B, N) float32.
 
     Args:
         tokens: value to id of every field whose input is text or a bucket.
@@ -56,7 +57,7 @@ def front_graph(schema: Schema, inputs: Sequence[FieldInput], tokens: Mapping[st
     outputs = []
     if ids:
         graph.add("Concat", *ids, output="ids", axis=1)
-        outputs.append(graph.onnx.helper.make_tensor_value_info("fields/ids", types.INT64, ["batch", len(ids)]))
+        outputs.append(graph.onnx.helper.make_tensor_value_info("fields/ids", types.INT64, ["batch", schema.num_ids]))
     if schema.numeric:
         _scaled_numbers(graph, schema.numeric)
         outputs.append(
@@ -65,7 +66,7 @@ def front_graph(schema: Schema, inputs: Sequence[FieldInput], tokens: Mapping[st
     body = graph.onnx.helper.make_graph(
         graph.nodes,
         "fields",
-        [graph.onnx.helper.make_tensor_value_info(one.name, kinds[one.kind], ["batch", 1]) for one in inputs],
+        [graph.onnx.helper.make_tensor_value_info(one.name, kinds[one.kind], ["batch", one.width]) for one in inputs],
         outputs,
         graph.constants,
     )

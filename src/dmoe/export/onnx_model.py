@@ -131,5 +131,7 @@ class OnnxModel:
 def token_tables(folder: Path, inputs: Sequence[FieldInput]) -> Mapping[str, TokenTable]:
     """The look-ups of the fields that enter the graph as ids."""
     return {
-        one.name: TokenTable(vocabulary_path(folder, one.name).with_suffix("")) for one in inputs if one.kind == "id"
+        one.name: TokenTable(vocabulary_path(folder, one.vocabulary).with_suffix(""))
+        for one in inputs
+        if one.kind == "id"
     }

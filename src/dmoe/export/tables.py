@@ -1,6 +1,6 @@
 """The trained model as a plain function of ids and numbers, its tables in float32, float16 or int8.
 
-Shape suffixes: B rows, C categorical fields, N numeric fields, F = C + N, T tables, D width of one table,
+Shape suffixes: B rows, C id columns, N numeric fields, F fields, T tables, D width of one table,
 S summed width, V summed vocabulary sizes.
 """
 
@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from dmoe.export.manifest import TableType
 from dmoe.nn.embedding import MultiTableEmbedding
+from dmoe.nn.fields import FrozenTable
 from dmoe.nn.model import DMoE
 
 
 class StoredEmbedding(nn.Module):
-    """The lookup of a trained `MultiTableEmbedding` in operations that every exporter knows.
+    """The lookup of trained tables in operations that every exporter knows.
 
     float16 rounds each weight; int8 stores round(w / s) with one s = max|w| / 127 a row and table.
 
-    Shape: ``ids_BC`` int64, ``numeric_BN`` float32 to a tuple of T tensors (B, F, D_t).
+    Shape: ``ids_BC`` int64, ``numeric_BN`` float32 to a tuple of T tensors (B, F, D_t), or to `copies` of one.
     """
 
     first_row_C: Tensor
@@ -25,13 +26,13 @@ class StoredEmbedding(nn.Module):
     scale_VT: Tensor
     numeric_weight: Tensor
 
-    def __init__(self, embedding: MultiTableEmbedding, stored: TableType) -> None:
+    def __init__(self, tables: MultiTableEmbedding | FrozenTable, stored: TableType) -> None:
         super().__init__()
-        self.widths = list(embedding.widths)
+        weight_VS = tables.weight.detach()
+        self.widths = list(tables.widths) if isinstance(tables, MultiTableEmbedding) else [weight_VS.shape[1]]
+        self.copies = 1 if isinstance(tables, MultiTableEmbedding) else tables.copies
         self.stored = stored
-        weight_VS = embedding.weight.detach()
-        first = [embedding.field_rows(field).start for field in range(len(embedding.vocabulary_sizes))]
-        self.register_buffer("first_row_C", torch.tensor(first, dtype=torch.int64))
+        self.register_buffer("first_row_C", torch.as_tensor(tables.column_offsets, dtype=torch.int64))
         if stored == "int8":
             parts = torch.split(weight_VS, self.widths, dim=1)
             scale_VT = torch.stack([part.abs().amax(1) for part in parts], dim=1) / 127
@@ -41,11 +42,14 @@ class StoredEmbedding(nn.Module):
             self.register_buffer("scale_VT", scale_VT)
         else:
             self.register_buffer("table", weight_VS.half() if stored == "float16" else weight_VS)
-        self.register_buffer("numeric_weight", embedding.numeric_weight.detach())
+        numeric = tables.numeric_weight.detach() if isinstance(tables, MultiTableEmbedding) else weight_VS[:0]
+        self.register_buffer("numeric_weight", numeric)
 
-    def forward(self, ids_BC: Tensor, numeric_BN: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> tuple[Tensor, ...]:
         num_categorical, num_numeric = len(self.first_row_C), len(self.numeric_weight)
-        numeric = torch.split(numeric_BN.unsqueeze(-1) * self.numeric_weight, self.widths, dim=-1)
+        numeric: tuple[Tensor, ...] = ()
+        if num_numeric and numeric_BN is not None:
+            numeric = torch.split(numeric_BN.unsqueeze(-1) * self.numeric_weight, self.widths, dim=-1)
         if not num_categorical:
             return numeric
         rows_BC = ids_BC + self.first_row_C
@@ -54,7 +58,7 @@ class StoredEmbedding(nn.Module):
             scale_BCT = nn.functional.embedding(rows_BC, self.scale_VT)
             looked_up = tuple(part * scale_BCT[..., [table]] for table, part in enumerate(looked_up))
         if not num_numeric:
-            return looked_up
+            return looked_up * self.copies
         return tuple(torch.cat(pair, dim=1) for pair in zip(looked_up, numeric, strict=True))
 
 
@@ -63,7 +67,8 @@ class ScoringModel(nn.Module):
 
     def __init__(self, model: DMoE, stored: TableType) -> None:
         super().__init__()
-        model.add_module("embedding", StoredEmbedding(model.embedding, stored))
+        for bank in model.embedding.each_bank():
+            bank.add_module("tables", StoredEmbedding(bank.tables, stored))
         self.model = model.eval()
         self.eval()
 

@@ -86,8 +86,10 @@ def _write_model(run: Run, folder: Path, format: Format, tables: TableType, max_
     for one, field in zip(inputs, schema.categorical, strict=False):
         vocabulary = read_vocabulary(run.path, field)
         if one.kind == "id":
-            ids = np.fromiter(vocabulary.values(), np.int32, len(vocabulary))
-            write_tokens(vocabulary_path(folder, field.name).with_suffix(""), list(vocabulary), ids)
+            table = vocabulary_path(folder, one.vocabulary).with_suffix("")
+            if not table.exists():
+                ids = np.fromiter(vocabulary.values(), np.int32, len(vocabulary))
+                write_tokens(table, list(vocabulary), ids)
         else:
             tokens[one.name] = vocabulary
     front = front_graph(schema, inputs, tokens)
@@ -99,7 +101,7 @@ def _write_model(run: Run, folder: Path, format: Format, tables: TableType, max_
 
 def _example(schema: Schema) -> tuple[torch.Tensor, torch.Tensor]:
     # Two rows: a traced size of 1 would be taken for a constant.
-    return torch.zeros(2, len(schema.categorical), dtype=torch.int64), torch.zeros(2, len(schema.numeric))
+    return torch.zeros(2, schema.num_ids, dtype=torch.int64), torch.zeros(2, len(schema.numeric))
 
 
 def _traced(scoring: ScoringModel, schema: Schema) -> Any:
@@ -153,7 +155,7 @@ def _quiet_exporter() -> Iterator[None]:
 def _prove(run: Run, folder: Path, data: Path, format: Format, tables: TableType, inputs: list[FieldInput]) -> None:
     """Writes the manifest, after scoring rows of the data set with the export and with the run."""
     model = run.load_model()
-    decoder = Decoder(run.schema, inputs, run.path, token_tables(folder, inputs))
+    decoder = Decoder(run.schema, inputs, run.path, token_tables(folder, inputs) if format == "onnx" else {})
     scorer = Program(folder).score if format == "torch" else decoder.scorer(Graph(folder))
     parity = compare(model, scorer, data)
     if tables == "float32" and parity["max_abs_probability"] > _TOLERANCE:

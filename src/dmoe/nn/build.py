@@ -1,15 +1,19 @@
 """From configuration to modules, so that no module has to hold a configuration."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from dmoe.config import DecorrelationConfig, ModelConfig
-from dmoe.decorrelation import CorrLoss, CovLoss
+from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
 from dmoe.errors import ConfigError
-from dmoe.nn.experts import expert_class
+from dmoe.nn.experts import Expert, expert_class
+from dmoe.nn.fields import TokenField
 from dmoe.nn.model import DecorrelationTerm, DMoE
-from dmoe.schema import Schema
+from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
+from dmoe.validation import nearest
 
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,33 +23,93 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
 
     Raises: ConfigError if an expert rejects its options.
     """
-    num_fields = len(schema.categorical) + len(schema.numeric)
     table_of_expert = config.table_of_expert
     dims = config.embedding_dim
     widths = dims if isinstance(dims, list) else [dims] * config.num_tables
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        experts = []
+        experts: list[Expert] = []
+        expert_fields: list[list[int] | None] = []
         for index, options in enumerate(config.experts):
             options = dict(options)
             kind = str(options.pop("kind"))
+            asked = options.pop("fields", None)
+            own = None if asked is None else chosen_fields(schema, asked, f"model.experts[{index}].fields")
+            expert_fields.append(own)
+            num_fields = len(schema.fields) if own is None else len(own)
             try:
                 experts.append(expert_class(kind)(num_fields, widths[table_of_expert[index]], **options))
             except ValueError as error:
                 raise ConfigError(f"model.experts[{index}] ({kind}): {error}") from None
         return DMoE(
-            schema.vocabulary_sizes,
+            token_fields(schema),
             len(schema.numeric),
             widths,
             experts=experts,
+            expert_fields=expert_fields,
             tables=table_of_expert,
             expert_units=config.expert_units,
             gate_units=config.gate.units,
             gate_table=config.gate.table,
+            gate_options=_gate_options(config, schema),
             tower_units=config.tower_units,
             tower_dropout=config.tower_dropout,
             embedding_storage=_STORAGE[config.embedding_storage],
         )
+
+
+def token_fields(schema: Schema) -> list[TokenField]:
+    """The fields with a vocabulary, as a model sees them."""
+    places = {field.name: index for index, field in enumerate(schema.categorical)}
+    fields = []
+    for field in schema.categorical:
+        several = isinstance(field, MultiValuedField)
+        shares = places[field.shares] if isinstance(field, MultiValuedField) and field.shares is not None else None
+        owner = field if shares is None else schema.categorical[shares]
+        fields.append(
+            TokenField(
+                field.vocabulary_size,
+                length=field.length,
+                pooling=field.pooling if isinstance(field, MultiValuedField) else "mean",
+                width=owner.embedding_dim if owner.vectors is None else owner.vectors.width,
+                shares=shares,
+                frozen=owner.vectors is not None and not owner.vectors.trainable,
+                multi_valued=several,
+            )
+        )
+    return fields
+
+
+def chosen_fields(schema: Schema, asked: Sequence[str], where: str) -> list[int]:
+    """The numbers of the fields that `asked` names, by themselves or by their groups; numeric fields come last.
+
+    Raises: ConfigError for a name that is neither.
+    """
+    fields: list[CategoricalField | NumericField] = [*schema.categorical, *schema.numeric]
+    known = {name for field in fields for name in (field.name, field.table_group) if name is not None}
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"{where}: no field or group '{name}' in the data{nearest(name, known)}")
+    chosen = [index for index, field in enumerate(fields) if field.name in asked or field.table_group in asked]
+    if not chosen:
+        raise ConfigError(f"{where}: name at least one field or group")
+    return chosen
+
+
+def _gate_options(config: ModelConfig, schema: Schema) -> dict[str, Any]:
+    """What the gate is told beside its units and table.
+
+    Raises: ConfigError for a field that the data does not have.
+    """
+    gate = config.gate
+    chosen: dict[str, Any] = {"kind": gate.kind, "k": gate.k, "balance": gate.balance, "dropout": gate.dropout}
+    if gate.balance_weight is not None:
+        chosen["balance_weight"] = gate.balance_weight
+    if gate.kind == "per-unit":
+        chosen["expert_units"] = config.expert_units
+    if gate.fields is not None:
+        chosen["fields"] = chosen_fields(schema, gate.fields, "model.gate.fields")
+    return chosen
 
 
 def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[DecorrelationTerm]:
@@ -57,11 +121,6 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
     for index, config in enumerate(configs):
         if config.alpha == 0:
             continue
-        loss: CorrLoss | CovLoss
-        if config.loss == "corr":
-            loss = CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
-        else:
-            loss = CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale)
         if config.location == "intermediate" and not _has_intermediates(model):
             raise ConfigError(
                 f"decorrelation[{index}]: location 'intermediate' needs two experts that name inner layers "
@@ -69,17 +128,32 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
             )
         terms.append(
             DecorrelationTerm(
-                loss, config.location, config.alpha, start_step=config.start_step, warmup_steps=config.warmup_steps
+                _loss(config),
+                config.location,
+                config.alpha,
+                start_step=config.start_step,
+                warmup_steps=config.warmup_steps,
             )
         )
     return terms
 
 
+def _loss(config: DecorrelationConfig) -> nn.Module:
+    if config.loss == "corr":
+        return CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
+    if config.loss == "cov":
+        return CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale)
+    if config.loss == "barlow-twins":
+        return BarlowTwinsLoss()
+    return VICRegLoss(1.0 if config.variance_weight is None else config.variance_weight)
+
+
 def _has_intermediates(model: DMoE) -> bool:
     """Whether two experts have inner layers to pair: tried on two rows of missing values."""
     embedding = model.embedding
-    device = embedding.weight.device
-    ids_BC = torch.zeros(2, len(embedding.vocabulary_sizes), dtype=torch.int32, device=device)
+    device = model.head.weight.device
+    columns = sum(field.length for field in embedding.fields)
+    ids_BC = torch.zeros(2, columns, dtype=torch.int32, device=device)
     numeric_BN = torch.zeros(2, embedding.num_numeric, device=device)
     was_training = model.training
     with torch.no_grad():

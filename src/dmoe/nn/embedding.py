@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +47,8 @@ class MultiTableEmbedding(nn.Module):
         storage: dtype of `weight`, by default torch's default dtype; bfloat16 and float16 halve it. Results and
             `weight.grad` have the default dtype whatever it is.
         field_names: names of the categorical fields, for error messages.
+        vocabulary_of_column: for each of the C id columns, the vocabulary that it reads; by default column c reads
+            vocabulary c. Columns may share one.
 
     Shape: ``ids_BC`` (B, C) int32 or int64, ``numeric_BN`` (B, N); the result is a tuple of T contiguous
     tensors (B, C + N, D_t), categorical fields first.
@@ -65,6 +68,7 @@ class MultiTableEmbedding(nn.Module):
         sparse: bool = False,
         storage: torch.dtype | None = None,
         field_names: Sequence[str] | None = None,
+        vocabulary_of_column: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
@@ -73,8 +77,11 @@ class MultiTableEmbedding(nn.Module):
             raise ValueError(f"vocabulary_sizes must all be >= 1, got {list(vocabulary_sizes)}")
         if num_numeric < 0 or not (vocabulary_sizes or num_numeric):
             raise ValueError(f"need at least one field, got num_numeric={num_numeric} and no vocabulary")
-        if field_names is not None and len(field_names) != len(vocabulary_sizes):
-            raise ValueError(f"{len(field_names)} field names for {len(vocabulary_sizes)} vocabularies")
+        vocabulary_of_column = range(len(vocabulary_sizes)) if vocabulary_of_column is None else vocabulary_of_column
+        if not set(vocabulary_of_column) <= set(range(len(vocabulary_sizes))):
+            raise ValueError(f"vocabulary_of_column must name vocabularies, got {list(vocabulary_of_column)}")
+        if field_names is not None and len(field_names) != len(vocabulary_of_column):
+            raise ValueError(f"{len(field_names)} field names for {len(vocabulary_of_column)} id columns")
         self.vocabulary_sizes = tuple(vocabulary_sizes)
         self.num_numeric = num_numeric
         self.widths = tuple(widths)
@@ -82,6 +89,10 @@ class MultiTableEmbedding(nn.Module):
         self.field_names = tuple(field_names) if field_names is not None else None
         self._first_columns = (0, *accumulate(widths))
         self._offsets = np.array((0, *accumulate(vocabulary_sizes)), dtype=np.int64)
+        columns_C = np.array(vocabulary_of_column, dtype=np.int64)
+        self.column_offsets: npt.NDArray[np.int64] = self._offsets[:-1][columns_C]
+        self._column_sizes = np.diff(self._offsets)[columns_C]
+        self._columns_apart = len(set(vocabulary_of_column)) == len(vocabulary_of_column)
         self._optimiser: RowOptimiser | None = None
         dtype = storage or torch.get_default_dtype()
         self.weight = nn.Parameter(empty_table(int(self._offsets[-1]), sum(widths), dtype))
@@ -110,7 +121,7 @@ class MultiTableEmbedding(nn.Module):
         return self.weight.detach()[:, self.table_slice(table)]
 
     def field_rows(self, field: int) -> slice:
-        """The rows of categorical field `field` in `weight`."""
+        """The rows of vocabulary `field` in `weight`."""
         return slice(int(self._offsets[field]), int(self._offsets[field + 1]))
 
     def attach(self, optimiser: RowOptimiser) -> None:
@@ -153,13 +164,18 @@ class MultiTableEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         rows, width = self.weight.shape
-        return f"rows={rows}, fields={len(self.vocabulary_sizes)}+{self.num_numeric}, widths={self.widths}, {width=}"
+        return f"rows={rows}, columns={self.num_columns}+{self.num_numeric}, widths={self.widths}, {width=}"
+
+    @property
+    def num_columns(self) -> int:
+        """Id columns C."""
+        return len(self.column_offsets)
 
     def _traceable(self, ids_BC: Tensor, numeric_BN: Tensor | None) -> tuple[Tensor, ...]:
         """The same lookup in plain torch operations, for export and compilation."""
         parts = []
-        if self.vocabulary_sizes:
-            offsets_C = torch.from_numpy(self._offsets[:-1]).to(ids_BC.device)
+        if self.num_columns:
+            offsets_C = torch.from_numpy(self.column_offsets).to(ids_BC.device)
             rows_BCS = nn.functional.embedding(ids_BC + offsets_C, self.weight)
             parts.append(rows_BCS.to(self.numeric_weight.dtype))
         if self.num_numeric:
@@ -169,13 +185,13 @@ class MultiTableEmbedding(nn.Module):
         return torch.split(torch.cat(parts, dim=1), list(self.widths), dim=-1)
 
     def _checked(self, ids_BC: Tensor) -> Tensor:
-        if ids_BC.ndim != 2 or ids_BC.shape[1] != len(self.vocabulary_sizes):
-            raise ValueError(f"ids must be (rows, {len(self.vocabulary_sizes)}), got {tuple(ids_BC.shape)}")
+        if ids_BC.ndim != 2 or ids_BC.shape[1] != self.num_columns:
+            raise ValueError(f"ids must be (rows, {self.num_columns}), got {tuple(ids_BC.shape)}")
         if ids_BC.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"ids must be int32 or int64, got {ids_BC.dtype}")
         ids_BC = ids_BC.contiguous()
         if ids_BC.device.type == "cpu":
-            sizes_C = np.diff(self._offsets)
+            sizes_C = self._column_sizes
             position = embedding_kernels.first_bad_id(ids_BC.numpy(), sizes_C)
             if position >= 0:
                 row, field = divmod(position, ids_BC.shape[1])
@@ -207,7 +223,9 @@ class _Batch:
 
     def __init__(self, embedding: MultiTableEmbedding, ids_BC: Tensor) -> None:
         self.ids_BC = ids_BC
-        self.offsets = embedding._offsets
+        self.offsets_C = embedding.column_offsets
+        self.num_table_rows = len(embedding.weight)
+        self.columns_apart = embedding._columns_apart
         self.widths = embedding.widths
         self.first_columns = embedding._first_columns
         self.sparse = embedding.sparse
@@ -224,7 +242,7 @@ class _Batch:
         return self._find_distinct()[1]
 
     def index_BC(self) -> Tensor:
-        return self.ids_BC + torch.from_numpy(self.offsets[:-1]).to(self.ids_BC.device)
+        return self.ids_BC + torch.from_numpy(self.offsets_C).to(self.ids_BC.device)
 
     def _find_distinct(self) -> tuple[Tensor, Tensor]:
         if self._distinct is not None:
@@ -233,8 +251,8 @@ class _Batch:
             rows_U, inverse_BC = torch.unique(self.index_BC(), sorted=True, return_inverse=True)
             self._distinct = rows_U, inverse_BC
             return self._distinct
-        ids, offsets = self.ids_BC.numpy(), self.offsets
-        words = int(offsets[-1] + 63) // 64
+        ids, offsets = self.ids_BC.numpy(), self.offsets_C
+        words = (self.num_table_rows + 63) // 64
         bits, ranks = np.zeros(words, np.uint64), np.empty(words, np.int64)
         rows = embedding_kernels.distinct_rows(ids, offsets, bits, ranks)
         inverse = np.empty(ids.shape, np.int32)
@@ -302,7 +320,7 @@ def _gather(weight_VS: Tensor, batch: _Batch, dtype: torch.dtype) -> tuple[Tenso
             columns = slice(batch.first_columns[table], batch.first_columns[table + 1])
             output_BFD[:, :num_categorical] = rows_BCS[..., columns]
         return tuple(outputs)
-    ids, offsets, weight_VS = batch.ids_BC.numpy(), batch.offsets, weight_VS.detach()
+    ids, offsets, weight_VS = batch.ids_BC.numpy(), batch.offsets_C, weight_VS.detach()
     if weight_VS.dtype in HALF_DTYPES:
         # Each distinct row is widened once; the few that a batch has then serve as its table.
         ids, offsets, weight_VS = batch.inverse_BC.numpy(), np.zeros_like(offsets), weight_VS[batch.rows_U].to(dtype)
@@ -336,9 +354,10 @@ def _weight_gradient(batch: _Batch, gradients: Sequence[Tensor | None], shape: t
                 first_column = batch.first_columns[table]
                 embedding_kernels.scatter_add(first_field, last_field, inverse, array, first_column, summed)
 
-        # A table row belongs to one field, so how the fields are divided changes no sum. Few wide ranges:
+        # Where a table row belongs to one column, how the columns are divided changes no sum. Few wide ranges:
         # the gradient is read in the order in which it lies in memory.
-        map_chunks(num_categorical, max(1, -(-num_categorical // torch.get_num_threads())), add)
+        threads = torch.get_num_threads() if batch.columns_apart else 1
+        map_chunks(num_categorical, max(1, -(-num_categorical // threads)), add)
         summed_US = torch.from_numpy(summed)
     else:
         summed_US = _segment_sums(batch, present, len(rows_U), shape[1], like)

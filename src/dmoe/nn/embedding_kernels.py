@@ -121,7 +121,7 @@ def scatter_add(
 ) -> None:
     """Adds one table's gradient of fields [first_field, last_field) to the distinct rows, in batch order.
 
-    A table row belongs to one field, so no other range of fields touches the same rows.
+    No other thread may have a field of the same vocabulary: both would add to the same rows.
     """
     for row in range(inverse_BC.shape[0]):
         for field in range(first_field, last_field):

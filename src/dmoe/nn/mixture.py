@@ -19,6 +19,14 @@ def mix(expert_outputs: Sequence[Tensor], gate_BM: Tensor) -> Tensor:
     return _mix(expert_outputs, gate_BM)
 
 
+def mix_units(expert_outputs: Sequence[Tensor], unit_weights_BMH: Tensor) -> Tensor:
+    """`h_BH = Σ_m g^(m) * o^(m)` elementwise, from M outputs (B, H) and weights of their own for each unit."""
+    mixed_BH = expert_outputs[0] * unit_weights_BMH[:, 0]
+    for index, output_BH in enumerate(expert_outputs[1:], start=1):
+        mixed_BH = torch.addcmul(mixed_BH, output_BH, unit_weights_BMH[:, index])
+    return mixed_BH
+
+
 def _mix(expert_outputs: Sequence[Tensor], gate_BM: Tensor) -> Tensor:
     mixed_BH = expert_outputs[0] * gate_BM[:, :1]
     for index, output_BH in enumerate(expert_outputs[1:], start=1):

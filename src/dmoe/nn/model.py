@@ -1,21 +1,21 @@
 """D-MoE in the order of the paper (arXiv 2505.17925): tables, experts, gate, mixture, tower, loss.
 
-Shape suffixes: B rows, C categorical fields, N numeric fields, F = C + N fields, D embedding width, M experts,
+Shape suffixes: B rows, C id columns, N numeric fields, F fields, D embedding width, M experts,
 H units of the alignment layer, W raw width of an expert.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmoe.nn.embedding import MultiTableEmbedding
 from dmoe.nn.experts.base import Expert
-from dmoe.nn.gate import Gate
-from dmoe.nn.mixture import mix
+from dmoe.nn.fields import FieldEmbedding, TokenField
+from dmoe.nn.gate import Gate, GateOutput
+from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.mlp import MLP, initialise_linear
 
 Location = Literal["output", "pre-activation", "intermediate", "input"]
@@ -27,10 +27,12 @@ class DMoEOutput:
 
     logit: Tensor  # (B,)
     expert_outputs: tuple[Tensor, ...]  # M of (B, H), after the alignment ReLU
-    gate_weights: Tensor  # (B, M), rows sum to 1
+    gate_weights: Tensor  # (B, M), rows sum to 1; of a per-unit gate, the means over units
     pre_activations: tuple[Tensor, ...]  # M of (B, H), before that ReLU
     intermediates: tuple[tuple[Tensor, ...], ...]  # per expert, the inner layers that it names
     inputs: tuple[Tensor, ...]  # M of (B, F * D): each expert's own embeddings, flattened
+    unit_weights: Tensor | None = None  # (B, M, H) of a per-unit gate
+    gate_loss: Tensor | None = None  # scalar: what a balanced gate adds to the loss while training
 
     def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
         """Groups of layers to de-correlate at `location` (section 4.7): one tensor an expert in each group.
@@ -71,35 +73,42 @@ class DMoE(nn.Module):
     """De-correlated mixture of experts (arXiv 2505.17925, eq. 1-12).
 
     Args:
-        vocabulary_sizes: rows of each categorical field's vocabulary.
+        vocabulary_sizes: rows of each categorical field's vocabulary, or a `dmoe.nn.fields.TokenField` for one that is
+            multi-valued, has a width of its own or given vectors.
         num_numeric: numeric fields; each is its value times a learned vector, per table.
         embedding_dim: width D of every table, or one width for each table that experts read.
-        experts: M interaction modules taking (B, F, D), F = categorical + numeric fields.
+        experts: M interaction modules taking (B, F, D), F = categorical + numeric fields, or those of its own.
+        expert_fields: for each expert the fields that it reads, rising, numeric ones counted after the others; None
+            for all. A table holds what its experts read.
         tables: "per-expert" (ME), "shared" (SE), or for each expert the index of the table that it reads.
         expert_units: H, width of the alignment layer after each expert.
         gate_units: hidden units of the gate.
         gate_table: "own", or the expert whose table the gate reads.
+        gate_options: further keyword arguments of `Gate`: its kind, balance, dropout and fields.
         gate_embedding_dim: width of the gate's own table; by default that of the first table.
         tower_units: hidden units of the tower.
         embedding_storage: dtype in which the tables are kept; by default torch's default dtype.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
 
-    Shape: ids (B, C) integer, numeric (B, N) float; see `DMoEOutput`.
+    Shape: ids (B, C) integer, one column a field and several for a multi-valued one, numeric (B, N) float; see
+    `DMoEOutput`.
     Raises: ValueError for tables, widths or experts that do not fit together.
     """
 
     def __init__(
         self,
-        vocabulary_sizes: Sequence[int],
+        vocabulary_sizes: Sequence[int | TokenField],
         num_numeric: int = 0,
         embedding_dim: int | Sequence[int] = 16,
         *,
         experts: Sequence[Expert],
+        expert_fields: Sequence[Sequence[int] | None] | None = None,
         tables: Literal["shared", "per-expert"] | Sequence[int] = "per-expert",
         expert_units: int = 500,
         gate_units: int = 64,
         gate_table: Literal["own"] | int = "own",
+        gate_options: Mapping[str, Any] | None = None,
         gate_embedding_dim: int | None = None,
         tower_units: Sequence[int] = (500,),
         tower_dropout: float = 0.0,
@@ -111,20 +120,37 @@ class DMoE(nn.Module):
         num_experts = len(experts)
         self.table_of_expert = _table_of_expert(tables, num_experts)
         widths = _table_widths(embedding_dim, max(self.table_of_expert) + 1)
+        num_fields = len(vocabulary_sizes) + num_numeric
+        fields = _fields_of_experts(expert_fields, num_experts, num_fields)
         for index, (expert, table) in enumerate(zip(experts, self.table_of_expert, strict=True)):
-            _check_expert(index, expert, len(vocabulary_sizes) + num_numeric, widths[table])
+            _check_expert(index, expert, len(fields[index]), widths[table])
+        readers: list[set[int]] = [set() for _ in range(num_fields)]
+        for table, own in zip(self.table_of_expert, fields, strict=True):
+            for field in own:
+                readers[field].add(table)
 
         # Tables (eq. 1, 6). The gate's own comes last (section 3.3).
+        options = dict(gate_options or {})
+        gate_fields: Sequence[int] | None = options.pop("fields", None)
         self.gate_reads: int | None = None
         if num_experts > 1:
             if gate_table == "own":
                 self.gate_reads = len(widths)
                 widths = [*widths, gate_embedding_dim or widths[0]]
+                for field in range(num_fields) if gate_fields is None else gate_fields:
+                    readers[field].add(self.gate_reads)
             elif 0 <= gate_table < num_experts:
                 self.gate_reads = self.table_of_expert[gate_table]
             else:
                 raise ValueError(f"DMoE.gate_table must be 'own' or an expert index below {num_experts}")
-        self.embedding = MultiTableEmbedding(vocabulary_sizes, num_numeric, widths, storage=embedding_storage)
+        self.embedding = FieldEmbedding(
+            vocabulary_sizes, num_numeric, widths, readers=readers, storage=embedding_storage
+        )
+        # Where an expert's fields stand among those of its table, None for all of them.
+        self._places_of_expert = [
+            _places(own, self.embedding.fields_of_table[table])
+            for table, own in zip(self.table_of_expert, fields, strict=True)
+        ]
 
         # Experts (eq. 2, 7).
         self.experts = nn.ModuleList(AlignedExpert(expert, expert_units) for expert in experts)
@@ -132,8 +158,9 @@ class DMoE(nn.Module):
         # Gate (eq. 9).
         self.gate: Gate | None = None
         if self.gate_reads is not None:
-            num_fields = len(vocabulary_sizes) + num_numeric
-            self.gate = Gate(num_fields, widths[self.gate_reads], num_experts, gate_units)
+            held = self.embedding.fields_of_table[self.gate_reads]
+            places = None if gate_fields is None else _places(sorted(gate_fields), held)
+            self.gate = Gate(len(held), widths[self.gate_reads], num_experts, gate_units, fields=places, **options)
 
         # Tower (eq. 4, 11).
         self.tower = MLP(expert_units, tower_units, dropout=tower_dropout)
@@ -147,7 +174,10 @@ class DMoE(nn.Module):
     def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> DMoEOutput:
         # e^(m) = E^(m)(x)                                                    (eq. 6)
         embeddings_TBFD = self.embedding(ids_BC, numeric_BN)
-        inputs = [embeddings_TBFD[table] for table in self.table_of_expert]
+        inputs = [
+            _chosen(embeddings_TBFD[table], places)
+            for table, places in zip(self.table_of_expert, self._places_of_expert, strict=True)
+        ]
 
         # o^(m) = ReLU(Linear(Interaction^(m)(e^(m))))                        (eq. 7)
         outputs, before, inner = zip(
@@ -156,20 +186,28 @@ class DMoE(nn.Module):
 
         # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m)                      (eq. 9, 10)
         if self.gate is None or self.gate_reads is None:
-            gate_BM = outputs[0].new_ones(outputs[0].shape[0], 1)
+            gate = GateOutput(outputs[0].new_ones(outputs[0].shape[0], 1), None, None)
             mixed_BH = outputs[0]
         else:
-            gate_BM = self.gate(embeddings_TBFD[self.gate_reads])
-            mixed_BH = mix(outputs, gate_BM)
+            gate = self.gate(embeddings_TBFD[self.gate_reads])
+            mixed_BH = self.mixture(outputs, gate)
 
         return DMoEOutput(
             logit=self.predict_from_mixture(mixed_BH),
             expert_outputs=outputs,
-            gate_weights=gate_BM,
+            gate_weights=gate.weights_BM,
             pre_activations=before,
             intermediates=inner,
             inputs=tuple(input_BFD.flatten(1) for input_BFD in inputs),
+            unit_weights=gate.unit_weights_BMH,
+            gate_loss=gate.loss,
         )
+
+    def mixture(self, outputs: Sequence[Tensor], gate: GateOutput) -> Tensor:
+        """h (B, H) of eq. 10, for all of a gate's experts."""
+        if gate.unit_weights_BMH is not None:
+            return mix_units(outputs, gate.unit_weights_BMH)
+        return mix(outputs, gate.weights_BM)
 
     def predict_from_mixture(self, mixed_BH: Tensor) -> Tensor:
         """The logit (B,) of eq. 11, before its sigmoid."""
@@ -212,15 +250,17 @@ def total_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. 12 for one batch: `(total, mean logloss, weighted de-correlation)`.
 
+    A balanced gate adds its loss to the total.
     With no term the total is the logloss itself, so alpha = 0 is the ME-MoE baseline to the bit.
     """
     half = output.logit.dtype in (torch.float16, torch.bfloat16)
     logit_B = output.logit.float() if half else output.logit
     logloss = functional.binary_cross_entropy_with_logits(logit_B, labels_B.to(logit_B.dtype))
+    total = logloss if output.gate_loss is None else logloss + output.gate_loss
     if not terms:
-        return logloss, logloss, logloss.new_zeros(())
+        return total, logloss, logloss.new_zeros(())
     decorrelation = torch.stack([term(output, step) for term in terms]).sum()
-    return logloss + decorrelation, logloss, decorrelation
+    return total + decorrelation, logloss, decorrelation
 
 
 def _table_of_expert(tables: Literal["shared", "per-expert"] | Sequence[int], num_experts: int) -> list[int]:
@@ -243,6 +283,30 @@ def _table_widths(embedding_dim: int | Sequence[int], num_tables: int) -> list[i
     if len(widths) != num_tables:
         raise ValueError(f"DMoE.embedding_dim lists {len(widths)} widths for {num_tables} tables")
     return widths
+
+
+def _fields_of_experts(
+    expert_fields: Sequence[Sequence[int] | None] | None, num_experts: int, num_fields: int
+) -> list[list[int]]:
+    if expert_fields is None:
+        expert_fields = [None] * num_experts
+    if len(expert_fields) != num_experts:
+        raise ValueError(f"DMoE.expert_fields lists {len(expert_fields)} entries for {num_experts} experts")
+    found = [list(range(num_fields)) if fields is None else list(fields) for fields in expert_fields]
+    for index, own in enumerate(found):
+        if not own or own != sorted(set(own)) or own[0] < 0 or own[-1] >= num_fields:
+            raise ValueError(f"DMoE.expert_fields[{index}] must be rising numbers of {num_fields} fields, got {own}")
+    return found
+
+
+def _chosen(embeddings_BFD: Tensor, places: list[int] | None) -> Tensor:
+    if places is None:
+        return embeddings_BFD
+    return embeddings_BFD.index_select(1, torch.tensor(places, device=embeddings_BFD.device))
+
+
+def _places(own: Sequence[int], held: Sequence[int]) -> list[int] | None:
+    return None if list(own) == list(held) else [held.index(field) for field in own]
 
 
 def _check_expert(index: int, expert: Expert, num_fields: int, width: int) -> None:

@@ -58,3 +58,27 @@ def dropout_rate(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
     return float(value)
+
+
+def multiple(name: str, value: object, factor: int, why: str) -> int:
+    """`value / factor`, if `value` is a positive multiple of `factor`; `why` says what the parts are.
+
+    Raises: ValueError.
+    """
+    total = integer(name, value)
+    if total % factor:
+        raise ValueError(f"{name} must be a multiple of {factor} ({why}), got {total}")
+    return total // factor
+
+
+def numbers(name: str, value: object, below: int) -> tuple[int, ...]:
+    """`value` as a tuple of different integers from 0 to `below` - 1, in the given order.
+
+    Raises: ValueError.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"{name} must be a list of numbers, got {value!r}")
+    found = tuple(integer(f"{name}[{index}]", number, minimum=0) for index, number in enumerate(value))
+    if len(set(found)) < len(found) or any(number >= below for number in found):
+        raise ValueError(f"{name} must hold different numbers from 0 to {below - 1}, got {list(found)}")
+    return found

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dmoe.data.lists import split_values
 from dmoe.data.values import FLOAT32_MAX, Fault, parse_number
 from dmoe.errors import DataError, DmoeError
-from dmoe.export.fields import Column, Features, FieldInput, text_column, text_ids, token_makers
+from dmoe.export.fields import Column, Features, FieldInput, list_ids, text_column, text_ids, token_makers
 from dmoe.export.onnx_model import OnnxModel
 from dmoe.serving.arrow import read_table
 
@@ -79,7 +80,7 @@ class RowReader:
                 row = next(i for i, value in enumerate(column.data) if type(value) not in _JSON_TYPES[column.datatype])
                 raise RequestError(400, f"input '{name}', row {row}: is no {column.datatype} value")
             for field in fields:
-                features[field.name] = self._column(field, column).reshape(-1, 1)
+                features[field.name] = self._column(field, column).reshape(-1, field.width)
         self._check_range(features)
         return features
 
@@ -111,6 +112,9 @@ class RowReader:
         return self._as_input(field, _texts(column))
 
     def _as_input(self, field: FieldInput, texts: Sequence[str | None]) -> Column:
+        if field.lists is not None:
+            coded = split_values(pa.array(texts, pa.string()), field.lists, self._missing, field.column)
+            return list_ids(self._model.tables[field.name], coded)
         if field.kind == "id":
             return text_ids(self._model.tables[field.name], field, texts)
         return text_column(field, texts)

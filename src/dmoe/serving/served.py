@@ -42,7 +42,7 @@ def _missing_row(model: OnnxModel) -> Features:
     row: Features = {}
     for one in model.inputs:
         dtype, value = values[one.kind]
-        row[one.name] = np.array([[one.null if one.kind == "text" else value]], dtype=dtype)
+        row[one.name] = np.array([[one.null if one.kind == "text" else value] * one.width], dtype=dtype)
     return row
 
 

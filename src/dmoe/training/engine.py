@@ -1,10 +1,11 @@
 """One training step: forward, loss, backward, clip, update.
 
-The embedding weight has an optimiser of its own (`dmoe.optim`); everything else is torch's fused Adam.
+Each table of embeddings has an optimiser of its own (`dmoe.optim`); everything else is torch's fused Adam.
 """
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -46,12 +47,16 @@ class Engine:
     ) -> None:
         self.model, self.terms, self.device, self.clip_norm = model, list(terms), device, clip_norm
         self.autocast = autocast
-        self.embedding = make_embedding_optimiser(
-            config.embedding, model.embedding.weight, lr=config.lr, l2=config.embedding_l2
-        )
+        self.tables = list(model.embedding.row_tables())
+        self.embeddings = [
+            make_embedding_optimiser(config.embedding, table.weight, lr=config.lr, l2=config.embedding_l2)
+            for table in self.tables
+        ]
         # From here on a forward pass first brings the rows that it reads up to date.
-        model.embedding.attach(self.embedding)
-        named = [(name, value) for name, value in model.named_parameters() if value is not model.embedding.weight]
+        for table, optimiser in zip(self.tables, self.embeddings, strict=True):
+            table.attach(optimiser)
+        rows = {id(table.weight) for table in self.tables}
+        named = [(name, value) for name, value in model.named_parameters() if id(value) not in rows]
         self.names = [name for name, _ in named]
         self.dense = [value for _, value in named]
         # (λ/2)‖W‖² belongs to the loss, so its gradient λW counts in the clipped norm.
@@ -60,7 +65,7 @@ class Engine:
 
     @staticmethod
     def _decay_of(name: str, parameter: nn.Parameter, config: OptimiserConfig) -> float:
-        if name.startswith("embedding."):
+        if name.startswith("embedding.") and (".numeric_weight" in name or ".numeric." in name):
             return config.embedding_l2
         return config.network_l2 if parameter.ndim > 1 else 0.0
 
@@ -98,35 +103,44 @@ class Engine:
                 if parameter.grad is not None:
                     parameter.grad.mul_(clip)
         self.adam.step()
-        self.embedding.step(grad_scale=clip)
+        for optimiser in self.embeddings:
+            optimiser.step(grad_scale=clip)
         self._zero_gradients()
 
     def gradient_norm(self) -> float:
         """L2 norm of the gradient of the whole loss, as dense training would have it."""
         gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None]
         dense = torch.nn.utils.get_total_norm(gradients).item()
-        return math.sqrt(dense**2 + self.embedding.grad_norm_squared(self.clip_norm))
+        rows = sum(optimiser.grad_norm_squared(self.clip_norm) for optimiser in self.embeddings)
+        return math.sqrt(dense**2 + rows)
 
     def _zero_gradients(self) -> None:
         self.adam.zero_grad(set_to_none=True)
-        self.embedding.zero_grad()
+        for optimiser in self.embeddings:
+            optimiser.zero_grad()
 
     def flush(self) -> None:
         """Brings every embedding row up to date with the steps taken."""
-        self.embedding.flush()
+        for optimiser in self.embeddings:
+            optimiser.flush()
 
     def set_lr(self, lr: float) -> None:
         self.adam.param_groups[0]["lr"] = lr
-        self.embedding.set_lr(lr)
+        for optimiser in self.embeddings:
+            optimiser.set_lr(lr)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by name; not flushed."""
-        with self.model.embedding.updates_held_back():
+        with ExitStack() as held:
+            for table in self.tables:
+                held.enter_context(table.updates_held_back())
             tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in zip(self.names, self.dense, strict=True):
             for key, value in self.adam.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
-        tensors |= {f"embedding.{key}": value for key, value in self.embedding.state_dict(flush=False).items()}
+        for number, optimiser in enumerate(self.embeddings):
+            state = optimiser.state_dict(flush=False)
+            tensors |= {f"embedding.{number}.{key}": value for key, value in state.items()}
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
@@ -141,4 +155,7 @@ class Engine:
             parameter = self.dense[self.names.index(name)]
             # The step counter of fused Adam lives on the parameter's device, in float32, like the moments.
             self.adam.state[parameter][kind] = value.to(parameter.device)
-        self.embedding.load_state_dict(parts["embedding"])
+        for number, optimiser in enumerate(self.embeddings):
+            own = f"{number}."
+            state = {key.removeprefix(own): value for key, value in parts["embedding"].items() if key.startswith(own)}
+            optimiser.load_state_dict(state)

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from dmoe.data.batch import Batch
 from dmoe.data.dataset import SplitReader
-from dmoe.decorrelation import CrossExpertCorrelation
+from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
 from dmoe.errors import DmoeError, UserError
 from dmoe.files import write_json
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
-from dmoe.nn.mixture import mix
+from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
-from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, Schema, vocabulary_path
+from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, MultiValuedField, Schema, vocabulary_path
 from dmoe.training.run import Run, choose_device
 
 # Rows scored at once, the same wherever rows are scored: a matrix product may round differently for another
@@ -90,9 +90,11 @@ def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str
     chosen = choose_device(device)
     model = run.load_model().to(chosen)
     correlations = _Correlations(LOCATIONS, model.num_experts)
+    similarity = LinearCKA(model.num_experts)
     reader = SplitReader(folder, split, batch_size=SCORING_ROWS)
     for _, output in scored_batches(model, reader.batches(), chosen):
         correlations.update(output)
+        similarity.update(output.expert_outputs)
     found = correlations.result()
     return {
         "split": split,
@@ -100,6 +102,7 @@ def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str
         "noise_floor": found["output"]["noise_floor"],
         "experts": expert_names(model),
         "correlation": found,
+        "similarity": {"output": similarity_json(similarity)},
     }
 
 
@@ -122,6 +125,7 @@ def evaluate_split(
     reader = SplitReader(data, split, batch_size=SCORING_ROWS)
     num_experts = model.num_experts
     correlations = _Correlations(locations, num_experts) if num_experts > 1 else None
+    similarity = LinearCKA(num_experts) if num_experts > 1 else None
     gate = _GateUsage(reader.schema, num_experts) if num_experts > 1 else None
     labels: list[np.ndarray] = []
     logits: list[np.ndarray] = []
@@ -131,9 +135,10 @@ def evaluate_split(
     for batch, output in scored_batches(model, reader.batches(), device):
         labels.append(batch.labels_B.numpy())
         logits.append(_numpy(output.logit))
-        if correlations is None or gate is None:
+        if correlations is None or gate is None or similarity is None:
             continue
         correlations.update(output)
+        similarity.update(output.expert_outputs)
         gate.update(batch, output.gate_weights)
         for expert in range(num_experts):
             without[expert].append(_numpy(_logit_without(model, output, expert)))
@@ -152,6 +157,7 @@ def evaluate_split(
         "calibration": asdict(calibration(labels_R, 1 / (1 + np.exp(-logits_R)))),
         "experts": _describe_experts(model),
         "correlation": correlations.result() if correlations else {},
+        "similarity": {"output": similarity_json(similarity)} if similarity else {},
         "gate": gate.result(folder) if gate else None,
         "removal": [_scores(expert, labels_R, without[expert]) for expert in range(num_experts)] if several else [],
         "alone": [_scores(expert, labels_R, alone[expert]) for expert in range(num_experts)] if several else [],
@@ -166,11 +172,13 @@ def _numpy(logit_B: Tensor) -> np.ndarray:
 def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
     """The prediction when one expert is removed and the gate's weights are renormalised over the others."""
     kept = [index for index in range(model.num_experts) if index != expert]
-    weights_BK = output.gate_weights[:, kept]
+    outputs = [output.expert_outputs[index] for index in kept]
+    by_unit = output.unit_weights is not None
+    weights_BK = output.gate_weights[:, kept] if output.unit_weights is None else output.unit_weights[:, kept]
     # A gate wholly on the removed expert leaves nothing to renormalise: the others then share equally.
     total_B1 = weights_BK.sum(1, keepdim=True)
     weights_BK = torch.where(total_B1 > 0, weights_BK / total_B1, torch.full_like(weights_BK, 1 / len(kept)))
-    return model.predict_from_mixture(mix([output.expert_outputs[index] for index in kept], weights_BK))
+    return model.predict_from_mixture(mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK))
 
 
 def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:
@@ -239,18 +247,31 @@ def correlation_json(stream: CrossExpertCorrelation) -> dict[str, Any]:
     }
 
 
+def similarity_json(stream: LinearCKA) -> dict[str, Any]:
+    """Linear CKA of each pair at one location; entries on and above the diagonal are null."""
+    found = stream.compute()
+    values = [value for row in found.matrix for value in row if value is not None]
+    return {
+        "matrix": [list(row) for row in found.matrix],
+        "mean": sum(values) / len(values) if values else None,
+        "rows": found.rows,
+    }
+
+
 class _GateUsage:
     """How the gate spreads its weight: over all rows, and for the frequent values of each field."""
 
     def __init__(self, schema: Schema, num_experts: int) -> None:
-        self.schema = schema
+        # Of a multi-valued field a row has several values: its weight belongs to none of them alone.
+        columns = zip(schema.categorical, schema.id_columns, strict=True)
+        self.fields = [(field, ids.start) for field, ids in columns if not isinstance(field, MultiValuedField)]
         self.rows = 0
         self.sum_M = np.zeros(num_experts)
         self.sum_of_squares_M = np.zeros(num_experts)
         self.argmax_M = np.zeros(num_experts, dtype=np.int64)
         self.entropy = 0.0
         # Tokens are numbered by falling count, so the first ids are the frequent values; the last slot is the rest.
-        self.slots = [min(field.vocabulary_size, SHOWN_VALUES + FIRST_TOKEN_ID) for field in schema.categorical]
+        self.slots = [min(field.vocabulary_size, SHOWN_VALUES + FIRST_TOKEN_ID) for field, _ in self.fields]
         self.counts = [np.zeros(slots + 1, dtype=np.int64) for slots in self.slots]
         self.clicks = [np.zeros(slots + 1) for slots in self.slots]
         self.weights = [np.zeros((num_experts, slots + 1)) for slots in self.slots]
@@ -264,7 +285,7 @@ class _GateUsage:
         self.argmax_M += np.bincount(weights_BM.argmax(1), minlength=weights_BM.shape[1])
         self.entropy -= float((weights_BM * np.log(np.maximum(weights_BM, 1e-300))).sum())
         for column, slots in enumerate(self.slots):
-            slot_B = np.minimum(batch.ids_BC[:, column].numpy(), slots)
+            slot_B = np.minimum(batch.ids_BC[:, self.fields[column][1]].numpy(), slots)
             self.counts[column] += np.bincount(slot_B, minlength=slots + 1)
             self.clicks[column] += np.bincount(slot_B, weights=labels_B, minlength=slots + 1)
             for expert in range(weights_BM.shape[1]):
@@ -283,7 +304,7 @@ class _GateUsage:
         }
 
     def _field(self, column: int, folder: Path) -> dict[str, Any]:
-        field = self.schema.categorical[column]
+        field, _ = self.fields[column]
         count = self.counts[column]
         seen = count > 0
         mean_MS = self.weights[column][:, seen] / count[seen]

@@ -32,7 +32,7 @@ from dmoe.training.run import (
     load_tensors,
     peak_memory_bytes,
 )
-from dmoe.training.warm_start import warm_start
+from dmoe.training.warm_start import set_given_vectors, warm_start
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
 _MINIMAL_GAIN = 1e-6
@@ -133,6 +133,7 @@ def train(
 
 def _first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) -> FirstWeights:
     model = build_model(config.model, schema, seed=config.training.seed)
+    set_given_vectors(model, schema, data)
     kept, tokens = warm_start(model, schema, data, start)
     return FirstWeights(start.path, kept, tokens, model.state_dict())
 
@@ -165,6 +166,7 @@ class _Trainer:
         )
         self.valid = SplitReader(data, "valid", batch_size=SCORING_ROWS, memory_bytes=memory)
         self.model = build_model(config.model, run.schema, seed=recipe.seed)
+        set_given_vectors(self.model, run.schema, data)
         if run.first_weights.is_file():
             self.model.load_state_dict(load_tensors(run.first_weights))
         self.model.to(self.device)

@@ -1,57 +1,78 @@
-"""Starting from an earlier run's weights on newly prepared data, whose vocabularies may have grown or changed.
+"""Where training starts: given vectors, or an earlier run's weights on newly prepared data, whose vocabularies may
+have grown or changed.
 
 V table rows, S summed width of the tables.
 """
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from dmoe.data.pretrained import read_vectors
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import ConfigError
 from dmoe.nn.model import DMoE
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, Schema
 from dmoe.training.run import Run
 
-_TABLES = "embedding.weight"
+
+def set_given_vectors(model: DMoE, schema: Schema, data: Path) -> None:
+    """Puts the given vectors of the data set folder `data` into the tables.
+
+    Raises: DataError if a file is absent or does not fit the schema.
+    """
+    for index, field in enumerate(schema.categorical):
+        if field.vectors is not None:
+            model.embedding.set_vectors(index, torch.from_numpy(read_vectors(data, field)))
 
 
 def warm_start(model: DMoE, schema: Schema, data: Path, run: Run) -> tuple[int, int]:
     """Copies the best weights of `run` into `model`, in place; how many tokens of the data it knew, of how many.
 
     A row of a table goes where its token now is, whatever its id was; the rows of missing and unseen values keep
-    their places; tokens that the earlier run did not know keep their initial rows. Statistics of the optimiser
-    start anew.
+    their places; tokens that the earlier run did not know keep their initial rows, and given vectors that are not
+    trained are those of the data. Statistics of the optimiser start anew.
 
     Raises: ConfigError if the fields or the shape of the model differ from those of the run.
     """
     _check_fields(schema, run)
-    weights = run.load_weights()
-    own = model.state_dict()
+    earlier = run.load_model()
+    weights, own = earlier.state_dict(), model.state_dict()
+    tables = {f"embedding.{name}" for name in model.embedding.table_names()}
     differ = sorted(
         name
         for name in own.keys() | weights.keys()
-        if name != _TABLES and (name not in own or name not in weights or own[name].shape != weights[name].shape)
+        if name not in own or name not in weights or _shape(own, name, tables) != _shape(weights, name, tables)
     )
-    if differ or own[_TABLES].shape[1] != weights[_TABLES].shape[1]:
+    if differ:
         raise ConfigError(
-            f"--from {run.path}: its model has another shape ({(differ or [_TABLES])[0]}); "
+            f"--from {run.path}: its model has another shape ({differ[0]}); "
             "leave CONFIG out to continue with the run's own configuration"
         )
     kept = total = 0
-    first_new = first_old = 0
-    for new, old in zip(schema.categorical, run.schema.categorical, strict=True):
+    for index, (new, old) in enumerate(zip(schema.categorical, run.schema.categorical, strict=True)):
+        if new.vocabulary_name != new.name:
+            continue
         ids_new, ids_old = _shared_ids(new, data, old, run.path)
-        target, source = own[_TABLES], weights[_TABLES]
-        target[first_new : first_new + FIRST_TOKEN_ID] = source[first_old : first_old + FIRST_TOKEN_ID]
-        target[torch.from_numpy(ids_new) + first_new] = source[torch.from_numpy(ids_old) + first_old]
         kept += len(ids_new)
         total += new.vocabulary_size - FIRST_TOKEN_ID
-        first_new += new.vocabulary_size
-        first_old += old.vocabulary_size
-    model.load_state_dict({**weights, _TABLES: own[_TABLES]})
+        place, place_old = model.embedding.place(index), earlier.embedding.place(index)
+        if place is None or place_old is None or (new.vectors is not None and not new.vectors.trainable):
+            continue
+        target = own[f"embedding.{place[0]}"][place[1]]
+        source = weights[f"embedding.{place_old[0]}"][place_old[1]]
+        target[:FIRST_TOKEN_ID] = source[:FIRST_TOKEN_ID]
+        target[torch.from_numpy(ids_new)] = source[torch.from_numpy(ids_old)]
+    model.load_state_dict({**weights, **{name: own[name] for name in tables}})
     return kept, total
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, tables: Collection[str]) -> torch.Size:
+    """That of a tensor; of a table, whose rows may have become more, without their number."""
+    return tensors[name].shape[1:] if name in tables else tensors[name].shape
 
 
 def _shared_ids(

@@ -1,47 +1,74 @@
-"""Runs FuxiCTR's own layers on given weights, in an environment of its own: python THIS inputs.npz outputs.npz."""
+"""FuxiCTR's own layers on given weights; see `peer_layers`."""
 
-import sys
-
-import numpy as np
-import torch
-from fuxictr.pytorch.layers import CompressedInteractionNet, CrossNetV2, InnerProductInteraction
-
-
-def load(arrays, prefix, modules, dtype):
-    """Copies `prefix.index.weight` (with the trailing axis of a convolution if there is one) and bias."""
-    for index, module in enumerate(modules):
-        weight = torch.tensor(arrays[f"{prefix}.{index}.weight"], dtype=dtype)
-        module.weight.data = weight.reshape(module.weight.shape)
-        module.bias.data = torch.tensor(arrays[f"{prefix}.{index}.bias"], dtype=dtype)
+from fuxictr.pytorch.layers import (
+    BilinearInteractionV2,
+    CompressedInteractionNet,
+    CrossNet,
+    CrossNetMix,
+    CrossNetV2,
+    InnerProductInteraction,
+    SqueezeExcitation,
+)
+from peer_layers import answer, fill
+from torch import nn
 
 
-def main(source, target):
-    arrays = np.load(source)
-    answers = {}
-    for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
-        embeddings = torch.tensor(arrays["embeddings"], dtype=dtype)
-        fields, dim = embeddings.shape[1:]
+def build(weights, dtype):
+    fields, dim = weights("embeddings").shape[1:]
+    width = fields * dim
 
-        crossnet = CrossNetV2(fields * dim, num_layers=int(arrays["crossnet.layers"])).to(dtype)
-        load(arrays, "crossnet", crossnet.cross_layers, dtype)
-        cin = CompressedInteractionNet(fields, arrays["cin.units"].tolist(), output_dim=1).to(dtype)
-        load(arrays, "cin", [cin.cin_layer[f"layer_{k + 1}"] for k in range(len(arrays["cin.units"]))], dtype)
-        cin.fc = torch.nn.Identity()
-        layers = {
-            "crossnet": lambda x, net=crossnet: net(x.flatten(1)),
-            "cin": cin,
-            "fm.pairs": InnerProductInteraction(fields, output="inner_product"),
-            "fm.bi-interaction": InnerProductInteraction(fields, output="bi_interaction"),
-            "fm.scalar": InnerProductInteraction(fields, output="product_sum"),
-        }
-        for layer_name, layer in layers.items():
-            leaf = embeddings.clone().requires_grad_()
-            output = layer(leaf)
-            output.square().sum().backward()
-            answers[f"{layer_name}.{name}"] = output.detach().numpy()
-            answers[f"{layer_name}.{name}.gradient"] = leaf.grad.numpy()
-    np.savez(target, **answers)
+    depth = int(weights("depth"))
+    crossnet = CrossNetV2(width, num_layers=depth).to(dtype)
+    first = CrossNet(width, num_layers=depth).to(dtype)
+    for index in range(depth):
+        fill(crossnet.cross_layers[index].weight, weights(f"crossnet.layers.{index}.weight"))
+        fill(crossnet.cross_layers[index].bias, weights(f"crossnet.layers.{index}.bias"))
+        fill(first.cross_net[index].weight.weight, weights("crossnet-v1.weight")[index])
+        fill(first.cross_net[index].bias, weights("crossnet-v1.bias")[index])
+
+    experts, _, rank = weights("crossnet-mix.down.0").shape
+    mix = CrossNetMix(width, layer_num=depth, low_rank=rank, num_experts=experts).to(dtype)
+    for index in range(depth):
+        fill(mix.V_list[index], weights(f"crossnet-mix.down.{index}"))
+        fill(mix.C_list[index], weights(f"crossnet-mix.inner.{index}").transpose(1, 2))
+        fill(mix.U_list[index], weights(f"crossnet-mix.up.{index}").transpose(1, 2))
+        fill(mix.bias[index], weights(f"crossnet-mix.bias.{index}"))
+    for index, gate in enumerate(mix.gating):
+        fill(gate.weight, weights("crossnet-mix.gate.weight")[index])
+
+    units = [int(unit) for unit in weights("units")]
+    cin = CompressedInteractionNet(fields, units, output_dim=1).to(dtype)
+    for index in range(len(units)):
+        fill(cin.cin_layer[f"layer_{index + 1}"].weight, weights(f"cin.layers.{index}.weight"))
+        fill(cin.cin_layer[f"layer_{index + 1}"].bias, weights(f"cin.layers.{index}.bias"))
+    cin.fc = nn.Identity()
+
+    senet = SqueezeExcitation(fields, reduction_ratio=3).to(dtype)
+    fill(senet.excitation[0].weight, weights("senet.squeeze.weight"))
+    fill(senet.excitation[2].weight, weights("senet.excite.weight"))
+
+    pairs = InnerProductInteraction(fields, output="inner_product")
+    layers = {
+        "crossnet": lambda x: crossnet(x.flatten(1)),
+        "crossnet-v1": lambda x: first(x.flatten(1)),
+        "crossnet-mix": lambda x: mix(x.flatten(1)),
+        "cin": cin,
+        "fm.pairs": pairs,
+        "fm.bi-interaction": InnerProductInteraction(fields, output="bi_interaction"),
+        "fm.scalar": InnerProductInteraction(fields, output="product_sum"),
+        "fwfm": lambda x: pairs(x) * weights("fwfm.pairs.weight"),
+        "senet": senet,
+    }
+    for kind in ("field-interaction", "field-each", "field-all"):
+        layer = BilinearInteractionV2(fields, dim, bilinear_type=kind.replace("-", "_")).to(dtype)
+        # Of one matrix a field, that of the last is read by no pair.
+        value = weights(f"bilinear.{kind}")
+        layer.bilinear_W.data.view(-1, dim, dim)[: len(value)] = value
+        layers[f"bilinear.{kind}"] = layer
+    matrices = BilinearInteractionV2(fields, dim, bilinear_type="field_interaction").to(dtype)
+    fill(matrices.bilinear_W, weights("fmfm.pairs.weight"))
+    layers["fmfm"] = lambda x: matrices(x).sum(dim=2)
+    return layers
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+answer(build)

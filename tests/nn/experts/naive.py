@@ -9,41 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dmoe.nn.experts import CIN, DNN, FM, NFM, CrossNet, DCNv2, DeepFM, Expert, XDeepFM
-from dmoe.nn.mlp import MLP
-
-Row = list[list[Tensor]]
-Scalars = list[Tensor]
-Answer = tuple[Scalars, list[Scalars]]  # the output and the intermediates of one row
-
-
-def naive_affine(weight: Tensor, bias: Tensor | None, values: Scalars) -> Scalars:
-    outputs = []
-    for h in range(weight.shape[0]):
-        total = bias[h] if bias is not None else torch.zeros((), dtype=weight.dtype)
-        for i, value in enumerate(values):
-            total = total + weight[h, i] * value
-        outputs.append(total)
-    return outputs
-
-
-def naive_mlp(mlp: MLP, values: Scalars) -> Answer:
-    layers = []
-    for linear in mlp.linears:
-        assert isinstance(linear, nn.Linear)
-        values = [v if v > 0 else v * 0 for v in naive_affine(linear.weight, linear.bias, values)]
-        layers.append(values)
-    return values, layers
-
-
-def flat(row: Row) -> Scalars:
-    return [value for field in row for value in field]
-
-
-def dot(left: Scalars, right: Scalars) -> Tensor:
-    total = left[0] * right[0]
-    for a, b in zip(left[1:], right[1:], strict=True):
-        total = total + a * b
-    return total
+from tests.nn.experts.naive_parts import Answer, Row, Scalars, dot, flat, naive_affine, naive_mlp
+from tests.nn.experts.naive_zoo import FORMS
 
 
 def naive_fm(row: Row, output: str) -> Scalars:
@@ -121,6 +88,8 @@ def naive(expert: Expert, row: Row) -> Answer:
         pooled, maps = naive_cin(expert.cin, row)
         deep, layers = naive_mlp(expert.dnn.mlp, flat(row))
         return pooled + deep, maps + layers
+    if type(expert) in FORMS:
+        return FORMS[type(expert)](expert, row)
     raise AssertionError(f"no naive form of {type(expert).__name__}")
 
 

@@ -39,6 +39,41 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("cin", {"split_half": 1}, r"split_half must be true or false, got 1"),
     ("xdeepfm", {"units": [2, -1]}, r"units\[1\] must be an integer of at least 1, got -1"),
     ("xdeepfm", {"hidden_units": [0]}, r"hidden_units\[0\] must be"),
+    ("ffm", {"embedding_dim": 5}, r"embedding_dim must be a multiple of 2 \(one vector for each other field\), got 5"),
+    ("ffm", {"num_fields": 1}, r"num_fields must be an integer of at least 2, got 1"),
+    ("ffm", {"output": "scalar"}, r"output must be one of 'pairs', 'bi-interaction', got 'scalar'"),
+    ("onn", {"embedding_dim": 4}, r"embedding_dim must be a multiple of 3 \(one vector for each field\), got 4"),
+    ("onn", {"embedding_dim": 3, "output": "all"}, r"output must be one of 'hidden', 'raw', got 'all'"),
+    ("gwpfm", {"groups": 4}, r"groups must be at most the number of fields, 3, got 4"),
+    ("gwpfm", {"groups": 0}, r"groups must be an integer of at least 1, got 0"),
+    ("gwpfm", {"groups": [0, 1]}, r"groups must list one group for each of the 3 fields, got 2"),
+    ("gwpfm", {"groups": [0, 2, 2]}, r"groups must number the groups 0, 1, 2, …, got \[0, 2, 2\]"),
+    ("gwpfm", {"groups": [0, 1, 2]}, r"embedding_dim must be a multiple of 3 \(one vector for each group\), got 2"),
+    ("dcnv3", {"embedding_dim": 3}, r"embedding_dim must be a multiple of 2 \(one half is masked\), got 3"),
+    ("dcnv3", {"exponential_layers": 0, "linear_layers": 0}, r"exponential_layers or linear_layers must be at least 1"),
+    ("autoint", {"units": 5}, r"units must be a multiple of 2 \(one part for each head\), got 5"),
+    ("autoint", {"residual": 1}, r"residual must be true or false, got 1"),
+    ("wukong", {"rank": 0}, r"rank must be an integer of at least 1, got 0"),
+    ("wukong", {"hidden_units": []}, r"hidden_units must hold at least one"),
+    ("dhen", {"interactions": ["dots"]}, r"interactions\[0\] must be one of .*did you mean 'dot'"),
+    ("dhen", {"interactions": []}, r"interactions must be a list of dot, attention, cross, linear, got \[\]"),
+    ("dhen", {"num_fields": 1}, r"'dot' needs at least two vectors in each layer, got 1"),
+    ("opnn", {"kernel": "mat"}, r"kernel must be one of 'matrix', 'vector', 'number', got 'mat'"),
+    ("fmfm", {"weights": "number"}, r"weights must be one of 'matrix', 'vector', got 'number'"),
+    ("gdcn", {"structure": "both"}, r"structure must be one of 'parallel', 'stacked', 'cross', got 'both'"),
+    ("fibinet", {"bilinear": "field_all"}, r"bilinear must be one of .*did you mean 'field-all'"),
+    ("fibinet", {"reduction": 0}, r"reduction must be an integer of at least 1, got 0"),
+    ("finalmlp", {"context": [1]}, r"context and context_2 need gates; set gate_units"),
+    ("finalmlp", {"gate_units": [], "context": [3]}, r"context must hold different numbers from 0 to 2, got \[3\]"),
+    ("finalmlp", {"heads": 3}, r"hidden_units\[-1\] must be a multiple of 3 \(one part for each head\), got 500"),
+    (
+        "finalnet",
+        {"hidden_units": [3]},
+        r"hidden_units\[0\] must be a multiple of 2 .*, got 3",
+    ),
+    ("finalnet", {"activation": "tanh"}, r"activation must be one of null, 'relu', got 'tanh'"),
+    ("flatdnn", {"units": 0}, r"units must be an integer of at least 1, got 0"),
+    ("crossnet-mix", {"experts": 0}, r"experts must be an integer of at least 1, got 0"),
 ]
 
 
@@ -62,7 +97,9 @@ def test_registry_and_names() -> None:
         assert name in experts.__all__
 
 
-@pytest.mark.parametrize("kind", ["nfm", "dnn", "deepfm", "crossnet", "dcnv2", "cin", "xdeepfm"])
+@pytest.mark.parametrize(
+    "kind", ["nfm", "dnn", "deepfm", "crossnet", "dcnv2", "cin", "xdeepfm", "ipnn", "flatdnn", "finalmlp"]
+)
 def test_every_linear_starts_xavier_normal_with_zero_bias(kind: str) -> None:
     expert = expert_class(kind)(12, 8)
     parameters = 0
@@ -93,5 +130,5 @@ def test_same_seed_same_weights(kind: str) -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(7)
-        states.append(expert_class(kind)(4, 3).state_dict())
+        states.append(expert_class(kind)(4, 12).state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dmoe.errors import ConfigError
 from dmoe.validation import nearest
 
-# What the model fixes for every expert; all other constructor arguments are the user's options.
+# What the model fixes for every expert; all other constructor arguments are the user's options. (`kind` and `fields`,
+# which a configuration may say of every expert, are not passed to it.)
 FIXED_ARGUMENTS = ("num_fields", "embedding_dim")
 
 
@@ -29,6 +30,10 @@ class Expert(nn.Module):
 
     kind: ClassVar[str] = ""
     out_features: int
+    # In the benchmark form (docs/experts.md): leading outputs that enter the logit as they are, and whether a
+    # first-order term comes beside them.
+    summed_features: int = 0
+    first_order: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

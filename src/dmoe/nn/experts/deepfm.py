@@ -29,6 +29,8 @@ class DeepFM(Expert):
     Raises: ValueError naming the argument; fewer than two fields make no pair.
     """
 
+    first_order = True
+
     def __init__(
         self,
         num_fields: int,
@@ -43,6 +45,7 @@ class DeepFM(Expert):
         self.num_fields, self.embedding_dim = num_fields, embedding_dim
         self.fm = FM(num_fields, embedding_dim, output=output)
         self.dnn = DNN(num_fields, embedding_dim, hidden_units=hidden_units, dropout=dropout, batch_norm=batch_norm)
+        self.summed_features = self.fm.out_features
         self.out_features = self.fm.out_features + self.dnn.out_features
 
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -36,6 +36,8 @@ class FM(Expert):
     Raises: ValueError naming the argument; fewer than two fields make no pair.
     """
 
+    first_order = True
+
     def __init__(self, num_fields: int, embedding_dim: int, *, output: FMOutput = "bi-interaction") -> None:
         super().__init__()
         self.num_fields = options.integer("num_fields", num_fields, minimum=2)
@@ -46,6 +48,7 @@ class FM(Expert):
             self.out_features = self.pairs.num_pairs
         else:
             self.out_features = embedding_dim if output == "bi-interaction" else 1
+        self.summed_features = self.out_features
 
     def forward(self, embeddings_BFD: Tensor) -> Tensor:
         if self.output == "pairs":

@@ -28,6 +28,8 @@ class NFM(Expert):
     Raises: ValueError naming the argument; fewer than two fields make no pair.
     """
 
+    first_order = True
+
     def __init__(
         self,
         num_fields: int,

@@ -32,6 +32,8 @@ class XDeepFM(Expert):
     Raises: ValueError naming the argument.
     """
 
+    first_order = True
+
     def __init__(
         self,
         num_fields: int,

@@ -1,0 +1,81 @@
+"""Group-weighted part-aware factorisation machine.
+
+Shape suffixes: B rows, F fields, D embedding width, G groups, K width of one of a feature's vectors.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dmoe.nn import options
+from dmoe.nn.experts.base import Expert, register
+
+
+@register("gwpfm")
+class GwPFM(Expert):
+    """`Σ_{i<j} r_{g(i),g(j)} (e_{i,g(j)} * e_{j,g(i)})`, g the group of a field (Pan et al., arXiv 2403.00793).
+
+    Args:
+        groups: number of groups of neighbouring fields of about equal size, or for each field the number of its
+            group.
+
+    Every feature has one vector for each group: the table's width D is split into G vectors of width K. The
+    weights r are symmetric and start at 1. Computed over groups rather than pairs, with `S_pq = Σ_{i in p} e_{i,q}`
+    and `Q_p = Σ_{i in p} e_{i,p}²`, as `½ (Σ_pq r_pq S_pq * S_qp - Σ_p r_pp Q_p)`.
+
+    Shape: (B, F, D) to (B, K).
+    Raises: ValueError naming the argument; fewer than two fields make no pair.
+    """
+
+    first_order = True
+    mirror_GG: Tensor
+    group_F: Tensor
+    member_GF: Tensor
+    own_F: Tensor
+
+    def __init__(self, num_fields: int, embedding_dim: int, *, groups: int | Sequence[int] = 2) -> None:
+        super().__init__()
+        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        group_of_field = _groups(groups, num_fields)
+        self.num_groups = max(group_of_field) + 1
+        self.width = options.multiple("embedding_dim", embedding_dim, self.num_groups, "one vector for each group")
+        self.out_features = self.summed_features = self.width
+        self.weight = nn.Parameter(torch.ones(self.num_groups * (self.num_groups + 1) // 2))
+        group_F = torch.tensor(group_of_field)
+        upper = torch.triu_indices(self.num_groups, self.num_groups)
+        mirror_GG = torch.zeros(self.num_groups, self.num_groups, dtype=torch.long)
+        mirror_GG[upper[0], upper[1]] = mirror_GG[upper[1], upper[0]] = torch.arange(upper.shape[1])
+        self.register_buffer("mirror_GG", mirror_GG, persistent=False)
+        self.register_buffer("group_F", group_F, persistent=False)
+        member_GF = nn.functional.one_hot(group_F, self.num_groups).t().to(self.weight.dtype)
+        self.register_buffer("member_GF", member_GF, persistent=False)
+        self.register_buffer("own_F", torch.arange(num_fields) * self.num_groups + group_F, persistent=False)
+
+    def forward(self, embeddings_BFD: Tensor) -> Tensor:
+        groups, width = self.num_groups, self.width
+        weight_GG = self.weight[self.mirror_GG]
+        sums_BGGK = torch.matmul(self.member_GF.to(embeddings_BFD.dtype), embeddings_BFD).view(
+            -1, groups, groups, width
+        )
+        crossed_BK = (sums_BGGK * sums_BGGK.transpose(1, 2) * weight_GG.unsqueeze(2)).sum(dim=(1, 2))
+        own_BFK = embeddings_BFD.reshape(-1, self.num_fields * groups, width).index_select(1, self.own_F)
+        itself_BK = (own_BFK.square() * weight_GG.diagonal()[self.group_F].unsqueeze(1)).sum(dim=1)
+        output_BK: Tensor = 0.5 * (crossed_BK - itself_BK)
+        return output_BK
+
+
+def _groups(groups: object, num_fields: int) -> list[int]:
+    """The group of each field."""
+    if isinstance(groups, Sequence) and not isinstance(groups, str):
+        numbers = [options.integer(f"groups[{index}]", number, minimum=0) for index, number in enumerate(groups)]
+        if len(numbers) != num_fields:
+            raise ValueError(f"groups must list one group for each of the {num_fields} fields, got {len(numbers)}")
+        if sorted(set(numbers)) != list(range(len(set(numbers)))):
+            raise ValueError(f"groups must number the groups 0, 1, 2, …, got {numbers}")
+        return numbers
+    count = options.integer("groups", groups)
+    if count > num_fields:
+        raise ValueError(f"groups must be at most the number of fields, {num_fields}, got {count}")
+    return [field * count // num_fields for field in range(num_fields)]

@@ -1,0 +1,59 @@
+"""Inner-product network.
+
+Shape suffixes: B rows, F fields, D embedding width, P = F(F-1)/2 pairs, H width of a hidden layer.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dmoe.nn import options
+from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.pairs import PairProducts
+from dmoe.nn.mlp import MLP
+
+PNNOutput = Literal["hidden", "raw"]
+PNN_OUTPUTS = ("hidden", "raw")
+
+
+@register("ipnn")
+class IPNN(Expert):
+    """`MLP([x_0 ; (<x_i, x_j>)_{i<j}])` (Qu et al., ICDM 2016, with raw products in place of their product layer).
+
+    Args:
+        output: "hidden", the last hidden layer, or "raw", the concatenation that the MLP would read.
+        hidden_units: width of each hidden layer; not used with "raw".
+        dropout: share of hidden units dropped while training.
+        batch_norm: normalise before each ReLU.
+
+    Intermediates: each hidden layer, after ReLU and before dropout.
+
+    Shape: (B, F, D) to (B, ``hidden_units[-1]``); raw: (B, F * D + P).
+    Raises: ValueError naming the argument; fewer than two fields make no pair.
+    """
+
+    def __init__(
+        self,
+        num_fields: int,
+        embedding_dim: int,
+        *,
+        output: PNNOutput = "hidden",
+        hidden_units: Sequence[int] = (500, 500, 500),
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        self.output = options.choice("output", output, PNN_OUTPUTS)
+        hidden = options.widths("hidden_units", hidden_units)
+        self.pairs = PairProducts(num_fields, diagonal=False)
+        width = num_fields * embedding_dim + self.pairs.num_pairs
+        self.mlp = MLP(width, hidden if output == "hidden" else (), dropout=dropout, batch_norm=batch_norm)
+        self.out_features = self.mlp.out_features
+
+    def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        raw_BW = torch.cat([embeddings_BFD.flatten(1), self.pairs(embeddings_BFD)], dim=1)
+        return self.mlp.forward_with_layers(raw_BW)

@@ -1,0 +1,60 @@
+"""Operation-aware neural network.
+
+Shape suffixes: B rows, F fields, D embedding width, P = F(F-1)/2 pairs, K width of one of a feature's vectors.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dmoe.nn import options
+from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.ffm import FieldAwarePairs
+from dmoe.nn.experts.ipnn import PNN_OUTPUTS, PNNOutput
+from dmoe.nn.mlp import MLP
+
+
+@register("onn")
+class ONN(Expert):
+    """`MLP([(v_{i,i})_i ; (<v_{i,j}, v_{j,i}>)_{i<j}])`, a vector for each partner (Yang et al., Neural Networks 2020).
+
+    Args:
+        output: "hidden", the last hidden layer, or "raw", the concatenation that the MLP would read.
+        hidden_units: width of each hidden layer; not used with "raw".
+        dropout: share of hidden units dropped while training.
+        batch_norm: normalise before each ReLU.
+
+    The table's width D is split into F vectors of width K: v_{i,j} meets field j, v_{i,i} is copied.
+    Intermediates: each hidden layer, after ReLU and before dropout.
+
+    Shape: (B, F, D) to (B, ``hidden_units[-1]``); raw: (B, F * K + P).
+    Raises: ValueError naming the argument; fewer than two fields make no pair.
+    """
+
+    def __init__(
+        self,
+        num_fields: int,
+        embedding_dim: int,
+        *,
+        output: PNNOutput = "hidden",
+        hidden_units: Sequence[int] = (500, 500, 500),
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        self.width = options.multiple("embedding_dim", embedding_dim, num_fields, "one vector for each field")
+        self.output = options.choice("output", output, PNN_OUTPUTS)
+        hidden = options.widths("hidden_units", hidden_units)
+        self.pairs = FieldAwarePairs(num_fields, own=True)
+        width = num_fields * self.width + num_fields * (num_fields - 1) // 2
+        self.mlp = MLP(width, hidden if output == "hidden" else (), dropout=dropout, batch_norm=batch_norm)
+        self.out_features = self.mlp.out_features
+
+    def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        vectors_BCK = embeddings_BFD.reshape(-1, self.num_fields**2, self.width)
+        own_BFK = vectors_BCK[:, :: self.num_fields + 1]
+        raw_BW = torch.cat([own_BFK.flatten(1), self.pairs(vectors_BCK).sum(dim=2)], dim=1)
+        return self.mlp.forward_with_layers(raw_BW)
