@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from dmoe.cli.main import main
+from dmoe.config import RunConfig
 from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import statistics
 from dmoe.experiments.results import write_results
@@ -95,6 +96,22 @@ def test_what_is_missing_is_said_and_nothing_breaks(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "not run yet" in page
     assert "runs are missing" in page
+
+
+def test_models_are_averaged_over_the_seeds_that_all_have(tmp_path: Path) -> None:
+    def keep(config: RunConfig) -> bool:
+        return config.training.seed < 3 or config.model.experts[0]["kind"] == "nfm"
+
+    table = Summary(fake_folder(tmp_path / "e", ("fig5",), keep=keep)).tables[0]
+    one = table.pooled[0]
+    assert (one.better, one.metric, one.compared.seeds) == ("ME+Loss", "cec", 2)
+    places = [(table.places[model, "ME"], table.places[model, "ME+Loss"]) for model in table.grid.models]
+    assert len(places[0][0].runs) == 3
+    by_seed = [
+        np.mean([second.runs[seed]["cec"] - first.runs[seed]["cec"] for first, second in places]) for seed in (1, 2)
+    ]
+    assert one.compared.difference == pytest.approx(np.mean(by_seed))
+    assert one.compared.seed_std == pytest.approx(np.std(by_seed, ddof=1))
 
 
 def test_figures_of_another_configuration_are_refused(tmp_path: Path) -> None:
