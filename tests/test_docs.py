@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from dmoe.config import RunConfig
+from dmoe.data.config import DataConfig
+from dmoe.validation import validate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,3 +39,11 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_configurations_are_valid(page: Path) -> None:
+    for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        values = yaml.safe_load(text)
+        kind = DataConfig if "label" in values else RunConfig
+        validate(kind, values, f"{page.name}: {text[:40]!r}")

@@ -127,6 +127,16 @@ def base_log(seed: int) -> tuple[bytes, bytes]:
     return (",".join(COLUMNS) + "\n").encode(), "".join(",".join(row) + "\n" for row in rows).encode()
 
 
+def with_lists(plan: DataConfig) -> DataConfig:
+    """The same with columns read as lists too."""
+    values = plan.model_dump(exclude_unset=True)
+    values["fields"]["multi_valued"] = {
+        "words": {"column": "site", "separator": " ", "max_length": 3},
+        "sites": {"column": "site", "separator": ",", "shares": "site", "keep": "last"},
+    }
+    return DataConfig.model_validate(values)
+
+
 def try_one(path: Path, seed: int) -> None:
     draw = random.Random(seed)
     header, rows = base_log(seed % 7)
@@ -136,7 +146,7 @@ def try_one(path: Path, seed: int) -> None:
         data, exact = harmed(header + rows, draw), False
     zipped = draw.random() < 0.3
     path.write_bytes(gzip.compress(data, 1) if zipped else data)
-    plan = config(format={"missing": ["", "?"], "delimiter": ","})
+    plan = with_lists(config(format={"missing": ["", "?"], "delimiter": ","}))
     found = outcome(path, plan)
     if isinstance(found, str):
         assert str(path) in found
@@ -232,7 +242,7 @@ def test_harmed_real_files(real_data: Path, tmp_path: Path, recipe: str, file: s
 
 @pytest.mark.slow
 def test_harmed_files_prepared_to_the_end(tmp_path: Path) -> None:
-    plan = config(split={"kind": "stratified"}, format={"missing": ["", "?"], "delimiter": ","})
+    plan = with_lists(config(split={"kind": "stratified"}, format={"missing": ["", "?"], "delimiter": ","}))
     header, rows = base_log(1)
     prepare(plan, [str(write_csv(tmp_path / "log.csv", random_rows(99, 0)))], tmp_path / "data")
     prepared = 0

@@ -22,6 +22,7 @@ from dmoe.data.config import DataConfig, MultiValuedOptions, read_data_config
 from dmoe.data.contents import groups_of, read_contents
 from dmoe.data.dataset import SplitReader
 from dmoe.data.encode import RawEncoder
+from dmoe.data.engines import EngineName
 from dmoe.data.inspection import inspect_log
 from dmoe.data.lists import as_ids, as_lists, padded, split_values
 from dmoe.data.prepare import prepare
@@ -30,6 +31,9 @@ from dmoe.errors import ConfigError, DataError
 from dmoe.schema import Schema
 from dmoe.training.loop import train
 from dmoe.validation import validate
+
+from .test_engines import spark
+from .test_restart import Stop, small_chunks  # noqa: F401 (a fixture)
 
 FIELDS: dict[str, Any] = {
     "categorical": {"item": {"embedding_dim": 3}, "day": {"table_group": "time"}},
@@ -150,15 +154,41 @@ def test_lists_in_parquet_are_the_texts(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(batch.ids_BC, texts.ids_BC[:5])
 
 
-def test_engines_and_threads_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["polars", spark, "duckdb"])
+def test_engines_and_threads_give_the_same_bytes(folder: Path, tmp_path: Path, engine: EngineName) -> None:
     shutil.copy(folder / "vectors.parquet", tmp_path)
-    for number, options in enumerate(({"engine": "polars"}, {"threads": 1})):
-        target = tmp_path / f"data{number}"
-        prepare(config(tmp_path), [str(folder / "log.csv")], target, **options)
-        for path in sorted((folder / "data").rglob("*.*")):
-            other = target / path.relative_to(folder / "data")
-            if path.suffix in (".parquet", ".safetensors"):
-                assert path.read_bytes() == other.read_bytes(), path
+    prepare(config(tmp_path), [str(folder / "log.csv")], tmp_path / "data", engine=engine, threads=1)
+    for path in sorted((folder / "data").rglob("*.*")):
+        if path.suffix in (".parquet", ".safetensors"):
+            assert path.read_bytes() == (tmp_path / "data" / path.relative_to(folder / "data")).read_bytes(), path
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_every_interruption_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
+    write_vectors(tmp_path, ["i3", "i0", "i77"])
+    write_log(tmp_path / "log.csv", drawn(600))
+    plan, log = config(tmp_path), [str(tmp_path / "log.csv")]
+    counting = Stop(-1)
+    prepare(plan, log, tmp_path / "whole", progress=counting, shard_rows=100)
+    assert counting.seen >= 10
+    for at in range(1, counting.seen + 1):
+        with pytest.raises(KeyboardInterrupt):
+            prepare(plan, log, tmp_path / "data", progress=Stop(at), shard_rows=100)
+        prepare(plan, log, tmp_path / "data", shard_rows=100)
+        for path in sorted((tmp_path / "whole").rglob("*.*")):
+            if path.name != "summary.json":
+                assert path.read_bytes() == (tmp_path / "data" / path.relative_to(tmp_path / "whole")).read_bytes(), at
+        shutil.rmtree(tmp_path / "data")
+
+
+def test_other_vectors_are_other_work(tmp_path: Path) -> None:
+    write_vectors(tmp_path, ["i3"])
+    write_log(tmp_path / "log.csv", drawn(200))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(tmp_path), [str(tmp_path / "log.csv")], tmp_path / "data", progress=Stop(3))
+    write_vectors(tmp_path, ["i4", "i5"])
+    prepare(config(tmp_path), [str(tmp_path / "log.csv")], tmp_path / "data")
+    assert pq.read_table(tmp_path / "data" / "vocabulary" / "image.parquet")["value"].to_pylist() == ["i4", "i5"]
 
 
 def test_an_update_keeps_ids_and_vectors(folder: Path, tmp_path: Path) -> None:

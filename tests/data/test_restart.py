@@ -29,7 +29,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines.read_line_chunks, "__defaults__", (5000,))
 
 
-class _Stop:
+class Stop:
     """Interrupts at the n-th report of progress."""
 
     def __init__(self, at: int) -> None:
@@ -48,15 +48,15 @@ class _Stop:
 def test_every_interruption_is_continued_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
     logs = [str(write_csv(tmp_path / f"{name}.csv", random_rows(700, seed))) for seed, name in enumerate("ab")]
     plan, options = config(split={"kind": kind}), {"shard_rows": 100, "threads": 2}
-    counting = _Stop(-1)
+    counting = Stop(-1)
     want = prepare(plan, logs, tmp_path / "whole", progress=counting, **options)
     assert counting.seen > 20
     for at in range(1, counting.seen + 1):
         with pytest.raises(KeyboardInterrupt):
-            prepare(plan, logs, tmp_path / "data", progress=_Stop(at), **options)
+            prepare(plan, logs, tmp_path / "data", progress=Stop(at), **options)
         assert not (tmp_path / "data").exists()
         # Once more before the end, as a second kill may come.
-        again = _Stop(3)
+        again = Stop(3)
         try:
             got = prepare(plan, logs, tmp_path / "data", progress=again, **options)
         except KeyboardInterrupt:
@@ -78,10 +78,10 @@ def _remove(folder: Path) -> None:
 @pytest.mark.usefixtures("small_chunks")
 def test_finished_pieces_and_shards_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = str(write_csv(tmp_path / "log.csv", random_rows(1000, 3)))
-    seen = _Stop(-1)
+    seen = Stop(-1)
     prepare(config(), [log], tmp_path / "whole", shard_rows=50, progress=seen)
     with pytest.raises(KeyboardInterrupt):
-        prepare(config(), [log], tmp_path / "data", shard_rows=50, progress=_Stop(seen.seen - 2))
+        prepare(config(), [log], tmp_path / "data", shard_rows=50, progress=Stop(seen.seen - 2))
     parts = sorted((tmp_path / ".data.work" / "result" / "train").iterdir())
     stamps = {path.name: path.stat().st_mtime_ns for path in parts[:-2]}
     assert len(stamps) > 3
@@ -103,11 +103,11 @@ def _touch(log: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("change", [_touch, lambda _: {"shard_rows": 70}])
 def test_another_plan_starts_anew(tmp_path: Path, change: Callable[[Path], dict[str, Any]]) -> None:
     log = write_csv(tmp_path / "log.csv", random_rows(400, 3))
-    seen = _Stop(-1)
+    seen = Stop(-1)
     prepare(config(), [str(log)], tmp_path / "whole", shard_rows=50, progress=seen)
     with pytest.raises(KeyboardInterrupt):
-        prepare(config(), [str(log)], tmp_path / "data", shard_rows=50, progress=_Stop(seen.seen - 1))
-    again = _Stop(-1)
+        prepare(config(), [str(log)], tmp_path / "data", shard_rows=50, progress=Stop(seen.seen - 1))
+    again = Stop(-1)
     prepare(config(), [str(log)], tmp_path / "data", **({"shard_rows": 50} | change(log)), progress=again)
     assert again.seen == seen.seen
 
@@ -126,7 +126,7 @@ def test_a_journal_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
     log = write_csv(tmp_path / "log.csv", random_rows(100, 3))
     prepare(config(), [str(log)], tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        prepare(config(), [str(log)], tmp_path / "data", progress=_Stop(2))
+        prepare(config(), [str(log)], tmp_path / "data", progress=Stop(2))
     journal = tmp_path / ".data.work" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-9])
     prepare(config(), [str(log)], tmp_path / "data")
