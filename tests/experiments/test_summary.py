@@ -148,6 +148,12 @@ def test_the_ensemble_is_the_mean_of_its_members_logits(tmp_path: Path) -> None:
     assert place.runs[3]["auc"] == pytest.approx(roc_auc_score(test[0]["label"], mean), abs=1e-6)
 
 
+def test_two_seeds_of_one_kind_make_one_ensemble(tmp_path: Path) -> None:
+    places = Summary(fake_folder(tmp_path / "e", ("controls",), seeds=2)).tables[0].places
+    assert len(places["CrossNet", "Two single experts"].runs) == 1
+    assert len(places["CIN + CrossNet", "Two single experts"].runs) == 2
+
+
 def test_results_are_tidy_and_both_forms_agree(better_loss: Summary) -> None:
     write_results(better_loss)
     folder = better_loss.folder.path

@@ -220,7 +220,9 @@ class Summary:
         runs, cells = {}, {}
         for start, seed in enumerate(seeds):
             keys = [one.cell(seeds[(start + place) % len(seeds)]).key for place, one in enumerate(members)]
-            if len(set(keys)) < len(keys) or not all(key in self.finished for key in keys):
+            # Two seeds of one kind make one ensemble, not two.
+            repeated = set(keys) in [set(one.split("+")) for one in cells.values()]
+            if repeated or len(set(keys)) < len(keys) or not all(key in self.finished for key in keys):
                 continue
             parts = [self.scores(key) for key in keys]
             mean_R = np.mean([part.logits_R for part in parts], axis=0)
