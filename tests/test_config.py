@@ -55,6 +55,7 @@ def test_the_resolved_yaml_loads_to_the_same_configuration(tmp_path):
         ("decorrelation: [{loss: cov, norm: spectral}]", "must be l1 or l2, got 'spectral'"),
         ("model: {gate: {kind: top-k}}", "a top-k gate needs 'gate.k'"),
         ("model: {gate: {k: 1}}", "'gate.k' is for top-k and noisy-top-k, not softmax"),
+        ("model: {gate: {kind: top-k, k: 1}}", "k 1 gives every row the weight 1, so nothing would train the gate"),
         ("model: {gate: {kind: top-k, k: 3}}", "'gate.k' must be at most 2 of 2 experts here, got 3"),
         ("model: {gate: {balance: switch}}", "'gate.balance' of a softmax gate must be importance, got 'switch'"),
         ("model: {gate: {balance_weight: 0.1}}", "needs gate.balance"),
