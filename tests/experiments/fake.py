@@ -69,6 +69,7 @@ def _finish(folder: Folder, one: plan.Wanted, quality: float, cec: float) -> Non
             "format_version": 1,
             "config": config.model_dump(mode="json"),
             "metrics": metrics,
+            "planted": {"parts": ["inner", "triple"], "r_squared": [[0.1, 0.6], [0.7, 0.2]]} if several else None,
             "tables": [{"table": 0, "experts": [0], "width": 2, "fields": 3, "abundance": 0.7, "weighted": 0.6}],
             "training": [
                 {"step": step, "epoch": 1, "train_logloss": 0.5, "valid_auc": 0.7, "valid_logloss": 0.5,

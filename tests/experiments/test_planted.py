@@ -12,7 +12,7 @@ from dmoe.data.synthetic_logit import sum_parts
 from dmoe.data.synthetic_truth import split_bounds
 from dmoe.errors import DataError
 from dmoe.experiments import planted
-from dmoe.experiments.planted import Truth, recovered, separation
+from dmoe.experiments.planted import Truth, assigned, recovered, separation
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,8 @@ def test_separation_takes_the_best_way_of_giving_each_structure_an_expert() -> N
     assert separation([[0.9, 0.1], [0.2, 0.8]]) == pytest.approx((0.7 + 0.7) / 2)
     assert separation([[0.2, 0.8], [0.9, 0.1]]) == pytest.approx((0.7 + 0.7) / 2)
     assert separation([[0.9, 0.8], [0.1, 0.1]]) == pytest.approx((0.8 - 0.7) / 2)
+    assert assigned([[0.2, 0.8], [0.9, 0.1]]) == (1, 0)
+    assert assigned([[0.9, 0.1], [0.2, 0.8], [0.0, 0.0]]) == (0, 1)
     assert separation([[0.5, 0.5], [0.5, 0.5], [0.0, 0.0]]) == pytest.approx(0.0)
 
 

@@ -37,7 +37,8 @@ auc = 0.8 if "alpha: 100.0" in text else 0.7
 figures = {split: {"auc": auc, "logloss": 0.5} for split in ("valid", "test")}
 with (cell.parent.parent / "calls").open("a") as calls:
     calls.write(json.dumps([cell.name, began, time.time()]) + "\\n")
-(cell / "cell.json").write_text(json.dumps({"format_version": 1, "metrics": figures}))
+config = json.loads((cell / "config.json").read_text())
+(cell / "cell.json").write_text(json.dumps({"format_version": 1, "config": config, "metrics": figures}))
 """
 GIB = 1 << 30
 POPEN = subprocess.Popen
@@ -68,6 +69,8 @@ def make(tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch):  # 
         )
 
         def popen(command: list[str], **options: object) -> "subprocess.Popen[bytes]":
+            cell = Path(command[3])
+            (cell / "config.json").write_text(load_config(cell / "run.yaml").model_dump_json())
             stand_in = [sys.executable, "-S", "-c", STAND_IN, command[3], failing, str(seconds)]
             return POPEN(stand_in, **options)
 

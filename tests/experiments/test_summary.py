@@ -10,11 +10,14 @@ import pytest
 from pyarrow import parquet
 
 from dmoe.cli.main import main
-from dmoe.errors import ConfigError
+from dmoe.config import RunConfig
+from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import statistics
 from dmoe.experiments.results import write_results
 from dmoe.experiments.summary import Summary
+from dmoe.files import read_json, write_json
 from dmoe.report.experiment import write_experiment_report
+from dmoe.report.experiment_tables import structures
 from tests.experiments.fake import alpha_of, fake_folder
 from tests.report.page import Page
 from tests.training.conftest import small_data  # noqa: F401
@@ -93,6 +96,37 @@ def test_what_is_missing_is_said_and_nothing_breaks(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "not run yet" in page
     assert "runs are missing" in page
+
+
+def test_models_are_averaged_over_the_seeds_that_all_have(tmp_path: Path) -> None:
+    def keep(config: RunConfig) -> bool:
+        return config.training.seed < 3 or config.model.experts[0]["kind"] == "nfm"
+
+    table = Summary(fake_folder(tmp_path / "e", ("fig5",), keep=keep)).tables[0]
+    one = table.pooled[0]
+    assert (one.better, one.metric, one.compared.seeds) == ("ME+Loss", "cec", 2)
+    places = [(table.places[model, "ME"], table.places[model, "ME+Loss"]) for model in table.grid.models]
+    assert len(places[0][0].runs) == 3
+    by_seed = [
+        np.mean([second.runs[seed]["cec"] - first.runs[seed]["cec"] for first, second in places]) for seed in (1, 2)
+    ]
+    assert one.compared.difference == pytest.approx(np.mean(by_seed))
+    assert one.compared.seed_std == pytest.approx(np.std(by_seed, ddof=1))
+
+
+def test_figures_of_another_configuration_are_refused(tmp_path: Path) -> None:
+    """As when a default has changed since: the recorded configuration no longer has the folder's name."""
+    folder = fake_folder(tmp_path / "e", ("fig5",), seeds=1)
+    key = folder.arms("fig5")[0].cell(1).key
+    path = folder.cell(key) / "cell.json"
+    values = read_json(path)
+    del values["config"]["training"]["patience"]  # a key that did not exist then
+    write_json(path, values)
+    assert key in folder.finished()
+    values["config"]["training"]["patience"] = 7
+    write_json(path, values)
+    with pytest.raises(DataError, match=f"{key}.*is not that of its folder; remove the folder"):
+        Summary(folder)
 
 
 def test_the_ensemble_is_the_mean_of_its_members_logits(tmp_path: Path) -> None:
@@ -180,6 +214,33 @@ def test_equal_folders_give_equal_pages(page: str, better_loss: Summary, tmp_pat
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
+def test_markdown_holds_every_table(better_loss: Summary, page: str, tmp_path: Path) -> None:
+    write_experiment_report(better_loss.folder.path, tmp_path / "page.md", better_loss)
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page
+    for path in sorted((better_loss.folder.path / "tables").glob("*.md")):
+        assert path.read_text(encoding="utf-8") in text
+    assert "0.794900" in text
+    assert "&#" not in text
+    # Every line of a table has as many cells as its head.
+    for table in text.split("\n\n"):
+        lines = [line.replace(r"\|", "") for line in table.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1, table
+
+
+def test_structures_stand_with_the_expert_that_owns_them(tmp_path: Path) -> None:
+    folder = fake_folder(tmp_path / "e", ("planted",), truth="log.truth.json")
+    text = structures(Summary(folder).tables[0])
+    assert text is not None
+    assert len(text.rows) == 6
+    assert [(cell.text, cell.emphasis) for cell in text.rows[0][2:]] == [
+        ("0.700 ± 0.000", "bold"),
+        ("0.200 ± 0.000", ""),
+        ("0.100 ± 0.000", ""),
+        ("0.600 ± 0.000", "bold"),
+    ]
+
+
 def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
@@ -192,7 +253,7 @@ def test_dmoe_report_knows_an_experiment_folder(better_loss: Summary, tmp_path: 
     assert "Claims" in (tmp_path / "page.html").read_text()
     assert run("report", folder, tmp_path, "-o", tmp_path / "page.html") == 2
     assert "stands alone" in capfd.readouterr().err
-    with pytest.raises(ConfigError, match=r"name that ends in \.html"):
+    with pytest.raises(ConfigError, match=r"name it \.html or \.md"):
         write_experiment_report(folder, tmp_path / "page.pdf")
 
 

@@ -17,6 +17,7 @@ Examples:
   dmoe report runs/me -o me.html
   dmoe report runs/se runs/me runs/me-loss -o comparison.html
   dmoe report experiments/criteo -o experiments.html
+  dmoe report experiments/criteo -o experiments.md
 """
 
 
@@ -27,9 +28,9 @@ def command(
             metavar="RUN", help="Run folders made by `dmoe train`, or one folder made by `dmoe experiment`."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write; ends in .html.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The page to write; ends in .html, or .md of an experiment.")
+    ] = Path("report.html"),
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.errors import ConfigError

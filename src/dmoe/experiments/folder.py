@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dmoe.config import RunConfig
 from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import grid
 from dmoe.experiments.cell import CELL_FORMAT, DONE
@@ -126,7 +127,8 @@ class Folder:
     def figures(self, key: str) -> dict[str, Any] | None:
         """The content of `cell.json`, None while the cell is not finished.
 
-        Raises: DataError if it was written by another format version.
+        Raises: DataError if it was written by another format version, or is of another configuration than its name
+        says, as when a default has changed since.
         """
         path = self.cell(key) / DONE
         if not path.is_file():
@@ -134,6 +136,8 @@ class Folder:
         found = read_json(path)
         if found.get("format_version") != CELL_FORMAT:
             raise DataError(f"{path}: written by another version of dmoe; remove the cell's folder to run it again")
+        if Cell.of(validate(RunConfig, found["config"], str(path))).key != key:
+            raise DataError(f"{path}: its configuration is not that of its folder; remove the folder to run it again")
         return found
 
     def finished(self) -> dict[str, dict[str, Any]]:

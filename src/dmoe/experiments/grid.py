@@ -125,7 +125,8 @@ class Cell:
 
     @staticmethod
     def of(config: RunConfig) -> "Cell":
-        text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+        # Without defaults: a key that a later dmoe adds does not rename the runs that know nothing of it.
+        text = json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return Cell(hashlib.sha256(text.encode()).hexdigest()[:12], config)
 
 

@@ -86,13 +86,21 @@ def recovered(
 
 def separation(matrix_MP: Sequence[Sequence[float]]) -> float:
     """See `recovered`."""
+    return _gap(np.asarray(matrix_MP), assigned(matrix_MP))
+
+
+def assigned(matrix_MP: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """The expert that each structure is given, an expert of its own for each, so that separation is largest."""
     table = np.asarray(matrix_MP)
     num_experts, num_parts = table.shape
-    ways = []
-    for chosen in permutations(range(num_experts), min(num_parts, num_experts)):
-        gaps = [table[expert, part] - np.delete(table[:, part], expert).max() for part, expert in enumerate(chosen)]
-        ways.append(float(np.mean(gaps)))
-    return max(ways)
+    ways = permutations(range(num_experts), min(num_parts, num_experts))
+    return max(ways, key=lambda chosen: _gap(table, chosen))
+
+
+def _gap(table_MP: Floats, chosen: Sequence[int]) -> float:
+    """Mean over structures of the chosen expert's R² minus the best of the others."""
+    gaps = [table_MP[expert, part] - np.delete(table_MP[:, part], expert).max() for part, expert in enumerate(chosen)]
+    return float(np.mean(gaps))
 
 
 def _r_squared(fit_ND: Floats, fit_N: Floats, judged_ND: Floats, judged_N: Floats) -> float:

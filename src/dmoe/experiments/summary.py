@@ -207,6 +207,7 @@ class Summary:
             "parameters": cell["parameters"],
             "seconds": cell["seconds"],
             "abundance": float(np.mean(abundance)) if abundance else None,
+            "planted": cell.get("planted"),
         }
 
     def _ensemble(self, arm: Arm, name: str) -> Place:
@@ -243,26 +244,22 @@ class Summary:
         return Scores(parts[0].labels_R, np.mean([part.logits_R for part in parts], axis=0))
 
     def _pairs(self, first: Place, second: Place) -> Iterator[tuple[int, Scores, Scores]]:
-        for seed in first.cells.keys() & second.cells.keys():
+        for seed in sorted(first.cells.keys() & second.cells.keys()):
             yield seed, self._place_scores(first.cells[seed]), self._place_scores(second.cells[seed])
 
     def _compare(
         self, places: Sequence[tuple[Place, Place]], metric: Metric
     ) -> tuple[Compared, Compared | None] | None:
         """The difference of a metric, averaged over pairs of places; for AUC also that of logloss."""
+        # The same seeds stand behind every model, so that no model's own seeds pass for a difference between seeds.
         if metric in ("auc", "logloss"):
-            if not any(first.cells.keys() & second.cells.keys() for first, second in places):
-                return None
-            # Only seeds that all pairs have: the same seeds stand behind every model.
-            pairs = [pair for first, second in places for pair in self._pairs(first, second)]
-            return compare_auc(pairs), compare_logloss(pairs)
-        by_seed: dict[int, list[tuple[float, float]]] = {}
-        for first, second in places:
-            a, b = first.values(metric), second.values(metric)
-            for seed in a.keys() & b.keys():
-                by_seed.setdefault(seed, []).append((a[seed], b[seed]))
-        means = np.array([np.mean(values, axis=0) for values in by_seed.values()])
-        found = compare_values(means[:, 0].tolist(), means[:, 1].tolist()) if len(means) > 1 else None
+            seeds = _common([first.cells.keys() & second.cells.keys() for first, second in places])
+            pairs = [pair for first, second in places for pair in self._pairs(first, second) if pair[0] in seeds]
+            return (compare_auc(pairs), compare_logloss(pairs)) if pairs else None
+        values = [(first.values(metric), second.values(metric)) for first, second in places]
+        seeds = _common([first.keys() & second.keys() for first, second in values])
+        means = [np.mean([[first[seed], second[seed]] for first, second in values], axis=0) for seed in sorted(seeds)]
+        found = compare_values([one[0] for one in means], [one[1] for one in means])
         return None if found is None else (found, None)
 
     def _decide(self, spec: Grid, places: dict[tuple[str, str], Place]) -> list[Decided]:
@@ -317,6 +314,10 @@ class Summary:
                 verdict = _verdict(result[0], value, metric)
                 decided.append(Decided("all models", one.better, one.than, metric, one.claim, *result, value, verdict))
         return decided
+
+
+def _common(seeds: Sequence[set[int]]) -> set[int]:
+    return set.intersection(*seeds) if seeds else set()
 
 
 def _verdict(compared: Compared, adjusted: float, metric: Metric) -> Verdict:

@@ -38,12 +38,14 @@ class Section:
 
 
 def write_experiment_report(folder: Path, output: Path, summary: Summary | None = None) -> list[Path]:
-    """Writes the page to `output`, and `tables/` (Markdown, LaTeX) and `figures/` (SVG, PNG) into the folder.
+    """Writes the page, or its tables in one Markdown file, to `output`.
 
-    Raises: DataError if the folder is no experiment folder; ConfigError if `output` is no name of an HTML page.
+    `tables/` (Markdown, LaTeX) and `figures/` (SVG, PNG) go into the folder.
+
+    Raises: DataError if the folder is no experiment folder; ConfigError if `output` is no name of either kind.
     """
-    if output.is_dir() or output.suffix not in (".html", ".htm"):
-        raise ConfigError(f"{output}: the report is an HTML page; give it a name that ends in .html")
+    if output.is_dir() or output.suffix not in (".html", ".htm", ".md"):
+        raise ConfigError(f"{output}: the report is an HTML page or Markdown; name it .html or .md")
     if not output.parent.is_dir():
         raise ConfigError(f"{output}: folder {output.parent} does not exist; make it first")
     summary = summary or Summary(Folder.open(folder))
@@ -55,7 +57,8 @@ def write_experiment_report(folder: Path, output: Path, summary: Summary | None 
     with drawing():
         drawn = {table.name: [*figures(table), *_training(summary, table)] for table in summary.tables}
         sections = [_section(table, drawn[table.name]) for table in summary.tables]
-        page = page_environment().get_template("experiment.html.j2").render(
+        template = "experiment.md.j2" if output.suffix == ".md" else "experiment.html.j2"
+        page = page_environment().get_template(template).render(
             summary=summary,
             asked=summary.asked,
             sections=sections,
@@ -90,6 +93,8 @@ def _section(table: Table, drawn: Sequence[Drawn]) -> Section:
             "the best R² of another expert"
         )
         main.append(experiment_tables.other(table, "separation", 3, caption))
+        if (held := experiment_tables.structures(table)) is not None:
+            main.append(held)
     folded = [
         (title, text)
         for title, text in (

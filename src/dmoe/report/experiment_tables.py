@@ -6,6 +6,7 @@ from dmoe.comparison import SIGNIFICANCE
 from dmoe.experiments.grid import Metric
 from dmoe.experiments.paper import PaperTable, paper
 from dmoe.experiments.plan import CHOSEN_BY
+from dmoe.experiments.planted import assigned
 from dmoe.experiments.statistics import Compared, Spread
 from dmoe.experiments.summary import Claim, Decided, Place, Summary, Table
 from dmoe.report import numbers
@@ -20,7 +21,9 @@ def spread(value: Spread | None, digits: int) -> str:
     """Mean ± standard deviation over seeds."""
     if value is None:
         return ABSENT
-    text = f"{value.mean:.{digits}f}"
+    text = f"{value.mean:.{digits}f}".replace("-", numbers.MINUS)
+    if float(f"{value.mean:.{digits}f}") == 0:
+        text = text.removeprefix(numbers.MINUS)
     return text if value.std is None else f"{text} ± {value.std:.{digits}f}"
 
 
@@ -136,6 +139,31 @@ def inside(table: Table) -> TextTable | None:
         "one decides. Information abundance of the experts' tables, by the count of tokens, 1 without collapse."
     )
     return TextTable(f"{table.name}-experts", caption, head, rows, frozenset({1, 7}))
+
+
+def structures(table: Table) -> TextTable | None:
+    """What each expert holds of each planted structure, or None where none was planted."""
+    rows = []
+    parts: list[str] = []
+    for place in table.places.values():
+        found = [run["planted"] for run in place.runs.values() if run.get("planted")]
+        if not found:
+            continue
+        parts = found[0]["parts"]
+        cells = []
+        for owner in range(len(parts)):
+            for part in range(len(parts)):
+                held = [one["r_squared"][assigned(one["r_squared"])[owner]][part] for one in found]
+                cells.append(Text(spread(Spread.of(held), 3), emphasis="bold" if owner == part else ""))
+        rows.append([Text(place.model), Text(place.variant), *cells])
+    if not rows:
+        return None
+    head = ["Model", "Variant", *(f"{part}, by the expert of {owner}" for owner in parts for part in parts)]
+    caption = (
+        f"{table.grid.title} R² of a linear read-out of each planted structure from an expert’s outputs, on the test "
+        "split. Each structure is given the expert that separates them best; bold: that expert’s own structure."
+    )
+    return TextTable(f"{table.name}-structures", caption, head, rows, frozenset({1}))
 
 
 def comparisons(table: Table) -> TextTable | None:
