@@ -19,9 +19,13 @@ def test_every_preset_loads_builds_and_says_what_it_is():
 
     schema = Schema(
         label="click",
-        fields=(*(CategoricalField(name=f"c{i}", vocabulary_size=4) for i in range(3)), NumericField(name="n")),
+        fields=(
+            CategoricalField(name="a", vocabulary_size=4, table_group="ad"),
+            *(CategoricalField(name=f"c{i}", vocabulary_size=4, table_group="context") for i in range(2)),
+            NumericField(name="n"),
+        ),
     )
-    assert {"single", "se-moe", "me-moe", "d-moe"} <= set(presets())
+    assert {"single", "se-moe", "me-moe", "d-moe", "production"} <= set(presets())
     for name in presets():
         config = load_config(name)
         model = build_model(config.model, schema, seed=0)
