@@ -19,9 +19,13 @@ def test_every_preset_loads_builds_and_says_what_it_is():
 
     schema = Schema(
         label="click",
-        fields=(*(CategoricalField(name=f"c{i}", vocabulary_size=4) for i in range(3)), NumericField(name="n")),
+        fields=(
+            CategoricalField(name="a", vocabulary_size=4, table_group="ad"),
+            *(CategoricalField(name=f"c{i}", vocabulary_size=4, table_group="context") for i in range(2)),
+            NumericField(name="n"),
+        ),
     )
-    assert {"single", "se-moe", "me-moe", "d-moe"} <= set(presets())
+    assert {"single", "se-moe", "me-moe", "d-moe", "production"} <= set(presets())
     for name in presets():
         config = load_config(name)
         model = build_model(config.model, schema, seed=0)
@@ -55,6 +59,7 @@ def test_the_resolved_yaml_loads_to_the_same_configuration(tmp_path):
         ("decorrelation: [{loss: cov, norm: spectral}]", "must be l1 or l2, got 'spectral'"),
         ("model: {gate: {kind: top-k}}", "a top-k gate needs 'gate.k'"),
         ("model: {gate: {k: 1}}", "'gate.k' is for top-k and noisy-top-k, not softmax"),
+        ("model: {gate: {kind: top-k, k: 1}}", "k 1 gives every row the weight 1, so nothing would train the gate"),
         ("model: {gate: {kind: top-k, k: 3}}", "'gate.k' must be at most 2 of 2 experts here, got 3"),
         ("model: {gate: {balance: switch}}", "'gate.balance' of a softmax gate must be importance, got 'switch'"),
         ("model: {gate: {balance_weight: 0.1}}", "needs gate.balance"),

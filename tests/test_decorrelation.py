@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmoe.decorrelation import CorrLoss, CovLoss, cross_expert_correlation, scales_of_alpha
+from dmoe.decorrelation import (
+    BarlowTwinsLoss,
+    CorrLoss,
+    CovLoss,
+    VICRegLoss,
+    cross_expert_correlation,
+    scales_of_alpha,
+)
 
 LOSSES: list[tuple[type[nn.Module], str, str]] = [
     (CorrLoss, "frobenius", "paper"),
@@ -389,12 +396,18 @@ def test_first_hundred_steps_of_second_order_experts(alpha: float, clip: float |
     )
 
 
+# Three narrow experts, whose gradient is one product.
+WIDTHS = (4, 6, 3)
+
+
 def _distributed_losses() -> list[nn.Module]:
     return [
         CorrLoss(process_group="world"),
         CorrLoss("spectral", process_group="world"),
         CovLoss("l1", process_group="world"),
         CovLoss("l2", process_group="world"),
+        BarlowTwinsLoss(process_group="world"),
+        VICRegLoss(process_group="world"),
     ]
 
 
@@ -404,9 +417,9 @@ def _run_rank(rank: int, folder: str, shares: list[int]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(shares))
     saved = torch.load(f"{folder}/inputs.pt")
     start = sum(shares[:rank])
-    layers = nn.ModuleList([nn.Linear(5, 4, dtype=torch.float64), nn.Linear(5, 6, dtype=torch.float64)])
+    layers = nn.ModuleList(nn.Linear(5, width, dtype=torch.float64) for width in WIDTHS)
     layers.load_state_dict(saved["layers"])
-    model = nn.parallel.DistributedDataParallel(_Both(layers))
+    model = nn.parallel.DistributedDataParallel(_Several(layers))
     results = []
     for loss in _distributed_losses():
         model.zero_grad()
@@ -417,7 +430,7 @@ def _run_rank(rank: int, folder: str, shares: list[int]) -> None:
     dist.destroy_process_group()
 
 
-class _Both(nn.Module):
+class _Several(nn.Module):
     def __init__(self, layers: nn.ModuleList) -> None:
         super().__init__()
         self.layers = layers
@@ -428,7 +441,7 @@ class _Both(nn.Module):
 
 def test_two_processes_have_the_loss_and_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     shares = [7, 12]
-    layers = nn.ModuleList([nn.Linear(5, 4, dtype=torch.float64), nn.Linear(5, 6, dtype=torch.float64)])
+    layers = nn.ModuleList(nn.Linear(5, width, dtype=torch.float64) for width in WIDTHS)
     x = torch.randn(sum(shares), 5, dtype=torch.float64) * 1e-3 + 0.2
     x[:7] *= 100  # ranks of different scale
     torch.save({"layers": layers.state_dict(), "x": x}, tmp_path / "inputs.pt")
@@ -437,7 +450,7 @@ def test_two_processes_have_the_loss_and_gradient_of_the_whole_batch(tmp_path: P
     for index, loss in enumerate(_distributed_losses()):
         loss.process_group = None
         layers.zero_grad()
-        value = loss(_Both(layers)(x))
+        value = loss(_Several(layers)(x))
         value.backward()
         assert value > 0
         for rank in ranks:

@@ -235,3 +235,19 @@ def test_configured_losses_act_on_a_model(config: DecorrelationConfig, expected:
     assert getattr(term.loss, "variance_weight", 0.25) == 0.25
     loss = expected() if expected is BarlowTwinsLoss else VICRegLoss(0.25)
     torch.testing.assert_close(term(output, 0), loss(output.expert_outputs) / 8)
+
+
+@pytest.mark.parametrize("rows", [4, 30])
+@pytest.mark.parametrize("loss", [BarlowTwinsLoss(), VICRegLoss()])
+def test_dead_columns_and_tiny_outputs_keep_finite_gradients(
+    loss: Callable[[Sequence[Tensor]], Tensor], rows: int
+) -> None:
+    outputs = [output.float() for output in outputs_of(rows, (6, 5))]
+    dead = [output.clone() for output in outputs]
+    dead[0][:, 2] = 0.7
+    dead[1][:] = 0.0
+    tiny = [output * 1e-12 for output in outputs]
+    for outputs_given in (dead, tiny):
+        assert all(torch.isfinite(one).all() for one in value_and_gradients(loss, outputs_given))
+    assert float(BarlowTwinsLoss()(dead)) == 0.0
+    torch.testing.assert_close(BarlowTwinsLoss()(tiny), BarlowTwinsLoss()(outputs), rtol=1e-4, atol=1e-6)

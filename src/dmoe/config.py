@@ -16,13 +16,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dmoe.errors import ConfigError
-from dmoe.nn.gate_kinds import BALANCES, Balance, GateKind
+from dmoe.nn.gate_kinds import BALANCES, TOP_1, TRAINS_TOP_1, Balance, GateKind
 from dmoe.validation import nearest, parse_yaml, read_yaml, validate
 
 
 def _check_option(key: str, value: object, parameter: inspect.Parameter) -> None:
     if not _fits(value, parameter.annotation):
-        shown = inspect.formatannotation(parameter.annotation).replace("collections.abc.", "")
+        shown = inspect.formatannotation(parameter.annotation).replace("collections.abc.", "").replace("typing.", "")
         raise ValueError(f"{key} must be {shown}, got {value!r}")
 
 
@@ -89,11 +89,13 @@ class GateConfig(_Strict):
             raise ValueError(f"a {self.kind} gate needs 'gate.k', the number of experts that it keeps")
         if not sparse and self.k is not None:
             raise ValueError(f"'gate.k' is for top-k and noisy-top-k, not {self.kind}")
+        if self.k == 1 and self.balance not in TRAINS_TOP_1:
+            raise ValueError(f"'gate': {TOP_1}")
         return self
 
 
 class ModelConfig(_Strict):
-    """Experts, the tables that they read, the gate and the tower.
+    """Experts, the tables that they read, the gate and the tower; or one expert by itself, `form: benchmark`.
 
     An expert may say `fields`, the fields or groups of fields that it reads, beside its own options.
     """
@@ -108,6 +110,8 @@ class ModelConfig(_Strict):
     expert_units: int = Field(default=500, ge=1)
     tower_units: list[int] = [500]
     tower_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    form: Literal["mixture", "benchmark"] = "mixture"
+    first_order: bool | None = None
 
     @field_validator("experts")
     @classmethod
@@ -155,6 +159,19 @@ class ModelConfig(_Strict):
             raise ValueError(f"'gate.k' must be at most {most} of {num_experts} experts here, got {self.gate.k}")
         if any(units < 1 for units in self.tower_units):
             raise ValueError(f"'tower_units' must be positive, got {self.tower_units}")
+        return self
+
+    @model_validator(mode="after")
+    def _form_fits(self) -> "ModelConfig":
+        if self.form == "mixture":
+            if self.first_order is not None:
+                raise ValueError("'first_order' is for form: benchmark")
+            return self
+        if len(self.experts) > 1:
+            raise ValueError(f"'form' benchmark is for one expert, got {len(self.experts)}")
+        for name in ("gate", "expert_units", "tower_units", "tower_dropout"):
+            if getattr(self, name) != ModelConfig.model_fields[name].default:
+                raise ValueError(f"'{name}' has no use in form: benchmark, which has no such layer; leave it out")
         return self
 
     @property

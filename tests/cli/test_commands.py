@@ -152,6 +152,25 @@ def test_lists_and_resolved_configuration(call):
         "fm", "nfm", "dnn", "deepfm", "crossnet", "dcnv2", "cin", "xdeepfm",
     }  # fmt: skip
     assert "crossnet: " in call("experts").out
+    found = json.loads(call("experts", "crossnet", "--fields", 39, "--dim", 10, "--json").out)
+    (expert,) = found["experts"]
+    assert (found["fields"], found["dim"], expert["source"]) == (39, 10, "Wang et al., WWW 2021, eq. 1")
+    assert expert["cost"] == {
+        "parameters": 3 * (390**2 + 390),
+        "flops": 3 * (2 * 390**2 + 3 * 390),
+        "out_features": 390,
+    }
+    assert expert["options"]["low_rank"] == {"type": "int | None", "default": None}
+    assert "must be a multiple of 23 (one vector for each other field), got 16" in call("experts", "ffm").out
+    assert "Intermediates:" in call("experts", "cin").out
+    assert call("experts", "cim").code == 2
+
+
+def test_every_built_in_expert_names_its_equation_and_source(call):
+    for expert in json.loads(call("experts", "--json").out)["experts"]:
+        assert expert["source"], expert["kind"]
+        assert "`" in expert["equation"], expert["kind"]
+        assert (expert["cost"] is None) == (expert["kind"] in ("ffm", "onn")), expert["kind"]
     assert call("--version").out.strip()
     assert call("train", "--help").code == 0
 

@@ -230,14 +230,11 @@ def test_an_id_out_of_range_is_unseen_and_not_another_row(looked_up: Path) -> No
     assert model.score(row)["probability"] != unseen
 
 
-# Widths of the table that these split among the log's 12 fields.
-WIDTHS = {"ffm": 22, "onn": 24}
-
-
 @pytest.mark.parametrize("kind", sorted(EXPERTS))
-def test_every_expert_exports_and_survives_an_empty_batch(tmp_path: Path, kind: str) -> None:
+def test_every_expert_exports_and_survives_an_empty_batch(run: Run, tmp_path: Path, kind: str) -> None:
     """Einsum on an empty batch ends an ONNX Runtime process, so this asks in a process of its own."""
-    dim = WIDTHS.get(kind, 4)
+    # These split the table's width among the fields of the log.
+    dim = {"ffm": 2 * len(run.schema.fields) - 2, "onn": 2 * len(run.schema.fields)}.get(kind, 4)
     run = trained(
         tmp_path,
         f"model.experts=[{{kind: {kind}}}, {{kind: dnn}}]",
@@ -280,6 +277,17 @@ def test_every_gate_exports(tmp_path: Path, gate: str) -> None:
     run = trained(tmp_path, experts, f"model.gate={gate}", "training.epochs=1")
     export(run, tmp_path / "model")
     expected = reference(run, tmp_path / "log.csv")
+    np.testing.assert_allclose(dmoe.load(tmp_path / "model").predict_proba(tmp_path / "log.csv"), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(("expert", "dim"), [("kind: lr", 1), ("kind: deepfm, hidden_units: [6]", 4)])
+def test_single_models_in_the_benchmark_form_export(tmp_path: Path, expert: str, dim: int) -> None:
+    layers = ("model.expert_units=500", "model.gate={}", "model.tower_units=[500]")
+    form = (f"model.experts=[{{{expert}}}]", "model.form=benchmark", f"model.embedding_dim={dim}", "training.epochs=1")
+    run = trained(tmp_path, *layers, *form)
+    export(run, tmp_path / "model")
+    expected = reference(run, tmp_path / "log.csv")
+    assert len(set(expected.tolist())) > 10
     np.testing.assert_allclose(dmoe.load(tmp_path / "model").predict_proba(tmp_path / "log.csv"), expected, atol=2e-6)
 
 

@@ -21,7 +21,7 @@ from dmoe.schema import CategoricalField, NumericField, Schema
 FIELDS, DIM, EXPERTS = 3, 2, 4
 KINDS: list[dict[str, Any]] = [
     {"kind": "softmax"},
-    {"kind": "top-k", "k": 1},
+    {"kind": "top-k", "k": 1, "balance": "switch"},
     {"kind": "top-k", "k": 3},
     {"kind": "noisy-top-k", "k": 2},
     {"kind": "per-unit", "expert_units": 5},
@@ -71,6 +71,7 @@ def test_weights_equal_loops(options: dict[str, Any]) -> None:
     leaves = [embeddings, gate.output.weight]
     ours, theirs = (torch.autograd.grad((w * aim).sum(), leaves) for w in (found.weights_BM, expected))
     torch.testing.assert_close(ours, theirs)
+    assert bool((ours[1] != 0).any()) == (gate.k != 1)
 
 
 def test_each_unit_has_a_softmax_over_the_experts() -> None:
@@ -198,7 +199,7 @@ def test_a_gate_reads_the_named_fields_alone() -> None:
     ids, price = torch.tensor([[1, 2], [1, 3], [4, 3]]), torch.tensor([[0.5], [0.5], [0.5]])
     weights = model(ids, price).gate_weights.detach()
     torch.testing.assert_close(weights[0], weights[1])
-    assert float((weights[0] - weights[2]).abs().max()) > 1e-3
+    assert (weights[0] - weights[2]).abs().max().item() > 1e-3
     unknown = ModelConfig(embedding_dim=4, experts=experts, gate=GateConfig(fields=["sites"]))
     with pytest.raises(
         ConfigError, match=r"model.gate.fields: no field or group 'sites' in the data; did you mean 'site'"
@@ -209,7 +210,8 @@ def test_a_gate_reads_the_named_fields_alone() -> None:
 @pytest.mark.parametrize("options", KINDS, ids=IDS)
 def test_the_losses_see_every_kind(options: dict[str, Any]) -> None:
     torch.manual_seed(2)
-    options = {**options, **({"balance": "switch", "balance_weight": 1.0} if "k" in options else {})}
+    if "k" in options:
+        options = {**options, "balance": "switch", "balance_weight": 1.0}
     model = DMoE(
         [5, 6],
         experts=[expert_class("dnn")(2, 16, hidden_units=[6]) for _ in range(4)],
@@ -240,6 +242,8 @@ def test_the_losses_see_every_kind(options: dict[str, Any]) -> None:
         ({"kind": "topk"}, r"kind must be one of .*did you mean 'top-k'"),
         ({"kind": "top-k"}, r"a top-k gate needs k"),
         ({"k": 2}, r"a softmax gate has no k"),
+        ({"kind": "top-k", "k": 1}, r"k 1 gives every row the weight 1, so nothing would train the gate"),
+        ({"kind": "noisy-top-k", "k": 1, "balance": "importance"}, r"nothing would train the gate"),
         ({"kind": "top-k", "k": 5}, r"k must be from 1 to 4 of 4 experts, got 5"),
         ({"kind": "noisy-top-k", "k": 4, "balance": "importance-load"}, r"k must be from 1 to 3 of 4"),
         ({"balance": "switch"}, r"balance of a softmax gate must be importance, got 'switch'"),

@@ -166,6 +166,29 @@ def test_one_class_in_a_split_is_refused_before_training(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "model.experts=[{kind: ffm}, {kind: dnn}]",
+            r"model.experts\[0\] \(ffm\): embedding_dim must be a multiple of 3",
+        ),
+        ("model.gate.fields=[sites]", r"model.gate.fields: no field .*'sites' in the data; did you mean 'site'"),
+        ("decorrelation=[{location: intermediate}]", r"location 'intermediate' needs two experts"),
+    ],
+)
+def test_a_model_that_cannot_be_built_leaves_no_folder_and_takes_none(small_data, tmp_path, override, message):
+    run = train(small_config("training.epochs=1"), small_data, tmp_path / "run")
+    before = (run.path / "model.safetensors").read_bytes()
+    bad = small_config("model.experts=[{kind: fm}, {kind: crossnet}]", override)
+    with pytest.raises(ConfigError, match=message):
+        train(bad, small_data, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match=message):
+        train(bad, small_data, run.path, overwrite=True)
+    assert (run.path / "model.safetensors").read_bytes() == before
+
+
 def test_an_existing_run_is_not_touched(small_data, tmp_path):
     run = train(small_config("training.epochs=1"), small_data, tmp_path / "run")
     before = (run.path / "model.safetensors").read_bytes()

@@ -12,7 +12,7 @@ from dmoe.errors import ConfigError
 from dmoe.nn.experts import Expert, expert_class
 from dmoe.nn.fields import TokenField
 from dmoe.nn.model import DecorrelationTerm, DMoE
-from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
+from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, MultiValuedField, NumericField, Schema
 from dmoe.validation import nearest
 
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,6 +55,8 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
             tower_units=config.tower_units,
             tower_dropout=config.tower_dropout,
             embedding_storage=_STORAGE[config.embedding_storage],
+            form=config.form,
+            first_order=config.first_order,
         )
 
 
@@ -138,6 +140,18 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
     return terms
 
 
+def check_model(config: ModelConfig, terms: Sequence[DecorrelationConfig], schema: Schema) -> None:
+    """Builds the model and the terms once with vocabularies of no tokens, so that no memory is spent on tables.
+
+    Raises: ConfigError where `build_model` or `build_terms` would.
+    """
+    fields = [
+        field.model_copy(update={"vocabulary_size": FIRST_TOKEN_ID}) if isinstance(field, CategoricalField) else field
+        for field in schema.fields
+    ]
+    build_terms(terms, build_model(config, schema.model_copy(update={"fields": tuple(fields)}), seed=0))
+
+
 def _loss(config: DecorrelationConfig) -> nn.Module:
     if config.loss == "corr":
         return CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
@@ -151,7 +165,7 @@ def _loss(config: DecorrelationConfig) -> nn.Module:
 def _has_intermediates(model: DMoE) -> bool:
     """Whether two experts have inner layers to pair: tried on two rows of missing values."""
     embedding = model.embedding
-    device = model.head.weight.device
+    device = next(model.parameters()).device
     columns = sum(field.length for field in embedding.fields)
     ids_BC = torch.zeros(2, columns, dtype=torch.int32, device=device)
     numeric_BN = torch.zeros(2, embedding.num_numeric, device=device)

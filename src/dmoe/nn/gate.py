@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmoe.nn import options
-from dmoe.nn.gate_kinds import BALANCES, Balance, GateKind
+from dmoe.nn.gate_kinds import BALANCES, TOP_1, TRAINS_TOP_1, Balance, GateKind
 from dmoe.nn.mlp import MLP, initialise_linear
 
 
@@ -32,7 +32,8 @@ class Gate(nn.Module):
             of `l + N(0, 1) · softplus(W h)` while training, h the hidden units, W at first 0 (Shazeer et al., ICLR
             2017, eq. 3-5). "per-unit": a softmax over the experts for each of their H units, so that the mixture is
             `Σ_m g_m * o_m` elementwise. All experts are computed whatever the gate: top-k saves no time.
-        k: experts kept by the top-k kinds.
+        k: experts kept by the top-k kinds. With 1 the weight is 1 whatever the logits, and only a balance of "switch"
+            or "importance-load" trains the gate.
         expert_units: H, for "per-unit".
         balance: a loss while training. "importance": the squared coefficient of variation of `Σ_B g` over the experts
             (Shazeer et al., eq. 6-7); "importance-load" adds that of `Load_m = Σ_B Φ((l_m - t_m) / σ_m)`, t_m the kth
@@ -75,6 +76,8 @@ class Gate(nn.Module):
         most = num_experts - 1 if balance == "importance-load" else num_experts
         if k is not None and not 1 <= k <= most:
             raise ValueError(f"k must be from 1 to {most} of {num_experts} experts, got {k}")
+        if k == 1 and balance not in TRAINS_TOP_1:
+            raise ValueError(TOP_1)
         if (kind == "per-unit") != (expert_units is not None):
             raise ValueError(f"expert_units is for a per-unit gate, which needs it; got {expert_units} and '{kind}'")
         self.kind, self.k, self.num_experts = kind, k, num_experts

@@ -12,3 +12,7 @@ BALANCES: dict[GateKind, tuple[Balance, ...]] = {
     "noisy-top-k": ("importance", "importance-load", "switch"),
     "per-unit": (),
 }
+
+# One expert kept has the weight 1 whatever the logits: only these still give the logits a gradient.
+TRAINS_TOP_1: tuple[Balance, ...] = ("importance-load", "switch")
+TOP_1 = "k 1 gives every row the weight 1, so nothing would train the gate; choose k 2 or more, or balance switch"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmoe.nn.benchmark_form import BareExpert, BenchmarkHead
 from dmoe.nn.experts.base import Expert
 from dmoe.nn.fields import FieldEmbedding, TokenField
 from dmoe.nn.gate import Gate, GateOutput
@@ -88,6 +89,10 @@ class DMoE(nn.Module):
         gate_embedding_dim: width of the gate's own table; by default that of the first table.
         tower_units: hidden units of the tower.
         embedding_storage: dtype in which the tables are kept; by default torch's default dtype.
+        form: "mixture", or "benchmark": one interaction without alignment, gate and tower, whose outputs are summed
+            or weighed to the logit as in the benchmark lineage (see docs/benchmark-form.md).
+        first_order: in the benchmark form, one weight for each token and numeric field beside it (its own table of
+            width 1); by default where the interaction's original has it.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
 
@@ -113,6 +118,8 @@ class DMoE(nn.Module):
         tower_units: Sequence[int] = (500,),
         tower_dropout: float = 0.0,
         embedding_storage: torch.dtype | None = None,
+        form: Literal["mixture", "benchmark"] = "mixture",
+        first_order: bool | None = None,
     ) -> None:
         super().__init__()
         if not experts:
@@ -143,6 +150,15 @@ class DMoE(nn.Module):
                 self.gate_reads = self.table_of_expert[gate_table]
             else:
                 raise ValueError(f"DMoE.gate_table must be 'own' or an expert index below {num_experts}")
+        self.first_order_reads: int | None = None
+        if form == "benchmark":
+            if num_experts > 1:
+                raise ValueError(f"DMoE.form 'benchmark' is for one expert, got {num_experts}")
+            if experts[0].first_order if first_order is None else first_order:
+                self.first_order_reads = len(widths)
+                widths = [*widths, 1]
+                for field in fields[0]:
+                    readers[field].add(self.first_order_reads)
         self.embedding = FieldEmbedding(
             vocabulary_sizes, num_numeric, widths, readers=readers, storage=embedding_storage
         )
@@ -153,7 +169,10 @@ class DMoE(nn.Module):
         ]
 
         # Experts (eq. 2, 7).
-        self.experts = nn.ModuleList(AlignedExpert(expert, expert_units) for expert in experts)
+        bare = form == "benchmark"
+        self.experts = nn.ModuleList(
+            BareExpert(expert) if bare else AlignedExpert(expert, expert_units) for expert in experts
+        )
 
         # Gate (eq. 9).
         self.gate: Gate | None = None
@@ -163,9 +182,14 @@ class DMoE(nn.Module):
             self.gate = Gate(len(held), widths[self.gate_reads], num_experts, gate_units, fields=places, **options)
 
         # Tower (eq. 4, 11).
-        self.tower = MLP(expert_units, tower_units, dropout=tower_dropout)
-        self.head = nn.Linear(self.tower.out_features, 1)
-        initialise_linear(self.head)
+        self.head: nn.Module
+        if bare:
+            self.tower = MLP(experts[0].out_features, ())
+            self.head = BenchmarkHead(experts[0].out_features, experts[0].summed_features)
+        else:
+            self.tower = MLP(expert_units, tower_units, dropout=tower_dropout)
+            self.head = nn.Linear(self.tower.out_features, 1)
+            initialise_linear(self.head)
 
     @property
     def num_experts(self) -> int:
@@ -192,8 +216,12 @@ class DMoE(nn.Module):
             gate = self.gate(embeddings_TBFD[self.gate_reads])
             mixed_BH = self.mixture(outputs, gate)
 
+        logit_B = self.predict_from_mixture(mixed_BH)
+        if self.first_order_reads is not None:
+            logit_B = logit_B + embeddings_TBFD[self.first_order_reads].sum(dim=(1, 2))
+
         return DMoEOutput(
-            logit=self.predict_from_mixture(mixed_BH),
+            logit=logit_B,
             expert_outputs=outputs,
             gate_weights=gate.weights_BM,
             pre_activations=before,

@@ -17,7 +17,7 @@ from dmoe.config import RunConfig, TrainingConfig
 from dmoe.data.dataset import SplitReader
 from dmoe.errors import ConfigError, DataError, DmoeError, NonFiniteLossError
 from dmoe.files import append_json_line, read_json_lines, write_json
-from dmoe.nn.build import build_model, build_terms
+from dmoe.nn.build import build_model, build_terms, check_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import Schema
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
@@ -119,6 +119,7 @@ def train(
     else:
         choose_device(config.training.device)
         _check_splits(data, schema)
+        check_model(config.model, config.decorrelation, schema)
         first = _first_weights(config, schema, data, start) if start else None
         if overwrite and (output / "config.yaml").is_file():
             shutil.rmtree(output)

@@ -10,7 +10,7 @@ from dmoe.nn.experts.dnn import DNN
 
 @register("flatdnn")
 class FlatDNN(DNN):
-    """`h_l = ReLU(W_l h_{l-1} + b_l)` from the concatenated embeddings, all layers of one width.
+    """`h_l = ReLU(W_l h_{l-1} + b_l)`, all layers of one width (named in arXiv 2505.17925, section 5).
 
     The D-MoE paper (section 5) names FlatDNN among its production experts without defining it, with at most 8
     layers and up to 2,028 units in each; this is `dnn` with depth and width as two numbers.

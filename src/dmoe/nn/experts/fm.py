@@ -23,7 +23,7 @@ def bi_interaction(embeddings_BFD: Tensor) -> Tensor:
 
 @register("fm")
 class FM(Expert):
-    """Second-order interactions of all pairs of fields (Rendle, ICDM 2010).
+    """`Σ_{i<j} x_i * x_j`, second-order interactions of all pairs of fields (Rendle, ICDM 2010).
 
     Args:
         output: "bi-interaction", `Σ_{i<j} x_i * x_j` elementwise, width D; "pairs", every `<x_i, x_j>` in

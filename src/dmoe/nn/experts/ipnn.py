@@ -20,7 +20,9 @@ PNN_OUTPUTS = ("hidden", "raw")
 
 @register("ipnn")
 class IPNN(Expert):
-    """`MLP([x_0 ; (<x_i, x_j>)_{i<j}])` (Qu et al., ICDM 2016, with raw products in place of their product layer).
+    """`MLP([x_0 ; (<x_i, x_j>)_{i<j}])` (Qu et al., ICDM 2016).
+
+    The products enter as they are, as in public code, where the paper has a factorised product layer.
 
     Args:
         output: "hidden", the last hidden layer, or "raw", the concatenation that the MLP would read.

@@ -51,9 +51,9 @@ class WukongLayer(nn.Module):
 
 @register("wukong")
 class Wukong(Expert):
-    """Stacked factorisation machines, the order doubling with each layer (Zhang et al., arXiv 2403.02545).
+    """`X_{l+1} = LN([FMB(X_l) ; LCB(X_l)] + Res(X_l))`, stacked machines (Zhang et al., arXiv 2403.02545).
 
-    `X_{l+1} = LN([FMB(X_l) ; LCB(X_l)] + Res(X_l))`, see `WukongLayer`.
+    See `WukongLayer`; the order of the interactions doubles with each layer.
 
     Args:
         layers: number of layers.
