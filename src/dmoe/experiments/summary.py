@@ -217,7 +217,8 @@ class Summary:
         members = [
             Arm(arm.experiment, arm.model, name, (kind,), single, (), arm.size, 1, arm.changes) for kind in arm.experts
         ]
-        runs, cells = {}, {}
+        runs: dict[int, dict[str, Any]] = {}
+        cells: dict[int, str] = {}
         for start, seed in enumerate(seeds):
             keys = [one.cell(seeds[(start + place) % len(seeds)]).key for place, one in enumerate(members)]
             # Two seeds of one kind make one ensemble, not two.
