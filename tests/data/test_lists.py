@@ -29,8 +29,9 @@ from dmoe.data.prepare import prepare
 from dmoe.data.update import update
 from dmoe.errors import ConfigError, DataError
 from dmoe.schema import Schema
-from dmoe.training.loop import train
+from dmoe.training.loop import InterruptedRun, train
 from dmoe.validation import validate
+from tests.training.test_loop import StopAt
 
 from .test_engines import spark
 from .test_restart import Stop, small_chunks  # noqa: F401 (a fixture)
@@ -253,6 +254,18 @@ def test_a_model_learns_from_lists_and_vectors_and_scores_raw_rows(folder: Path,
     np.testing.assert_allclose(scored[480:], expected, atol=1e-6)
     again = train(load_config(None, RUN), folder / "data", tmp_path / "again")
     for name, value in again.load_weights().items():
+        assert torch.equal(value, weights[name]), name
+
+
+@pytest.mark.parametrize("embedding", ["deferred", "lazy"])
+def test_an_interrupted_run_resumes_to_the_same_bits(folder: Path, tmp_path: Path, embedding: str) -> None:
+    config_ = load_config(None, [*RUN, "training.epochs=2", f"optimiser.embedding={embedding}"])
+    whole = train(config_, folder / "data", tmp_path / "whole")
+    with pytest.raises(InterruptedRun):
+        train(config_, folder / "data", tmp_path / "cut", watcher=StopAt(5))
+    cut = train(config_, folder / "data", tmp_path / "cut", resume=True)
+    weights = whole.load_weights()
+    for name, value in cut.load_weights().items():
         assert torch.equal(value, weights[name]), name
 
 

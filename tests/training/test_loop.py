@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dmoe.data.dataset import SplitReader
 from dmoe.errors import ConfigError, DataError, NonFiniteLossError
@@ -87,6 +88,19 @@ def test_an_interrupted_run_resumes_to_the_same_bits(small_data, tmp_path, embed
         return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
 
     assert without_times(whole) == without_times(resumed)
+
+
+@pytest.mark.parametrize("name", ["model.head.weight", "embedding.0.last_step", "adam.exp_avg.head.bias"])
+def test_a_state_of_another_model_is_refused(small_data, tmp_path, name):
+    with pytest.raises(InterruptedRun):
+        train(small_config(), small_data, tmp_path / "run", watcher=StopAt(3))
+    (path,) = (tmp_path / "run" / "checkpoint").glob("*/state.safetensors")
+    tensors = load_file(path)
+    tensors[name.replace("last", "lost").replace("head", "feet")] = tensors.pop(name)
+    save_file(tensors, path)
+    wanted = r"checkpoint: is not the state of this configuration .*--overwrite|optimiser state 'deferred' has tensors"
+    with pytest.raises(DataError, match=wanted):
+        train(small_config(), small_data, tmp_path / "run", resume=True)
 
 
 def test_the_run_folder_holds_what_it_should(small_data, tmp_path):

@@ -199,8 +199,15 @@ class _Trainer:
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.run.path)
         if checkpoint is not None:
-            self.engine.load_state(checkpoint.tensors)
-            self.at = _Position(**checkpoint.position)
+            try:
+                self.engine.load_state(checkpoint.tensors)
+                self.at = _Position(**checkpoint.position)
+            except (RuntimeError, LookupError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise DataError(
+                    f"{self.run.path / 'checkpoint'}: is not the state of this configuration ({reason}); "
+                    "train again with --overwrite"
+                ) from None
             self.engine.set_lr(self.at.lr)
         # Lines after the checkpoint will be written again.
         for name in ("metrics.jsonl", "steps.jsonl"):
