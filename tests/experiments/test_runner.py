@@ -173,10 +173,8 @@ def test_ctrl_c_stops_the_cells_and_says_how_to_go_on(make) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     runner.display.show = interrupt
-    began = time.monotonic()
     with pytest.raises(Interrupted, match="15 of 15 cells to go; the same command continues"):
         runner.run()
-    assert time.monotonic() - began < 10
     assert all(process.poll() == -signal.SIGTERM for process in processes)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
