@@ -1,6 +1,7 @@
 """Training from an earlier run: rows follow their tokens, and the result is that of the weights it started from."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,8 @@ def test_training_goes_on_from_there(monday: Run, tmp_path: Path, capfd: pytest.
     with pytest.raises(SystemExit) as stopped:
         main([*map(str, arguments), *still])
     assert not stopped.value.code
-    # The terminal's width breaks the line somewhere.
-    assert f"tokenswereknownto{monday.path}" in "".join(capfd.readouterr().err.split())
+    # The terminal's width breaks the line somewhere, and a near path is shown from here.
+    assert re.search(r"\dtokenswereknownto\S+/run", "".join(capfd.readouterr().err.split()))
     run = Run.open(tmp_path / "run")
     assert run.config.model == monday.config.model
     expected = build_model(monday.config.model, run.schema, seed=monday.config.training.seed)
