@@ -165,6 +165,8 @@ def test_a_killed_cell_is_a_failure_that_says_so(make) -> None:
 
 
 def test_ctrl_c_stops_the_cells_and_says_how_to_go_on(make) -> None:
+    # A shell that started this in the background would have it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     runner = make(seconds=30, jobs=2)
     processes = []
 
