@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 
 from dmoe.data.coded import MISSING, Coded, Column, Numbers, as_text, codes_of, pc, take, without
 from dmoe.data.config import DataConfig
@@ -109,9 +108,8 @@ def convert(raw: RawRows, config: DataConfig, *, scoring: bool = False) -> Rows:
         if categorical.hash_buckets is not None:
             coded[name] = _map_values(coded[name], (), hasher(categorical.hash_buckets), source, faults)
     for name, several in config.fields.multi_valued.items():
-        coded[name] = split_values(
-            raw.columns[config.source_column(name)], several, missing, config.source_column(name)
-        )
+        source = config.source_column(name)
+        coded[name] = split_values(raw.columns[source], several, missing, source)
     for name, given in config.fields.pretrained.items():
         coded[name] = without(texts.coded(config.source_column(name)), (*missing, *given.missing_values))
     return _without_faults(Rows(raw.lines_N, labels, times, coded, numeric, [], raw.blank_lines), raw, faults)

@@ -129,30 +129,37 @@ class FieldEmbedding(nn.Module):
 
     def place(self, field: int) -> tuple[str, slice] | None:
         """The name of the tensor, and its rows, that hold the vocabulary of a field; None if no table has it."""
-        for name, bank in zip(self.table_names(), self.each_bank(), strict=True):
-            if field in bank.vocabularies:
-                return name, bank.tables.field_rows(bank.vocabularies.index(field))
-        return None
+        found = self._bank_of(field)
+        return None if found is None else (self.table_names()[found[0]], found[2])
 
     def rows_of(self, field: int, table: int) -> Tensor | None:
         """The rows (V, D) or, with a width of its own, (V, W) that a table trains for a field; None if it has none.
 
         Detached, with no update held back.
         """
-        for bank in self.each_bank():
-            tables = bank.tables
-            if field in bank.vocabularies and table in bank.of and isinstance(tables, MultiTableEmbedding):
-                return tables.table(bank.of.index(table))[tables.field_rows(bank.vocabularies.index(field))]
-        return None
+        found = self._bank_of(field)
+        if found is None:
+            return None
+        _, bank, rows = found
+        tables = bank.tables
+        if table not in bank.of or not isinstance(tables, MultiTableEmbedding):
+            return None
+        return tables.table(bank.of.index(table))[rows]
 
     @torch.no_grad()
     def set_vectors(self, field: int, vectors_VW: Tensor) -> None:
         """Sets the embeddings of a field that has the vectors' width, in every table that holds it."""
-        for bank in self.each_bank():
+        found = self._bank_of(field)
+        if found is not None:
+            weight = found[1].tables.weight
+            weight[found[2]] = vectors_VW.repeat(1, weight.shape[1] // vectors_VW.shape[1]).to(weight.dtype)
+
+    def _bank_of(self, field: int) -> tuple[int, "Bank", slice] | None:
+        """The bank that holds the vocabulary of a field, its number, and the rows there."""
+        for number, bank in enumerate(self.each_bank()):
             if field in bank.vocabularies:
-                weight = bank.tables.weight
-                rows = bank.tables.field_rows(bank.vocabularies.index(field))
-                weight[rows] = vectors_VW.repeat(1, weight.shape[1] // vectors_VW.shape[1]).to(weight.dtype)
+                return number, bank, bank.tables.field_rows(bank.vocabularies.index(field))
+        return None
 
     def _order(self, table: int) -> "_Order":
         held = [list(bank.numbers) for bank in self.each_bank() if table in bank.of]

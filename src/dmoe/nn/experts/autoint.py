@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dmoe.nn import options
-from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.base import Expert, layer_by_layer, register
 from dmoe.nn.mlp import initialise_linear
 
 
@@ -94,8 +94,4 @@ class AutoInt(Expert):
         self.out_features = num_fields * units
 
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        x_BFA, flattened = embeddings_BFD, []
-        for layer in self.layers:
-            x_BFA = layer(x_BFA)
-            flattened.append(x_BFA.flatten(1))
-        return flattened[-1], tuple(flattened)
+        return layer_by_layer(self.layers, embeddings_BFD)

@@ -5,7 +5,7 @@ Shape suffixes: B rows, F fields, D embedding width, W output width of the exper
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
@@ -58,6 +58,15 @@ class Expert(nn.Module):
         return {
             name: parameter for name, parameter in parameters.items() if name != "self" and name not in FIXED_ARGUMENTS
         }
+
+
+def layer_by_layer(layers: Iterable[nn.Module], embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Layers of vectors one on top of the other: the last one flattened, and every one flattened, by depth."""
+    vectors_BVD, flattened = embeddings_BFD, []
+    for layer in layers:
+        vectors_BVD = layer(vectors_BVD)
+        flattened.append(vectors_BVD.flatten(1))
+    return flattened[-1], tuple(flattened)
 
 
 EXPERTS: dict[str, type[Expert]] = {}

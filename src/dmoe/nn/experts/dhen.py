@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dmoe.nn import options
 from dmoe.nn.experts.autoint import FieldAttention
-from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.base import Expert, layer_by_layer, register
 from dmoe.nn.experts.pairs import PairProducts
 from dmoe.nn.mlp import MLP, initialise_linear
 
@@ -157,8 +157,4 @@ class DHEN(Expert):
         self.out_features = given * embedding_dim
 
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        x_BVD, flattened = embeddings_BFD, []
-        for layer in self.layers:
-            x_BVD = layer(x_BVD)
-            flattened.append(x_BVD.flatten(1))
-        return flattened[-1], tuple(flattened)
+        return layer_by_layer(self.layers, embeddings_BFD)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dmoe.nn import options
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.bilinear import WeightedPairs
-from dmoe.nn.experts.ipnn import PNN_OUTPUTS, PNNOutput
-from dmoe.nn.mlp import MLP, initialise_linear
+from dmoe.nn.experts.ipnn import PNNOutput, product_mlp
+from dmoe.nn.mlp import initialise_linear
 
 Bilinear = Literal["field-interaction", "field-each", "field-all"]
 BILINEARS = ("field-interaction", "field-each", "field-all")
@@ -110,13 +110,11 @@ class FiBiNET(Expert):
         self.num_fields = options.integer("num_fields", num_fields, minimum=2)
         self.embedding_dim = options.integer("embedding_dim", embedding_dim)
         options.choice("bilinear", bilinear, BILINEARS)
-        self.output = options.choice("output", output, PNN_OUTPUTS)
-        hidden = options.widths("hidden_units", hidden_units)
         self.senet = SENet(num_fields, options.integer("reduction", reduction))
         self.plain = BilinearPairs(num_fields, embedding_dim, bilinear)
         self.weighted = BilinearPairs(num_fields, embedding_dim, bilinear)
         width = num_fields * (num_fields - 1) * embedding_dim
-        self.mlp = MLP(width, hidden if output == "hidden" else (), dropout=dropout, batch_norm=batch_norm)
+        self.mlp = product_mlp(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
         self.out_features = self.mlp.out_features
 
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

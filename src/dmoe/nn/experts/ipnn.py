@@ -18,6 +18,16 @@ PNNOutput = Literal["hidden", "raw"]
 PNN_OUTPUTS = ("hidden", "raw")
 
 
+def product_mlp(width: int, output: PNNOutput, hidden_units: Sequence[int], *, dropout: float, batch_norm: bool) -> MLP:
+    """What stands behind `width` products of a row: an MLP, or nothing for output "raw".
+
+    Raises: ValueError naming the argument.
+    """
+    options.choice("output", output, PNN_OUTPUTS)
+    hidden = options.widths("hidden_units", hidden_units)
+    return MLP(width, hidden if output == "hidden" else (), dropout=dropout, batch_norm=batch_norm)
+
+
 @register("ipnn")
 class IPNN(Expert):
     """`MLP([x_0 ; (<x_i, x_j>)_{i<j}])` (Qu et al., ICDM 2016).
@@ -49,11 +59,9 @@ class IPNN(Expert):
         super().__init__()
         self.num_fields = options.integer("num_fields", num_fields, minimum=2)
         self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        self.output = options.choice("output", output, PNN_OUTPUTS)
-        hidden = options.widths("hidden_units", hidden_units)
         self.pairs = PairProducts(num_fields, diagonal=False)
         width = num_fields * embedding_dim + self.pairs.num_pairs
-        self.mlp = MLP(width, hidden if output == "hidden" else (), dropout=dropout, batch_norm=batch_norm)
+        self.mlp = product_mlp(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
         self.out_features = self.mlp.out_features
 
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

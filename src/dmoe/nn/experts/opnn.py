@@ -11,8 +11,7 @@ from torch import Tensor
 from dmoe.nn import options
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.bilinear import PAIR_WEIGHTS, PairWeight, WeightedPairs
-from dmoe.nn.experts.ipnn import PNN_OUTPUTS, PNNOutput
-from dmoe.nn.mlp import MLP
+from dmoe.nn.experts.ipnn import PNNOutput, product_mlp
 
 
 @register("opnn")
@@ -47,11 +46,9 @@ class OPNN(Expert):
         self.num_fields = options.integer("num_fields", num_fields, minimum=2)
         self.embedding_dim = options.integer("embedding_dim", embedding_dim)
         options.choice("kernel", kernel, PAIR_WEIGHTS)
-        self.output = options.choice("output", output, PNN_OUTPUTS)
-        hidden = options.widths("hidden_units", hidden_units)
         self.pairs = WeightedPairs(num_fields, embedding_dim, kernel)
         width = num_fields * embedding_dim + self.pairs.num_pairs
-        self.mlp = MLP(width, hidden if output == "hidden" else (), dropout=dropout, batch_norm=batch_norm)
+        self.mlp = product_mlp(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
         self.out_features = self.mlp.out_features
 
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmoe.nn import options
-from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.base import Expert, layer_by_layer, register
 from dmoe.nn.mlp import MLP, initialise_linear
 
 
@@ -94,8 +94,4 @@ class Wukong(Expert):
         self.out_features = vectors * embedding_dim
 
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        x_BVD, flattened = embeddings_BFD, []
-        for layer in self.layers:
-            x_BVD = layer(x_BVD)
-            flattened.append(x_BVD.flatten(1))
-        return flattened[-1], tuple(flattened)
+        return layer_by_layer(self.layers, embeddings_BFD)
