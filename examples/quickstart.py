@@ -54,7 +54,9 @@ def main() -> None:
     for name, preset in MODELS.items():
         runs[name] = folder / "runs" / preset[0]
         dmoe("train", *preset, *SMALLER, "--data", str(data), "--output", str(runs[name]), "--json")
-    found = {name: json.loads(dmoe("evaluate", str(run), "--json"))["test"] for name, run in runs.items()}
+    found = {
+        name: json.loads(dmoe("evaluate", str(run), "--split", "test", "--json"))["test"] for name, run in runs.items()
+    }
     report = folder / "report.html"
     dmoe("report", *map(str, runs.values()), "-o", str(report))
 

@@ -90,7 +90,11 @@ class LinearCKA:
             norms_BM = torch.stack([part_BD.square().sum(1) for part_BD in parts], dim=1)
             self._rows += rows
             self._sums_W += columns_BW.sum(0)
-            self._products_WW += columns_BW.T @ columns_BW
+            # Blocks below the diagonal are the transposes of those above it, and never read.
+            for (left_BP, left), (right_BQ, right) in combinations_with_replacement(
+                zip(parts, self._places(), strict=True), 2
+            ):
+                self._products_WW[left, right] += left_BP.T @ right_BQ
             self._norm_products_MM += norms_BM.T @ norms_BM
             self._norm_columns_WM += columns_BW.T @ norms_BM
 
@@ -102,8 +106,7 @@ class LinearCKA:
         least = 4 if self.unbiased else 2
         if self._rows < least:
             raise ValueError(f"CKA needs at least {least} rows, got {self._rows}")
-        edges = [sum(self._widths[:m]) for m in range(self.num_experts + 1)]
-        places = [slice(start, end) for start, end in pairwise(edges)]
+        places = self._places()
         estimate = self._unbiased if self.unbiased else self._biased
         hsic = {
             (p, q): estimate(places[p], places[q], p, q)
@@ -114,6 +117,11 @@ class LinearCKA:
             if p != q and hsic[p, p] > 0 and hsic[q, q] > 0:
                 matrix[q][p] = value / (hsic[p, p] * hsic[q, q]) ** 0.5
         return ExpertSimilarity(tuple(map(tuple, matrix)), self._rows, self.unbiased)
+
+    def _places(self) -> list[slice]:
+        """Where the columns of each expert stand among the W."""
+        edges = [sum(self._widths[:m]) for m in range(self.num_experts + 1)]
+        return [slice(start, end) for start, end in pairwise(edges)]
 
     def _biased(self, left: slice, right: slice, p: int, q: int) -> float:  # noqa: ARG002
         """‖X̃ᵀ Ỹ‖²; what rounding makes of two constants is 0."""
