@@ -1,0 +1,149 @@
+"""The leaderboard as a table: figures over seeds, and each entry against the D-MoE that validation chose."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+from dmoe.experiments.statistics import Compared, Scores, Spread, compare_auc, compare_logloss, holm
+from dmoe.files import read_json, write_json, write_text
+from dmoe.report.text_table import Text, TextTable
+
+D_MOE = "D-MoE"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """A model of the table and its runs: by seed the metrics of valid and test, and the file of its scores."""
+
+    library: str
+    model: str
+    form: str
+    setting: str
+    runs: dict[int, tuple[Mapping[str, Any], Path]] = field(default_factory=dict)
+
+    def add(self, seed: int, metrics: Mapping[str, Any], scores: Path) -> None:
+        self.runs[seed] = (metrics, scores)
+
+    def spread(self, split: str, metric: str) -> Spread:
+        return Spread.of([float(metrics[split][metric]) for metrics, _ in self.runs.values()])
+
+    def scores(self) -> dict[int, Scores]:
+        """Test scores by seed, read anew at each call: all entries' together would not be small."""
+        return {seed: read_scores(path) for seed, (_, path) in self.runs.items()}
+
+
+def read_scores(path: Path) -> Scores:
+    """The test rows of a `scores.parquet`."""
+    table = parquet.read_table(path, columns=["split", "label", "logit"])
+    table = table.filter(pc.equal(pc.cast(table["split"], "string"), "test"))
+    return Scores(
+        table["label"].to_numpy().astype(bool, copy=False), table["logit"].to_numpy().astype(np.float64, copy=False)
+    )
+
+
+def read_rivals(path: Path) -> list[Entry]:
+    """The peers' models that `benchmarks.rivals` trained."""
+    found = []
+    for model in read_json(path)["models"]:
+        entry = Entry(model["peer"], model["model"], "single model", model["setting"])
+        for run in model["runs"]:
+            entry.add(int(run["seed"]), run["metrics"], path.parent / run["scores"])
+        found.append(entry)
+    return found
+
+
+def chosen_d_moe(entries: Sequence[Entry]) -> Entry:
+    """The D-MoE of the best mean validation score (AUC minus logloss)."""
+    return max(
+        (entry for entry in entries if entry.form == D_MOE),
+        key=lambda entry: entry.spread("valid", "auc").mean - entry.spread("valid", "logloss").mean,
+    )
+
+
+def compare(best: Entry, entries: Sequence[Entry]) -> dict[int, tuple[Compared, Compared, float]]:
+    """By place in `entries`: AUC and logloss of `best` minus the entry's, and Holm's p of the AUC over all entries."""
+    ours = best.scores()
+    found: dict[int, tuple[Compared, Compared]] = {}
+    for place, entry in enumerate(entries):
+        if entry is best:
+            continue
+        pairs = [(seed, scores, ours[seed]) for seed, scores in entry.scores().items() if seed in ours]
+        for _, theirs, mine in pairs:
+            if not np.array_equal(theirs.labels_R, mine.labels_R):
+                raise ValueError(f"{entry.library} {entry.model}: its test rows are not ours, or in another order")
+        found[place] = (compare_auc(pairs), compare_logloss(pairs))
+    adjusted = holm([auc.p for auc, _ in found.values()])
+    return {place: (*both, p) for (place, both), p in zip(found.items(), adjusted, strict=True)}
+
+
+def write_table(entries: Sequence[Entry], folder: Path) -> str:
+    """Writes `leaderboard.md` and `leaderboard.json`, best test AUC first; returns the Markdown."""
+    ordered = sorted(entries, key=lambda entry: -entry.spread("test", "auc").mean)
+    best = chosen_d_moe(ordered)
+    against = compare(best, ordered)
+    rows, figures = [], []
+    for place, entry in enumerate(ordered):
+        auc, logloss = entry.spread("test", "auc"), entry.spread("test", "logloss")
+        valid = entry.spread("valid", "auc")
+        compared = against.get(place)
+        difference, verdict = "", ""
+        if compared is not None:
+            one, _, p = compared
+            difference = f"{one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f})".replace("-", "−")
+            verdict = "not resolved" if p >= 0.05 else "D-MoE is better" if one.difference > 0 else "D-MoE is worse"
+        name = f"{entry.model}, {entry.form}" if entry.form != "single model" else entry.model
+        rows.append(
+            [
+                Text(name, emphasis="bold" if entry is best else ""),
+                Text(entry.library),
+                Text(entry.setting),
+                Text(f"{valid.mean:.4f}"),
+                Text(f"{auc.mean:.4f} ± {auc.std or 0:.4f}"),
+                Text(f"{logloss.mean:.4f} ± {logloss.std or 0:.4f}"),
+                Text(difference),
+                Text(verdict),
+            ]
+        )
+        figures.append(
+            {
+                "library": entry.library,
+                "model": entry.model,
+                "form": entry.form,
+                "setting": entry.setting,
+                "chosen": entry is best,
+                "runs": {str(seed): metrics for seed, (metrics, _) in entry.runs.items()},
+                "d_moe_minus_this": None if compared is None else _figures(*compared),
+            }
+        )
+    table = TextTable(
+        "leaderboard",
+        f"Test AUC and logloss, mean ± standard deviation over {auc.seeds} seeds. Bold: the D-MoE that the validation "
+        "split chose; difference: its test AUC minus the row's, 95% interval over rows and seeds; verdict after "
+        "Holm's correction over all rows.",
+        ["model", "library", "setting", "valid AUC", "test AUC", "test logloss", "difference", "verdict"],
+        rows,
+        frozenset({1, 2, 7}),
+    )
+    text = table.markdown()
+    write_text(folder / "leaderboard.md", text)
+    write_json(folder / "leaderboard.json", {"format_version": FORMAT_VERSION, "entries": figures})
+    return text
+
+
+def _figures(auc: Compared, logloss: Compared, holm_p: float) -> dict[str, float]:
+    return {
+        "auc": auc.difference,
+        "auc_low": auc.low,
+        "auc_high": auc.high,
+        "auc_p": auc.p,
+        "auc_holm_p": holm_p,
+        "logloss": logloss.difference,
+        "logloss_low": logloss.low,
+        "logloss_high": logloss.high,
+    }
