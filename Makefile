@@ -18,11 +18,14 @@ setup: .venv/installed  ## Create .venv with dmoe and everything pinned in const
 quickstart: setup  ## From raw log through trained models to an HTML report
 	$(BIN)/python examples/quickstart.py --output quickstart
 
+# A thread each: processes that wait for each other's threads would take longer than one alone.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: setup  ## Run the tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: setup  ## Run the tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: setup  ## Lint, format check and types
 	$(BIN)/ruff check .
