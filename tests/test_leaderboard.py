@@ -89,7 +89,8 @@ def test_the_best_of_each_group_gets_its_own_alpha() -> None:
         return 0.7 + 0.01 * kinds.count("dcnv2") + 0.004 * kinds.count("ffm") + (0.001 if alpha == best_alpha else 0)
 
     trials = MadeUp(value)
-    found = choose_mixtures(Models(shipped(), SCHEMA), trials, ranked, 1)
+    settings = shipped().model_copy(update={"pairs_of": 5, "triples_of": 4})
+    found = choose_mixtures(Models(settings, SCHEMA), trials, ranked, 1)
     assert {(one.group, one.kinds, one.alpha) for one in found} == {
         ("homogeneous pair", ("dcnv2",) * 2, 1.0),
         ("heterogeneous pair", ("dcnv2", "ffm"), 100.0),
