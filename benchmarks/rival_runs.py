@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from benchmarks.environments import REQUIREMENTS, ROOT, pinned, python_of
-from benchmarks.rival_search import Result, Run
+from benchmarks.rival_search import Result, Run, goodness
 from benchmarks.workers.fitting import Split
 from dmoe.data.dataset import SplitReader
 from dmoe.errors import DataError, DmoeError
@@ -28,6 +28,8 @@ from dmoe.schema import MultiValuedField, Schema
 SPLITS = ("train", "valid", "test")
 SCORED = ("valid", "test")
 READ_ROWS = 65_536
+# Peers score their evaluations from float32 probabilities.
+SAME_SCORE = 1e-5
 # DeepCTR-Torch takes ids as float32, which tells whole numbers apart up to here.
 LARGEST_FLOAT32_ID = 1 << 24
 
@@ -126,11 +128,11 @@ class Trainer:
         if not (place / "result.json").is_file():
             with written_aside(place) as aside:
                 aside.mkdir()
-                self._train(run, aside, self.folder / "logs" / f"{place.name}.log")
+                self._train(run, aside, place.name)
         return {**read_json(place / "result.json"), "folder": place.name, "scores": f"{place.name}/scores.parquet"}
 
-    def _train(self, run: Run, aside: Path, log: Path) -> None:
-        schema = self.rows.schema
+    def _train(self, run: Run, aside: Path, name: str) -> None:
+        schema, log = self.rows.schema, self.folder / "logs" / f"{name}.log"
         job = {
             **run.job(),
             "vocabulary_sizes": schema.vocabulary_sizes,
@@ -143,11 +145,16 @@ class Trainer:
         result = {"seed": run.seed, **read_json(aside / "fit.json")}
         with np.load(aside / "scores.npz", allow_pickle=False) as arrays:
             logits = {name: arrays[name] for name in SCORED}
-        for name in SCORED:
-            if logits[name].shape != self.rows.labels[name].shape or not np.all(np.isfinite(logits[name])):
-                raise RunError(f"{aside.name}: its {name} scores are not one finite number a row; see {log}")
-            labels = self.rows.labels[name]
-            result[name] = {"auc": auc(labels, logits[name]), "logloss": logloss(labels, logits[name])}
+        for split, scores_R in logits.items():
+            labels_R = self.rows.labels[split]
+            if scores_R.shape != labels_R.shape or not np.all(np.isfinite(scores_R)):
+                raise RunError(f"{name}: its {split} scores are not one finite number a row; see {log}")
+            result[split] = {"auc": auc(labels_R, scores_R), "logloss": logloss(labels_R, scores_R)}
+        if abs(goodness(result) - result["best"]) > SAME_SCORE:
+            raise RunError(
+                f"{name}: its validation scores give AUC - logloss {goodness(result):.6f}, but its own loop kept "
+                f"weights of {result['best']:.6f}; see {log}"
+            )
         parquet.write_table(scores_table(self.rows.labels, logits), aside / "scores.parquet")
         (aside / "scores.npz").unlink()
         (aside / "fit.json").unlink()

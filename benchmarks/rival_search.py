@@ -29,7 +29,7 @@ class Budget:
 
     embedding_dim: int
     hidden_units: tuple[int, ...]
-    cin_units: int
+    cin_units: tuple[int, ...]
     cross_layers: int
     batch_size: int
     epochs: int
@@ -47,7 +47,7 @@ class Budget:
         return Budget(
             embedding_dim=chosen.run["model"]["embedding_dim"],
             hidden_units=tuple(chosen.experts["dnn"]["hidden_units"]),
-            cin_units=chosen.experts["cin"]["units"][0],
+            cin_units=tuple(chosen.experts["cin"]["units"]),
             cross_layers=chosen.experts["crossnet"]["layers"],
             batch_size=training.batch_size,
             epochs=training.epochs,

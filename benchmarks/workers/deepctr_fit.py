@@ -50,7 +50,7 @@ def make_model(job: Job) -> BaseModel:
             fields,
             **both,
             dnn_hidden_units=hidden,
-            cin_layer_size=(job["cin_units"],),
+            cin_layer_size=tuple(job["cin_units"]),
             cin_split_half=False,
             cin_activation="linear",
         ),
@@ -97,7 +97,8 @@ def fit(job: Job, splits: dict[str, Split], scratch: Path) -> Fitted:
     model.metrics[MONITORED] = lambda labels, scores: (
         roc_auc_score(labels, scores) - log_loss(labels, np.clip(scores, 1e-7, 1 - 1e-7))
     )
-    checkpoint, monitor = scratch / "best.pt", {"monitor": f"val_{MONITORED}", "mode": "max"}
+    monitor = {"monitor": f"val_{MONITORED}", "mode": "max"}
+    kept = ModelCheckpoint(str(scratch / "best.pt"), **monitor, save_best_only=True, save_weights_only=True)
     # It takes ids and numbers alike as one float matrix.
     inputs = {name: np.hstack([one.ids_RC, one.numeric_RN]).astype(np.float32) for name, one in splits.items()}
     history = model.fit(
@@ -108,15 +109,15 @@ def fit(job: Job, splits: dict[str, Split], scratch: Path) -> Fitted:
         verbose=0,
         validation_data=([inputs["valid"]], splits["valid"].labels_R),
         callbacks=[
-            ModelCheckpoint(str(checkpoint), **monitor, save_best_only=True, save_weights_only=True),
+            kept,
             EarlyStopping(**monitor, min_delta=LEAST_GAIN, patience=job["patience"]),
             Schedule(job["lr_decay"]),
         ],
     )
-    model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    model.load_state_dict(torch.load(kept.filepath, weights_only=True))
     model.out.task = "regression"  # leaves the sigmoid out
     scores = [model.predict([inputs[name]], batch_size=1000)[:, 0] for name in ("valid", "test")]
-    return Fitted(len(history.epoch), count_parameters(model), *scores)
+    return Fitted(len(history.epoch), float(kept.best), count_parameters(model), *scores)
 
 
 if __name__ == "__main__":

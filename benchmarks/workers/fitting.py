@@ -8,7 +8,7 @@ A fitting worker trains one model to its end: `python -m benchmarks.workers.<pee
 - `splits`: an npz file each for train, valid and test, with ids (R, C) int32, numeric (R, N) and labels (R,) float32.
 
 Beside it the worker writes scores.npz (`valid` and `test`, logits (R,) float64 of the weights that the validation
-split chose) and fit.json (`seconds`, `epochs`, `parameters`, `peak_bytes`, `versions`).
+split chose) and fit.json (`seconds`, `epochs`, `best`, `parameters`, `peak_bytes`, `versions`).
 
 Shape suffixes: R rows, C categorical and N numeric fields.
 """
@@ -52,9 +52,13 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A trained model: `epochs` it took, its trained numbers, and the logits of the weights that were kept."""
+    """A trained model: `epochs` it took, its trained numbers, and the logits of the weights that were kept.
+
+    `best` is the peer's own AUC - logloss of the validation split at the evaluation whose weights it kept.
+    """
 
     epochs: float
+    best: float
     parameters: int
     valid_R: Floats
     test_R: Floats
@@ -88,6 +92,7 @@ def run(fit: Callable[[Job, dict[str, Split], Path], Fitted], packages: tuple[st
     found = {
         "seconds": seconds,
         "epochs": fitted.epochs,
+        "best": fitted.best,
         "parameters": fitted.parameters,
         "peak_bytes": peak_bytes(),
         "versions": {name: version(name) for name in ("torch", *packages)},

@@ -142,7 +142,7 @@ def terms(job: Job) -> tuple[list[nn.Module], bool]:
             parts = SideBySide(Flattened(CrossNetV2(width, job["cross_layers"])), Flattened(MLP_Block(width, hidden)))
             return [nn.Sequential(parts, nn.Linear(width + hidden[-1], 1))], False
         case "xdeepfm":
-            return [CompressedInteractionNet(fields, [job["cin_units"]]), deep], True
+            return [CompressedInteractionNet(fields, job["cin_units"]), deep], True
         case "ipnn":
             products = InnerProductInteraction(fields, output="inner_product")
             return [nn.Sequential(SideBySide(nn.Flatten(), products), mlp(width + pairs))], False
@@ -211,7 +211,7 @@ def fit(job: Job, splits: dict[str, Split], scratch: Path) -> Fitted:
     model.fit(train, epochs=job["epochs"], validation_data=valid)
     model.output_activation = nn.Identity()
     scores: list[Floats] = [model.predict(one) for one in (valid, loader("test"))]
-    return Fitted(model._total_steps / len(train), count_parameters(model), *scores)
+    return Fitted(model._total_steps / len(train), model._best_metric, count_parameters(model), *scores)
 
 
 def _write_columns(split: Split, path: Path) -> None:
