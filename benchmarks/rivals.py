@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from rich.console import Console
@@ -20,9 +21,9 @@ from rich.table import Table
 from benchmarks.__main__ import DEFAULT_ENVIRONMENTS
 from benchmarks.environments import InstallationError, python_of
 from benchmarks.rival_runs import Rows, RunError, Trainer
-from benchmarks.rival_search import EMBEDDING_L2, MODELS, WIDE, Budget, search
+from benchmarks.rival_search import EMBEDDING_L2, MODELS, WIDE, Budget, Result, Run, search
 from benchmarks.run import describe_machine
-from dmoe.errors import UserError
+from dmoe.errors import Interrupted, UserError
 from dmoe.files import write_json
 
 FORMAT_VERSION = 1
@@ -117,10 +118,18 @@ def _train_all(arguments: argparse.Namespace, budget: Budget, trainer: Trainer, 
     """Fills `models` of the report in the order of the request, and writes it after each model."""
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    stopped = Event()
+
+    def train(run: Run) -> Result:
+        # A search in another thread would go on with its next run.
+        if stopped.is_set():
+            raise Interrupted("stopped")
+        return trainer(run)
+
     pool = ThreadPoolExecutor(max_workers=arguments.jobs)
     try:
         waiting: dict[Future[dict[str, Any]], tuple[str, str]] = {
-            pool.submit(search, *pair, budget, seeds, arguments.embedding_l2, tuple(arguments.wide), trainer): pair
+            pool.submit(search, *pair, budget, seeds, arguments.embedding_l2, tuple(arguments.wide), train): pair
             for pair in arguments.chosen
         }
         for done in as_completed(waiting):
@@ -133,6 +142,7 @@ def _train_all(arguments: argparse.Namespace, budget: Budget, trainer: Trainer, 
             report["models"] = [found[one] for one in arguments.chosen if one in found]
             write_json(arguments.output / "rivals.json", report)
     finally:
+        stopped.set()
         pool.shutdown(cancel_futures=True)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from collections.abc import Callable
 from math import comb
 from pathlib import Path
@@ -215,6 +216,28 @@ def test_a_finished_run_is_not_repeated(data: Path, tmp_path: Path, started: lis
     assert len(started) == 14 + 3 * 2
     assert started[-1]["embedding_l2"] == 0.5
     assert not list(output.glob(".*"))
+
+
+def test_an_interrupted_call_starts_nothing_more_and_is_continued(
+    data: Path, tmp_path: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    words = ["--data", str(data), "--output", str(output), "--seeds", "1", "--size", "tiny", "--models", "ifm", "dnn"]
+    words += ["--jobs", "2"]
+    whole = fake_worker(started)
+
+    def interrupted(python: Path, module: str, *arguments: Any) -> None:
+        if module == "deepctr_fit":
+            raise KeyboardInterrupt
+        time.sleep(0.5)
+        whole(python, module, *arguments)
+
+    monkeypatch.setattr(rival_runs, "start_worker", interrupted)
+    assert rivals.main(words) == 130
+    assert len(started) == 1  # the one under way, and none of the three after it
+    monkeypatch.setattr(rival_runs, "start_worker", whole)
+    assert rivals.main(words) == 0
+    assert len(started) == 2 * (3 + 1)
 
 
 def test_scores_are_those_of_the_splits_rows(data: Path, tmp_path: Path, started: list[dict[str, Any]]) -> None:
