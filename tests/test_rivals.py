@@ -1,7 +1,9 @@
 """Peers trained on our splits: what is chosen, what is kept, and (slow, with the peers installed) their models."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 import torch
 from benchmarks import rival_runs, rivals
 from benchmarks.__main__ import DEFAULT_ENVIRONMENTS
+from benchmarks.environments import ROOT, python_of
 from benchmarks.rival_runs import Rows, RunError, Trainer, check_fields, start_worker
 from benchmarks.rival_search import MODELS, Budget, Run, Setting, goodness, search, spread
 from benchmarks.workers.fitting import Split, summed_l2
@@ -356,12 +359,66 @@ def numbers_by_hand(model: str, budget: Budget) -> int | None:
     }.get(model)
 
 
+# Runs in FuxiCTR's environment: what is ours in its models, against loops over rows, fields and units.
+FORMULAS = """
+import numpy as np, torch
+from benchmarks.workers.fuxictr_fit import Attention, MaskBlocks, TwoStreams
+
+torch.manual_seed(1)
+F, D, H = 3, 2, 4
+x = torch.randn(2, F, D, dtype=torch.float64)
+relu = lambda value: np.maximum(value, 0)
+get = lambda tensor: tensor.detach().numpy()
+affine = lambda linear, value: get(linear.weight) @ value + (0 if linear.bias is None else get(linear.bias))
+layer_norm = lambda value: (value - value.mean()) / np.sqrt(value.var() + 1e-5)
+
+attention = Attention(D, H).double()
+masks = MaskBlocks(F, D).double()
+streams = TwoStreams(F, D, [H]).double()
+streams.init_weights()
+for context in streams.contexts:
+    torch.nn.init.normal_(context)
+for row, fields in enumerate(x.numpy()):
+    for i in range(F):
+        weights = np.exp([affine(attention.query, fields[i]) @ affine(attention.key, fields[j]) for j in range(F)])
+        mixed = sum(w / weights.sum() * affine(attention.value, fields[j]) for j, w in enumerate(weights))
+        np.testing.assert_allclose(get(attention(x))[row, i], relu(mixed + affine(attention.residual, fields[i])))
+    flat, normed, wanted = fields.ravel(), np.concatenate([layer_norm(field) for field in fields]), []
+    for mask, hidden in zip(masks.masks, masks.hidden):
+        gate = affine(mask.mlp[2], relu(affine(mask.mlp[0], flat)))
+        wanted.append(relu(layer_norm(affine(hidden[0], gate * normed))))
+    np.testing.assert_allclose(get(masks(x))[row], np.concatenate(wanted))
+    ends, logit = [], 0.0
+    for one in range(2):
+        gate = affine(streams.gates[one].mlp[2], relu(affine(streams.gates[one].mlp[0], get(streams.contexts[one]))))
+        ends.append(relu(affine(streams.streams[one].mlp[0], flat * 2 / (1 + np.exp(-gate)))))
+        logit += affine(streams.linears[one], ends[one])[0]
+    logit += sum(get(streams.product.weight)[0, i, j] * ends[0][i] * ends[1][j] for i in range(H) for j in range(H))
+    np.testing.assert_allclose(get(streams(x))[row, 0], logit)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("peer", list(MODELS))
-def test_every_model_of_a_peer_learns_in_its_own_loop(peer: str, data: Path, tmp_path: Path) -> None:
+def test_what_is_ours_in_fuxictrs_models_is_the_formula() -> None:
+    python = installed("fuxictr")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([str(python), "-c", FORMULAS], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def installed(peer: str) -> Path:
+    """The interpreter of a peer's environment, which no test makes."""
     environments = DEFAULT_ENVIRONMENTS.expanduser()
     if not (environments / peer / "installed.txt").is_file():
         pytest.skip(f"{peer} is not installed; `python -m benchmarks dcnv2` does it")
+    return python_of(peer, environments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", list(MODELS))
+def test_every_model_of_a_peer_learns_in_its_own_loop(peer: str, data: Path, tmp_path: Path) -> None:
+    installed(peer)
+    environments = DEFAULT_ENVIRONMENTS.expanduser()
     trainer = Trainer(Rows.export(data, tmp_path, (peer,)), tmp_path, environments, threads=1)
     for model in MODELS[peer]:
         run = Run(peer, model, Setting(1e-4, TINY.hidden_units), 3, TINY)

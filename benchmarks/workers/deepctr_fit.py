@@ -7,10 +7,12 @@ the decay of the learning rate after an epoch without gain; and it puts the mode
 logloss, is one more entry of its table of metrics.
 
 Numeric fields are its `DenseFeat`: they go into its MLP and first-order part as they are, not into products.
-DCN, DCN-Mix and AutoInt get no first-order part, since they have no argument for its L2.
+AutoInt and DIFM get as many heads as their default and the embedding width have as greatest common divisor. DCN,
+DCN-Mix and AutoInt get no first-order part, since they have no argument for its L2.
 """
 
 from collections.abc import Callable
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,8 @@ LEAST_GAIN = 1e-6
 
 def make_model(job: Job) -> BaseModel:
     """Raises: ValueError for a model that is not here."""
-    fields = [
-        SparseFeat(f"f{index}", size, embedding_dim=job["embedding_dim"])
-        for index, size in enumerate(job["vocabulary_sizes"])
-    ]
+    dim = job["embedding_dim"]
+    fields = [SparseFeat(f"f{index}", size, embedding_dim=dim) for index, size in enumerate(job["vocabulary_sizes"])]
     fields += [DenseFeat(f"n{index}", 1) for index in range(job["num_numeric"])]
     l2, hidden = summed_l2(job["embedding_l2"], job["batch_size"]), tuple(job["hidden_units"])
     both: dict[str, Any] = {"l2_reg_linear": l2, "l2_reg_embedding": l2, "seed": job["seed"]}
@@ -56,10 +56,10 @@ def make_model(job: Job) -> BaseModel:
         ),
         "nfm": lambda: NFM(fields, fields, **both, dnn_hidden_units=hidden),
         "pnn": lambda: PNN(fields, **deep),
-        "autoint": lambda: AutoInt([], fields, **deep),
+        "autoint": lambda: AutoInt([], fields, **deep, att_head_num=gcd(2, dim)),
         "afn": lambda: AFN(fields, fields, **both, afn_dnn_hidden_units=hidden),
         "ifm": lambda: IFM(fields, fields, **both, dnn_hidden_units=hidden),
-        "difm": lambda: DIFM(fields, fields, **both, dnn_hidden_units=hidden),
+        "difm": lambda: DIFM(fields, fields, **both, dnn_hidden_units=hidden, att_head_num=gcd(4, dim)),
         "fibinet": lambda: FiBiNET(fields, fields, **both, dnn_hidden_units=hidden),
         "onn": lambda: ONN(fields, fields, **both, dnn_hidden_units=hidden),
     }
