@@ -5,6 +5,7 @@ chosen on the validation split; then it is trained with all seeds. The same comm
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -24,7 +25,7 @@ from benchmarks.rival_runs import Rows, RunError, Trainer
 from benchmarks.rival_search import EMBEDDING_L2, MODELS, WIDE, Budget, Result, Run, search
 from benchmarks.run import describe_machine
 from dmoe.errors import Interrupted, UserError
-from dmoe.files import write_json
+from dmoe.files import read_json, write_json
 
 FORMAT_VERSION = 1
 FIRST_SEED = 2025
@@ -104,9 +105,9 @@ def main(words: Sequence[str] | None = None) -> int:
         for peer in dict.fromkeys(peer for peer, _ in arguments.chosen):
             python_of(peer, environments)
         _train_all(arguments, budget, trainer, report)
-    except InstallationError as error:
+    except (InstallationError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues with what is not finished", file=sys.stderr)
         return 130
@@ -118,6 +119,7 @@ def _train_all(arguments: argparse.Namespace, budget: Budget, trainer: Trainer, 
     """Fills `models` of the report in the order of the request, and writes it after each model."""
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    earlier = _earlier(arguments.output / "rivals.json", report)
     stopped = Event()
 
     def train(run: Run) -> Result:
@@ -140,10 +142,24 @@ def _train_all(arguments: argparse.Namespace, budget: Budget, trainer: Trainer, 
                 found[pair] = {"peer": peer, "model": model, "left_out": str(error)}
             print(f"{len(found)}/{len(waiting)} {_line(found[pair])}", file=sys.stderr, flush=True)
             report["models"] = [found[one] for one in arguments.chosen if one in found]
+            report["models"] += [one for one in earlier if (one["peer"], one["model"]) not in found]
             write_json(arguments.output / "rivals.json", report)
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _earlier(path: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The models of earlier calls, when those had the same data and budget.
+
+    Raises: DataError if the file is damaged.
+    """
+    if not path.is_file():
+        return []
+    known = read_json(path)
+    written = json.loads(json.dumps(report))
+    same = known["data"]["fingerprint"] == written["data"]["fingerprint"] and known["budget"] == written["budget"]
+    return list(known["models"]) if same else []
 
 
 def _line(model: dict[str, Any]) -> str:
@@ -161,7 +177,7 @@ def table(report: dict[str, Any]) -> Table:
         made.add_column(heading, no_wrap=True)
     for heading in ("valid AUC", "valid logloss", "test AUC", "test logloss"):
         made.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("L2", "hidden", "parameters", "epochs", "s a run"):
+    for heading in ("seeds", "L2", "hidden", "parameters", "epochs", "s a run"):
         made.add_column(heading, justify="right")
     finished = [model for model in report["models"] if "left_out" not in model]
     for model in sorted(finished, key=lambda model: -model["summary"]["valid"]["auc"]["mean"]):
@@ -170,6 +186,7 @@ def table(report: dict[str, Any]) -> Table:
             model["peer"],
             model["model"],
             *(_figure(summary[split][metric]) for split in ("valid", "test") for metric in ("auc", "logloss")),
+            str(len(runs)),
             f"{chosen['embedding_l2']:g}",
             "×".join(map(str, chosen["hidden_units"])),
             f"{runs[0]['parameters']:,}",

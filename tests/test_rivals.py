@@ -215,6 +215,11 @@ def test_a_finished_run_is_not_repeated(data: Path, tmp_path: Path, started: lis
     assert len(started) == 14
     second = json.loads((output / "rivals.json").read_text(encoding="utf-8"))
     assert second["models"] == first["models"]
+    assert rivals.main([*words, "--models", "lr"]) == 0
+    third = json.loads((output / "rivals.json").read_text(encoding="utf-8"))
+    assert third["models"][1:] == first["models"]
+    assert third["models"][0]["model"] == "lr"
+    del started[14:]
     assert rivals.main([*words, "--embedding-l2", "0.5", "--wide"]) == 0
     assert len(started) == 14 + 3 * 2
     assert started[-1]["embedding_l2"] == 0.5
