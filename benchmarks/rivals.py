@@ -112,7 +112,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print("interrupted; the same command continues with what is not finished", file=sys.stderr)
         return 130
     Console(width=None if sys.stdout.isatty() else 140).print(table(report))
-    return 1 if any("left_out" in one for one in report["models"]) else 0
+    asked = [one for one in report["models"] if (one["peer"], one["model"]) in arguments.chosen]
+    return 1 if any("left_out" in one for one in asked) else 0
 
 
 def _train_all(arguments: argparse.Namespace, budget: Budget, trainer: Trainer, report: dict[str, Any]) -> None:

@@ -199,7 +199,9 @@ def test_splits_are_exported_row_by_row(data: Path, tmp_path: Path) -> None:
     assert Rows.export(data, output, ("fuxictr",)).fingerprint != rows.fingerprint
 
 
-def test_a_finished_run_is_not_repeated(data: Path, tmp_path: Path, started: list[dict[str, Any]]) -> None:
+def test_a_finished_run_is_not_repeated(
+    data: Path, tmp_path: Path, started: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     words = ["--data", str(data), "--output", str(output), "--seeds", "2", "--size", "tiny", "--jobs", "2"]
     words += ["--models", "dcnv2", "fm"]
@@ -208,6 +210,8 @@ def test_a_finished_run_is_not_repeated(data: Path, tmp_path: Path, started: lis
     assert len(started) == 2 * (4 + 1) + (3 + 1)
     assert {job["module"] for job in started} == {"fuxictr_fit", "deepctr_fit"}
     first = json.loads((output / "rivals.json").read_text(encoding="utf-8"))
+    summary = first["models"][0]["summary"]["test"]["auc"]
+    assert f"{summary['mean']:.4f} ±{summary['std']:.4f}" in capsys.readouterr().out
     assert [(one["peer"], one["model"]) for one in first["models"]] == [
         ("fuxictr", "dcnv2"), ("deepctr", "dcnv2"), ("fuxictr", "fm")
     ]  # fmt: skip
