@@ -63,15 +63,15 @@ def _refused(data: Path, field: str, what: str) -> DataError:
     )
 
 
-def read_split(data: Path, name: str) -> Split:
-    """All rows of a split in the order of its files.
+def read_split(data: Path, name: str, *, numeric: bool) -> Split:
+    """All rows of a split in the order of its files; without `numeric`, N is 0.
 
     Raises: DataError.
     """
     batches = list(SplitReader(data, name, batch_size=READ_ROWS).batches())
     return Split(
         np.concatenate([batch.ids_BC.numpy() for batch in batches]),
-        np.concatenate([batch.numeric_BN.numpy() for batch in batches]),
+        np.concatenate([batch.numeric_BN.numpy()[:, : None if numeric else 0] for batch in batches]),
         np.concatenate([batch.labels_B.numpy() for batch in batches]),
     )
 
@@ -80,14 +80,15 @@ def read_split(data: Path, name: str) -> Split:
 class Rows:
     """The splits as the workers read them, and a hash of the prepared files that they are from."""
 
-    schema: Schema
+    vocabulary_sizes: list[int]
+    num_numeric: int
     files: dict[str, str]
     labels: dict[str, np.ndarray]
     fingerprint: str
 
     @staticmethod
-    def export(data: Path, folder: Path, peers: tuple[str, ...]) -> "Rows":
-        """Writes `folder`/rows-<hash>/<split>.npz, if it is not there yet.
+    def export(data: Path, folder: Path, peers: tuple[str, ...], *, numeric: bool = True) -> "Rows":
+        """Writes `folder`/rows-<hash>/<split>.npz, if it is not there yet, with or without the numeric fields.
 
         Raises: DataError if `data` is not a whole data set folder, or has a field that peers cannot take.
         """
@@ -95,16 +96,18 @@ class Rows:
         check_fields(schema, data, peers)
         parts = [path for name in SPLITS for path in sorted((data / name).glob("*.parquet"))]
         text = "".join(f"{path.relative_to(data)}:{sha256(path)}\n" for path in [data / "schema.json", *parts])
+        text += "" if numeric else "categorical fields only\n"
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
         place = folder / f"rows-{fingerprint}"
         if not place.is_dir():
             with written_aside(place) as aside:
                 aside.mkdir(parents=True)
                 for name in SPLITS:
-                    read_split(data, name).write(aside / f"{name}.npz")
+                    read_split(data, name, numeric=numeric).write(aside / f"{name}.npz")
         files = {name: str((place / f"{name}.npz").resolve()) for name in SPLITS}
         labels = {name: Split.read(files[name]).labels_R.astype(np.uint8) for name in SCORED}
-        return Rows(schema, files, labels, fingerprint)
+        num_numeric = len(schema.numeric) if numeric else 0
+        return Rows(schema.vocabulary_sizes, num_numeric, files, labels, fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +135,11 @@ class Trainer:
         return {**read_json(place / "result.json"), "folder": place.name, "scores": f"{place.name}/scores.parquet"}
 
     def _train(self, run: Run, aside: Path, name: str) -> None:
-        schema, log = self.rows.schema, self.folder / "logs" / f"{name}.log"
+        log = self.folder / "logs" / f"{name}.log"
         job = {
             **run.job(),
-            "vocabulary_sizes": schema.vocabulary_sizes,
-            "num_numeric": len(schema.numeric),
+            "vocabulary_sizes": self.rows.vocabulary_sizes,
+            "num_numeric": self.rows.num_numeric,
             "splits": self.rows.files,
             "threads": self.threads,
         }

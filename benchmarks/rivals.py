@@ -47,6 +47,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--wide", type=_positive, nargs="*", default=WIDE, metavar="UNITS",
         help="hidden layers tried beside the size's own (400 400); none tried when empty",
     )  # fmt: skip
+    parser.add_argument("--without-numeric", action="store_true", help="peers get the categorical fields only")
     parser.add_argument("--jobs", type=_positive, default=1, help="models in training at the same time (1)")
     parser.add_argument("--threads", type=_positive, default=1, help="of each run (1)")
     parser.add_argument("--environments", type=Path, default=DEFAULT_ENVIRONMENTS, help="where peers are installed")
@@ -81,7 +82,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         budget = Budget.of_size(arguments.size)
         arguments.output.mkdir(parents=True, exist_ok=True)
-        rows = Rows.export(arguments.data, arguments.output, tuple(arguments.peers))
+        peers = tuple(arguments.peers)
+        rows = Rows.export(arguments.data, arguments.output, peers, numeric=not arguments.without_numeric)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -94,8 +96,8 @@ def main(words: Sequence[str] | None = None) -> int:
         "data": {
             "folder": str(arguments.data.resolve()),
             "fingerprint": rows.fingerprint,
-            "vocabulary_sizes": rows.schema.vocabulary_sizes,
-            "numeric_fields": len(rows.schema.numeric),
+            "vocabulary_sizes": rows.vocabulary_sizes,
+            "numeric_fields": rows.num_numeric,
         },
         "budget": {"size": arguments.size, **asdict(budget)},
         "models": [],

@@ -194,6 +194,11 @@ def test_splits_are_exported_row_by_row(data: Path, tmp_path: Path) -> None:
         assert split.numeric_RN[:, 0].tolist() == table["price"].to_pylist()
         assert split.labels_R.tolist() == table["label"].to_pylist()
     assert Rows.export(data, output, ("fuxictr",)).fingerprint == rows.fingerprint
+    narrow = Rows.export(data, output, ("fuxictr",), numeric=False)
+    assert narrow.fingerprint != rows.fingerprint
+    assert narrow.num_numeric == 0
+    assert Split.read(narrow.files["valid"]).numeric_RN.shape == (ROWS["valid"], 0)
+    np.testing.assert_array_equal(Split.read(narrow.files["valid"]).ids_RC, Split.read(rows.files["valid"]).ids_RC)
     table = parquet.read_table(data / "test" / "part-00001.parquet")
     parquet.write_table(table.slice(1), data / "test" / "part-00001.parquet")
     assert Rows.export(data, output, ("fuxictr",)).fingerprint != rows.fingerprint
