@@ -8,6 +8,7 @@ from deepctr_torch.models import DCN, DeepFM, xDeepFM
 from deepctr_torch.models.basemodel import BaseModel
 from torch import Tensor
 
+from benchmarks.workers.fitting import summed_l2
 from benchmarks.workers.serve import Job, Step, count_parameters, load_batches, serve
 
 
@@ -18,8 +19,7 @@ def make_model(job: Job) -> BaseModel:
         SparseFeat(f"f{index}", size, embedding_dim=job["embedding_dim"])
         for index, size in enumerate(job["vocabulary_sizes"])
     ]
-    # Its loss is the sum over the batch, with l2 * ||W||^2 added; ours is the mean, with l2 / 2 * ||W||^2.
-    l2 = job["embedding_l2"] * job["batch_size"] / 2
+    l2 = summed_l2(job["embedding_l2"], job["batch_size"])
     if name in ("dnn", "dcnv2"):
         # DCN without cross layers is its only plain DNN.
         return DCN(

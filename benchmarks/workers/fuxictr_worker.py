@@ -29,15 +29,17 @@ LEARNING_RATE = 1e-3
 Columns = dict[str, Tensor]
 
 
-def feature_map(sizes: list[int]) -> FeatureMap:
-    """What FuxiCTR's preprocessing would have written for these vocabularies."""
+def feature_map(sizes: list[int], num_numeric: int = 0) -> FeatureMap:
+    """What FuxiCTR's preprocessing would have written for these vocabularies, and so many numeric fields."""
     made = FeatureMap("benchmark", ".")
     for index, size in enumerate(sizes):
         made.features[f"f{index}"] = {"source": "", "type": "categorical", "vocab_size": size}
+    for index in range(num_numeric):
+        made.features[f"n{index}"] = {"source": "", "type": "numeric"}
     made.labels = ["label"]
-    made.num_fields = len(sizes)
-    made.total_features = sum(sizes)
-    made.input_length = len(sizes)
+    made.num_fields = len(made.features)
+    made.total_features = sum(sizes) + num_numeric
+    made.input_length = len(made.features)
     made.set_column_index()
     return made
 
