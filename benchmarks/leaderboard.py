@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.leaderboard_table import Entry, read_rivals, write_table
+from benchmarks.leaderboard_table import D_MOE, SINGLE, Entry, read_rivals, write_table
 from dmoe.config import RunConfig
 from dmoe.experiments import grid, plan
 from dmoe.experiments.folder import Folder
@@ -208,10 +208,10 @@ def entries(
     """What stands in the table, with the runs of all seeds."""
     cells: dict[Entry, dict[int, Cell]] = {}
     for kind, l2 in l2_of.items():
-        entry = Entry("dmoe", kind, "single model", f"L2 {l2:g}")
+        entry = Entry("dmoe", kind, SINGLE, f"L2 {l2:g}")
         cells[entry] = {seed: models.single(kind, l2, seed) for seed in seeds}
     for one in chosen:
-        forms = [("D-MoE", one), ("ME-MoE", Mixture(one.kinds, None))]
+        forms = [(D_MOE, one), ("ME-MoE", Mixture(one.kinds, None))]
         if models.can_share(one.kinds):
             forms.append(("SE-MoE", Mixture(one.kinds, None, "shared")))
         for name, form in forms:

@@ -14,6 +14,8 @@ from dmoe.files import read_json, write_json, write_text
 from dmoe.report.text_table import Text, TextTable
 
 D_MOE = "D-MoE"
+SINGLE = "single model"
+PEERS = {"fuxictr": "FuxiCTR", "deepctr": "DeepCTR-Torch"}
 FORMAT_VERSION = 1
 
 
@@ -48,12 +50,15 @@ def read_scores(path: Path) -> Scores:
 
 
 def read_rivals(path: Path) -> list[Entry]:
-    """The peers' models that `benchmarks.rivals` trained."""
+    """The peers' models that `benchmarks.rivals` trained; its seeds are numbered as ours, from 1."""
     found = []
     for model in read_json(path)["models"]:
-        entry = Entry(model["peer"], model["model"], "single model", model["setting"])
-        for run in model["runs"]:
-            entry.add(int(run["seed"]), run["metrics"], path.parent / run["scores"])
+        setting = f"L2 {model['chosen']['embedding_l2']:g}"
+        if model["chosen"].get("hidden_units"):
+            setting += f", hidden {model['chosen']['hidden_units']}"
+        entry = Entry(PEERS[model["peer"]], model["model"], SINGLE, setting)
+        for number, run in enumerate(model["seeds"], 1):
+            entry.add(number, run, path.parent / run["scores"])
         found.append(entry)
     return found
 
@@ -97,15 +102,15 @@ def write_table(entries: Sequence[Entry], folder: Path) -> str:
             one, _, p = compared
             difference = f"{one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f})".replace("-", "−")
             verdict = "not resolved" if p >= 0.05 else "D-MoE is better" if one.difference > 0 else "D-MoE is worse"
-        name = f"{entry.model}, {entry.form}" if entry.form != "single model" else entry.model
+        name = f"{entry.model}, {entry.form}" if entry.form != SINGLE else entry.model
         rows.append(
             [
                 Text(name, emphasis="bold" if entry is best else ""),
                 Text(entry.library),
                 Text(entry.setting),
                 Text(f"{valid.mean:.4f}"),
-                Text(f"{auc.mean:.4f} ± {auc.std or 0:.4f}"),
-                Text(f"{logloss.mean:.4f} ± {logloss.std or 0:.4f}"),
+                Text(_spread(auc)),
+                Text(_spread(logloss)),
                 Text(difference),
                 Text(verdict),
             ]
@@ -123,7 +128,7 @@ def write_table(entries: Sequence[Entry], folder: Path) -> str:
         )
     table = TextTable(
         "leaderboard",
-        f"Test AUC and logloss, mean ± standard deviation over {auc.seeds} seeds. Bold: the D-MoE that the validation "
+        f"Test AUC and logloss, mean ± standard deviation over {len(best.runs)} seeds. Bold: the D-MoE that the validation "
         "split chose; difference: its test AUC minus the row's, 95% interval over rows and seeds; verdict after "
         "Holm's correction over all rows.",
         ["model", "library", "setting", "valid AUC", "test AUC", "test logloss", "difference", "verdict"],
@@ -134,6 +139,10 @@ def write_table(entries: Sequence[Entry], folder: Path) -> str:
     write_text(folder / "leaderboard.md", text)
     write_json(folder / "leaderboard.json", {"format_version": FORMAT_VERSION, "entries": figures})
     return text
+
+
+def _spread(one: Spread) -> str:
+    return f"{one.mean:.4f} (one seed)" if one.std is None else f"{one.mean:.4f} ± {one.std:.4f}"
 
 
 def _figures(auc: Compared, logloss: Compared, holm_p: float) -> dict[str, float]:

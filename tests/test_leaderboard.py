@@ -151,16 +151,22 @@ def test_the_table_says_who_is_better_beyond_chance(tmp_path: Path) -> None:
 def test_rivals_are_read_and_other_rows_are_refused(tmp_path: Path) -> None:
     ours = entry(tmp_path, "ours", "D-MoE", 1.0)
     other = entry(tmp_path / "rivals", "DCNv2", "peer", 1.0)
-    runs = [{"seed": seed, "metrics": metrics, "scores": path.name} for seed, (metrics, path) in other.runs.items()]
+    runs = [{"seed": 2024 + seed, **metrics, "scores": path.name} for seed, (metrics, path) in other.runs.items()]
+    chosen = {"embedding_l2": 0.01, "hidden_units": [64]}
     write_json(
         tmp_path / "rivals" / "rivals.json",
-        {"models": [{"peer": "fuxictr", "model": "DCNv2", "setting": "L2 0.01", "runs": runs}]},
+        {"models": [{"peer": "fuxictr", "model": "dcnv2", "chosen": chosen, "seeds": runs}]},
     )
     (found,) = read_rivals(tmp_path / "rivals" / "rivals.json")
-    assert (found.library, found.model, found.setting, list(found.runs)) == ("fuxictr", "DCNv2", "L2 0.01", [1, 2, 3])
+    assert (found.library, found.model, found.setting, list(found.runs)) == (
+        "FuxiCTR",
+        "dcnv2",
+        "L2 0.01, hidden [64]",
+        [1, 2, 3],
+    )
     assert set(compare(ours, [ours, found])) == {1}
     path = tmp_path / "rivals" / "DCNv2-peer-2.parquet"
     table = parquet.read_table(path)
     parquet.write_table(table.set_column(1, "label", pa.array(table["label"].to_numpy()[::-1])), path)
-    with pytest.raises(ValueError, match="fuxictr DCNv2: its test rows are not ours"):
+    with pytest.raises(ValueError, match="FuxiCTR dcnv2: its test rows are not ours"):
         compare(ours, [ours, found])
