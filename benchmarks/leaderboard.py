@@ -207,9 +207,6 @@ def entries(
 ) -> list[Entry]:
     """What stands in the table, with the runs of all seeds."""
     cells: dict[Entry, dict[int, Cell]] = {}
-    for kind, l2 in l2_of.items():
-        entry = Entry("dmoe", kind, SINGLE, f"L2 {l2:g}")
-        cells[entry] = {seed: models.single(kind, l2, seed) for seed in seeds}
     for one in chosen:
         forms = [(D_MOE, one), ("ME-MoE", Mixture(one.kinds, None))]
         if models.can_share(one.kinds):
@@ -217,6 +214,9 @@ def entries(
         for name, form in forms:
             entry = Entry("dmoe", " + ".join(one.kinds), name, f"alpha {form.alpha:g}" if form.alpha else "")
             cells[entry] = {seed: models.mixture(form, seed) for seed in seeds}
+    for kind, l2 in l2_of.items():
+        entry = Entry("dmoe", kind, SINGLE, f"L2 {l2:g}")
+        cells[entry] = {seed: models.single(kind, l2, seed) for seed in seeds}
     flat = {(entry, seed): cell for entry, by_seed in cells.items() for seed, cell in by_seed.items()}
     figures = trials.figures(flat)
     for entry, by_seed in cells.items():

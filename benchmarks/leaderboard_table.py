@@ -128,9 +128,9 @@ def write_table(entries: Sequence[Entry], folder: Path) -> str:
         )
     table = TextTable(
         "leaderboard",
-        f"Test AUC and logloss, mean ± standard deviation over {len(best.runs)} seeds. Bold: the D-MoE that the validation "
-        "split chose; difference: its test AUC minus the row's, 95% interval over rows and seeds; verdict after "
-        "Holm's correction over all rows.",
+        f"Test AUC and logloss, mean ± standard deviation over {len(best.runs)} seeds. Bold: the D-MoE that the "
+        "validation split chose; difference: its test AUC minus the row's, 95% interval over rows and seeds; verdict "
+        "after Holm's correction over all rows.",
         ["model", "library", "setting", "valid AUC", "test AUC", "test logloss", "difference", "verdict"],
         rows,
         frozenset({1, 2, 7}),
