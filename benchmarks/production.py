@@ -5,15 +5,18 @@ $ python -m benchmarks.production --json production.json
 The mixture of the preset `production`: experts GwPFM and FlatDNN on table 0 (width 16, all fields), IPNN on table 1
 (width 64, three tenths of the fields), which the gate reads too; more experts repeat these three. FuxiCTR's side is
 the same model from its layers, docs/performance.md says how. All contestants read the same batches in turns.
+"CPU ms" is processor time of all threads, which other programs on the machine disturb less than the clock.
 """
 
 import argparse
 import os
+import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +143,17 @@ def run_case(case: Case, contestants: tuple[Contestant, ...], options: argparse.
             except (WorkerError, InstallationError) as error:
                 row["left_out"] = str(error)
                 continue
-            row |= {**worker.ready, "warm_up_ms": warm_up, "ms": []}
+            row |= {**worker.ready, "warm_up_ms": warm_up, "ms": [], "cpu_ms": []}
             running.append((row, worker))
         counts = {row["name"]: row["parameters"] for row, _ in running}
         if len(set(counts.values())) > 1:
             raise WorkerError(f"{case.name}: the models are not the same, they have {counts} parameters")
         for _ in range(options.repeats):
             for row, worker in running:
-                row["ms"].append(worker.run("train", options.steps))
+                for clock, times in worker.measure("train", options.steps).items():
+                    row[clock].append(times)
         for row, worker in running:
+            row["median_cpu_ms"] = statistics.median(chain.from_iterable(row["cpu_ms"]))
             row["peak_bytes"] = worker.ask({"command": "memory"})["peak_bytes"]
     for row in rows:
         summarise(row, case.batch_size)
@@ -158,7 +163,18 @@ def run_case(case: Case, contestants: tuple[Contestant, ...], options: argparse.
 
 def print_case(result: dict[str, Any], console: Console) -> None:
     table = Table(title=f"{result['case']}: {' + '.join(result['experts'])}", title_justify="left")
-    for column in ("contestant", "ms/batch", "min", "max", "rows/s", "peak GiB", "parameters", "ratio", "by round"):
+    for column in (
+        "contestant",
+        "ms/batch",
+        "min",
+        "max",
+        "CPU ms",
+        "rows/s",
+        "peak GiB",
+        "parameters",
+        "ratio",
+        "by round",
+    ):
         table.add_column(column, justify="left" if column == "contestant" else "right")
     for row in result["contestants"]:
         if "median_ms" not in row:
@@ -167,7 +183,7 @@ def print_case(result: dict[str, Any], console: Console) -> None:
         rounds = row.get("ratio_by_round")
         table.add_row(
             row["name"],
-            *(f"{row[key]:,.0f}" for key in ("median_ms", "min_ms", "max_ms", "rows_per_second")),
+            *(f"{row[key]:,.0f}" for key in ("median_ms", "min_ms", "max_ms", "median_cpu_ms", "rows_per_second")),
             f"{row['peak_bytes'] / 2**30:.2f}",
             f"{row['parameters']:,}",
             f"{row['ratio']:.2f}" if rounds else "",
