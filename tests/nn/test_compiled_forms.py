@@ -139,10 +139,10 @@ def test_index_tensors_are_buffers_that_no_file_holds() -> None:
     model = DMoE(
         FIELDS,
         2,
-        [4, 3],
-        experts=[GwPFM(5, 4), IPNN(4, 3, hidden_units=[4])],
+        4,
+        experts=[GwPFM(5, 4), IPNN(4, 4, hidden_units=[4])],
         expert_fields=[[0, 1, 2, 3, 7], [0, 2, 5, 6]],
-        tables=[0, 1],
+        tables=[0, 0],
         gate_options={"fields": [0, 5]},
         expert_units=4,
         tower_units=(4,),
