@@ -1,6 +1,7 @@
 """Time and memory of a training step of the production mixture, by the number of its fields and of its experts.
 
 $ python -m benchmarks.production --json production.json
+$ python -m benchmarks.plots production.json --prefix production- --output figures
 
 The mixture of the preset `production`: experts GwPFM and FlatDNN on table 0 (width 16, all fields), IPNN on table 1
 (width 64, three tenths of the fields), which the gate reads too; more experts repeat these three. FuxiCTR's side is
@@ -223,8 +224,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     options = parse(words)
     sizes = {"batch_size": options.batch_size, "units": options.units}
-    cases = [Case(fields, len(KINDS), **sizes) for fields in options.fields]
-    cases += [Case(options.experts_fields, experts, **sizes) for experts in options.experts]
+    points = [("fields", fields, Case(fields, len(KINDS), **sizes)) for fields in options.fields]
+    points += [("experts", count, Case(options.experts_fields, count, **sizes)) for count in options.experts]
     contestants = CONTESTANTS[:1] if options.only_ours else CONTESTANTS
     console = Console(width=None if sys.stdout.isatty() else 140)
     results: dict[str, Any] = {
@@ -234,10 +235,12 @@ def main(words: list[str] | None = None) -> int:
         "settings": {"repeats": options.repeats, "steps": options.steps, **sizes},
         "cases": [],
     }
-    for case in dict.fromkeys(cases):
-        result = run_case(case, contestants, options)
-        print_case(result, console)
-        results["cases"].append(result)
+    measured: dict[Case, dict[str, Any]] = {}
+    for axis, value, case in points:
+        if case not in measured:
+            measured[case] = run_case(case, contestants, options)
+            print_case(measured[case], console)
+        results["cases"].append({"axis": axis, "value": value, **measured[case]})
         if options.json:
             write_json(options.json, results)
     failed = any("left_out" in case["contestants"][0] for case in results["cases"])

@@ -267,6 +267,9 @@ def test_the_production_benchmark_reports_ours_by_fields_and_experts(
     found = json.loads(target.read_text(encoding="utf-8"))["cases"]
     assert [case["case"] for case in found] == ["40 fields, 3 experts", "40 fields, 1 expert", "40 fields, 4 experts"]
     assert found[2]["experts"] == ["gwpfm", "flatdnn", "ipnn", "gwpfm"]
+    assert [(case["axis"], case["value"]) for case in found] == [("fields", 40), ("experts", 1), ("experts", 4)]
+    drawn = plots.draw({"cases": found}, tmp_path, "production-")
+    assert [path.name for path in drawn] == ["production-experts.svg", "production-fields.svg"]
     for case in found:
         (row,) = case["contestants"]
         assert [len(times) for times in row["cpu_ms"]] == [1, 1]

@@ -113,9 +113,9 @@ class _Assembly(torch.autograd.Function):
         outputs = tuple(torch.empty(rows, fields, width, dtype=dtype) for fields, width in shapes)
         arrays = [output_BFD.numpy() for output_BFD in outputs]
         for one in lookups:
-            ids, offsets, weight = one.batch.rows_to_read(one.weight, dtype)
+            read = one.batch.rows_to_read(one.weight, dtype)
 
-            def look_up(start: int, stop: int, one: Lookup = one, read: Any = (ids, offsets, weight)) -> None:
+            def look_up(start: int, stop: int, one: Lookup = one, read: tuple[Any, Any, Any] = read) -> None:
                 for first_column, table in zip(one.batch.first_columns, one.of, strict=False):
                     places = one.places[table]
                     embedding_kernels.gather_to(start, stop, *read, first_column, places, arrays[table])

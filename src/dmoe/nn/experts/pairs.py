@@ -69,7 +69,7 @@ class _UpperGramInPieces(torch.autograd.Function):
         embeddings_BFD, mirror_FF = ctx.saved_tensors
         rows, fields, width = embeddings_BFD.shape
         above, first = ctx.above, ctx.first
-        own_BFD = gradient_BW[:, :first].unflatten(1, (fields, width)) if first else None
+        own_BFD = gradient_BW[:, :first].view(rows, fields, width) if first else None
         if torch.is_grad_enabled():  # a second derivative was asked for
             found_BFD = _gradient(gradient_BW[:, first:], embeddings_BFD, mirror_FF, above)
             return found_BFD if own_BFD is None else found_BFD + own_BFD, None, None, None, None
