@@ -322,8 +322,8 @@ class FrozenTable(nn.Module):
         super().__init__()
         offsets = [0, *accumulate(sizes)]
         self._offsets, self.copies = offsets, copies
-        column_offsets = [offsets[vocabulary] for vocabulary in vocabulary_of_column]
-        self.register_buffer("column_offsets_P", torch.tensor(column_offsets), persistent=False)
+        self.column_offsets = [offsets[vocabulary] for vocabulary in vocabulary_of_column]
+        self.register_buffer("column_offsets_P", torch.tensor(self.column_offsets), persistent=False)
         self.register_buffer("weight", torch.zeros(offsets[-1], width))
 
     def field_rows(self, vocabulary: int) -> slice:
