@@ -1,4 +1,7 @@
-"""Draws the growth curves of a results file: `python -m benchmarks.plots RESULTS.json --output FOLDER`."""
+"""Draws the growth curves of a results file of `benchmarks` or `benchmarks.production`.
+
+$ python -m benchmarks.plots RESULTS.json --output FOLDER
+"""
 
 import argparse
 from pathlib import Path
@@ -26,8 +29,8 @@ def curves(results: dict[str, Any], axis: str) -> dict[str, list[tuple[float, fl
     return {name: sorted(points) for name, points in found.items()}
 
 
-def draw(results: dict[str, Any], folder: Path) -> list[Path]:
-    """One SVG for each axis that the results have points on."""
+def draw(results: dict[str, Any], folder: Path, prefix: str = "growth-") -> list[Path]:
+    """One SVG for each axis that the results have points on, `prefix` and its name."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,7 +50,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
         axes.set_ylim(bottom=0 if scale == "linear" else None)
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
-        path = folder / f"growth-{axis}.svg"
+        path = folder / f"{prefix}{axis}.svg"
         figure.savefig(path)
         pyplot.close(figure)
         written.append(path)
@@ -55,11 +58,12 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--prefix", default="growth-", help="of the names of the pictures (growth-)")
     arguments = parser.parse_args()
-    for path in draw(read_json(arguments.results), arguments.output):
+    for path in draw(read_json(arguments.results), arguments.output, arguments.prefix):
         print(path)
 
 

@@ -3,8 +3,10 @@
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.environments import ROOT
@@ -15,9 +17,20 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """One contestant: computes only while a question of ours is open, so that runs can be interleaved."""
+    """One contestant: computes only while a question of ours is open, so that runs can be interleaved.
 
-    def __init__(self, python: Path, module: str, job: dict[str, Any], log: Path) -> None:
+    `environment`: variables that only this one has.
+    """
+
+    def __init__(
+        self,
+        python: Path,
+        module: str,
+        job: dict[str, Any],
+        log: Path,
+        *,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         threads = str(job["threads"])
         limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), threads)
         self._log = log
@@ -26,7 +39,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [str(python), "-m", f"benchmarks.workers.{module}_worker", str(workers_end)],
                 cwd=ROOT,
-                env={**os.environ, **limits, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **limits, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", **environment},
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=stream,
@@ -65,7 +78,11 @@ class Worker:
 
     def run(self, mode: str, steps: int) -> list[float]:
         """Milliseconds a batch of each step."""
-        times: list[float] = self.ask({"command": "run", "mode": mode, "steps": steps})["ms"]
+        return self.measure(mode, steps)["ms"]
+
+    def measure(self, mode: str, steps: int) -> dict[str, list[float]]:
+        """The same as `ms`, and `cpu_ms`: processor time of all threads."""
+        times: dict[str, list[float]] = self.ask({"command": "run", "mode": mode, "steps": steps})
         return times
 
     def close(self) -> None:

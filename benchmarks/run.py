@@ -79,8 +79,8 @@ def run_case(case: Case, settings: Settings) -> dict[str, Any]:
         profile = _profile(running, settings.steps)
         sample = np.load(common["batches"])["ids"][: case.batch_size]
     for row in rows:
-        _summarise(row, case.batch_size)
-    _add_ratios(rows)
+        summarise(row, case.batch_size)
+    add_ratios(rows)
     return {
         "case": case.name,
         "experts": list(case.experts),
@@ -169,7 +169,8 @@ def _profile(running: list[tuple[Contestant, Worker]], steps: int) -> dict[str, 
     return None
 
 
-def _summarise(row: dict[str, Any], batch_size: int) -> None:
+def summarise(row: dict[str, Any], batch_size: int) -> None:
+    """Median, least and greatest time of a step, and rows a second."""
     times = [time for one_round in row.get("ms", []) for time in one_round]
     if not times:
         return
@@ -177,7 +178,7 @@ def _summarise(row: dict[str, Any], batch_size: int) -> None:
     row["rows_per_second"] = batch_size / row["median_ms"] * 1e3
 
 
-def _add_ratios(rows: list[dict[str, Any]]) -> None:
+def add_ratios(rows: list[dict[str, Any]]) -> None:
     """How many times longer than the first contestant: of the medians, and round by round."""
     ours = rows[0]
     for row in rows:

@@ -13,18 +13,21 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import batches, parts, plots, preparing
+from benchmarks import batches, parts, plots, preparing, production
 from benchmarks.arithmetic import dense_work
 from benchmarks.cases import Case, Contestant, Sizes, all_cases, choose
 from benchmarks.environments import REQUIREMENTS, pinned
 from benchmarks.process import Worker, WorkerError
 from benchmarks.report import embedding_and_optimiser_share
+from benchmarks.workers import production_form
 from benchmarks.workers.dmoe_worker import make_engine, make_model
+from benchmarks.workers.plain_gwpfm import PlainGwPFM
 from benchmarks.workers.stopwatch import EngineProfile, Stopwatch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmoe.data.batch import Batch
+from dmoe.nn.experts import GwPFM
 
 SMALL = Sizes(embedding_dim=4, hidden_units=(10, 9, 8), cin_units=6, expert_units=7, gate_units=5)
 MODELS = [("dnn", "linear"), ("dcnv2", "linear"), ("deepfm", "linear"), ("xdeepfm", "linear"), ("dcnv2", "d-moe")]
@@ -240,3 +243,83 @@ def test_both_contestants_get_the_same_rows_and_fields(tmp_path: Path) -> None:
         assert values["hour"] == str(int(cells[stamp][6:]))
         assert values["site_id"] == cells[site]
         assert values["click"] == cells[header.index("click")]
+
+
+def test_the_production_benchmark_reports_ours_by_fields_and_experts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "production.json"
+    words = ["--fields", "40", "--experts", "1", "4", "--experts-fields", "40", "--batch-size", "16", "--units", "8"]
+    words += [
+        "--repeats",
+        "2",
+        "--steps",
+        "1",
+        "--warm-up",
+        "1",
+        "--threads",
+        "1",
+        "--only-ours",
+        "--json",
+        str(target),
+    ]
+    assert production.main(words) == 0
+    found = json.loads(target.read_text(encoding="utf-8"))["cases"]
+    assert [case["case"] for case in found] == ["40 fields, 3 experts", "40 fields, 1 expert", "40 fields, 4 experts"]
+    assert found[2]["experts"] == ["gwpfm", "flatdnn", "ipnn", "gwpfm"]
+    assert [(case["axis"], case["value"]) for case in found] == [("fields", 40), ("experts", 1), ("experts", 4)]
+    drawn = plots.draw({"cases": found}, tmp_path, "production-")
+    assert [path.name for path in drawn] == ["production-experts.svg", "production-fields.svg"]
+    for case in found:
+        (row,) = case["contestants"]
+        assert [len(times) for times in row["cpu_ms"]] == [1, 1]
+        assert row["ratio"] == 1
+    assert "40 fields, 4 experts: gwpfm + flatdnn + ipnn + gwpfm" in capsys.readouterr().out
+
+
+def test_the_production_benchmark_has_the_presets_proportions(tmp_path: Path) -> None:
+    case = production.Case(513, 3)
+    job = case.job()
+    assert len(production_form.field_names(job)) == 513
+    assert len(production_form.chosen_names(job)) == 153
+    assert job["tables"] == [0, 0, 1]
+    job |= {"batch_size": 64, "vocabulary_sizes": job["vocabulary_sizes"][:3], "batches": str(tmp_path / "rows.npz")}
+    production.write_rows(Path(job["batches"]), job, 2)
+    first, second = production_form.load_rows(job)
+    assert first.ids.shape == (64, 3 + 5 + 20)
+    assert not np.array_equal(first.ids, second.ids)
+    # A list has its values first, then zeros.
+    present = first.ids[:, 8:] != 0
+    assert np.array_equal(present, np.sort(present, axis=1)[:, ::-1])
+    assert {0, 20} <= set(present.sum(axis=1))
+
+
+def test_a_worker_can_have_an_environment_of_its_own(tmp_path: Path) -> None:
+    job = production.Case(32, 1, batch_size=8, units=4).job()
+    job |= {"threads": 1, "batches": str(tmp_path / "rows.npz")}
+    production.write_rows(tmp_path / "rows.npz", job, 1)
+    kept = {"PYTHONHASHSEED": "77", "MALLOC_MMAP_MAX_": "0"}
+    worker = Worker(Path(sys.executable), "production_dmoe", job, tmp_path / "log", environment=kept)
+    try:
+        environment = Path(f"/proc/{worker._process.pid}/environ").read_bytes().split(b"\0")
+        assert {b"PYTHONHASHSEED=77", b"MALLOC_MMAP_MAX_=0"} <= set(environment)
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_the_peers_gwpfm_is_ours(groups: int) -> None:
+    ours, plain = GwPFM(7, 6, groups=groups).double(), PlainGwPFM(7, 6, groups).double()
+    weights = torch.rand_like(ours.weight)
+    ours.weight.data.copy_(weights)
+    plain.upper.data.copy_(weights)
+    embeddings = torch.randn(5, 7, 6, dtype=torch.float64, requires_grad=True)
+    results = [expert(embeddings) for expert in (ours, plain)]
+    torch.testing.assert_close(*results)
+    cotangent = torch.randn_like(results[0])
+    for mine, theirs in zip(
+        torch.autograd.grad(results[0], [embeddings, ours.weight], cotangent),
+        torch.autograd.grad(results[1], [embeddings, plain.upper], cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)

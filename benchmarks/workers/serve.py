@@ -2,8 +2,9 @@
 descriptor is the program's argument (stdout is not ours alone: some libraries print to it when imported).
 
 The first line is the job (see `benchmarks.cases.Case.job`), answered when the model is ready. Then:
-{"command": "run", "mode": MODE, "steps": k} -> {"ms": [k times]}; {"command": "profile", "steps": k} -> parts;
-{"command": "memory"} -> {"peak_bytes": …}. A worker ends when its stdin does.
+{"command": "run", "mode": MODE, "steps": k} -> {"ms": [k times], "cpu_ms": [k times of all threads]};
+{"command": "profile", "steps": k} -> parts; {"command": "memory"} -> {"peak_bytes": …}.
+A worker ends when its stdin does.
 """
 
 import json
@@ -52,13 +53,14 @@ def peak_bytes() -> int:
     raise OSError("/proc/self/status has no VmHWM; peak memory is measured on Linux only")
 
 
-def timed(step: Step, count: int) -> list[float]:
-    """Milliseconds a batch of each of `count` steps."""
-    times = []
+def timed(step: Step, count: int) -> dict[str, list[float]]:
+    """Milliseconds a batch of each of `count` steps, on the clock and of processor time."""
+    times: dict[str, list[float]] = {"ms": [], "cpu_ms": []}
     for _ in range(count):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         batches = step()
-        times.append((time.perf_counter() - start) * 1e3 / batches)
+        times["ms"].append((time.perf_counter() - start) * 1e3 / batches)
+        times["cpu_ms"].append((time.process_time() - cpu_start) * 1e3 / batches)
     return times
 
 
@@ -86,7 +88,7 @@ def serve(
             request = json.loads(line)
             match request["command"]:
                 case "run":
-                    answer({"ms": timed(steps[request["mode"]], request["steps"])})
+                    answer(timed(steps[request["mode"]], request["steps"]))
                 case "profile" if profile is not None:
                     answer(profile(request["steps"]))
                 case "memory":

@@ -90,6 +90,11 @@ def empty_table(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.empty((rows, columns), dtype=numpy_dtype(dtype)))
 
 
+def compiled_loops_serve(tensor: Tensor) -> bool:
+    """Whether loops over memory may take the place of torch's operations: on the CPU, where nothing traces them."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     """The numpy equal of a torch dtype that the kernels support: float32 or float64.
 

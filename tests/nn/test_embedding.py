@@ -185,9 +185,9 @@ def test_the_form_for_other_devices_equals_the_compiled_loops() -> None:
     sizes, widths = [3, 200, 40], [3, 6]
     embedding = make(sizes, 0, widths, sparse=True)
     ids = random_ids(sizes, 64)
-    batch = embedding_module._Batch(embedding, ids)
+    batch = embedding_module.LookupBatch(embedding, ids)
     gradients = [torch.randn(64, 3, width, dtype=torch.float64) for width in widths]
-    compiled = embedding_module._weight_gradient(batch, gradients, embedding.weight.shape, embedding.weight)
+    compiled = embedding_module.weight_gradient_of(batch, gradients, embedding.weight.shape, embedding.weight)
     sums = embedding_module._segment_sums(
         batch, list(enumerate(gradients)), len(batch.rows_U), 9, embedding.weight.detach()
     )

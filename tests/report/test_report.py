@@ -173,6 +173,18 @@ def test_correlation_of_dead_experts_is_undefined_not_zero(make_run: MakeRun, tm
     assert "Expert outputs (after the ReLU) – – 0.00253" in page.text("correlation")
 
 
+def test_a_list_is_described_by_its_vocabulary(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("run")
+    schema = json.loads((run / "schema.json").read_text(encoding="utf-8"))
+    several = {"kind": "multi-valued", "name": "history", "vocabulary_size": 777, "min_count": 3, "max_length": 20}
+    schema["fields"].insert(0, several)
+    (run / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    output = tmp_path / "report.html"
+    write_report([run], output)
+    (row,) = re.findall(r"<tr><th[^>]*>history</th>.*?</tr>", output.read_text(encoding="utf-8"))
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row)[:3] == ["multi-valued", "777", "3"]
+
+
 def test_floor_of_the_total_is_that_of_a_pair_times_the_pairs(make_run: MakeRun, tmp_path: Path) -> None:
     write_report([make_run(kinds=("cin", "fm", "dnn"), cec=0.1)], tmp_path / "one.html")
     page = Page(tmp_path / "one.html")

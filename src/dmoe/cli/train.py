@@ -40,6 +40,7 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
+    from dmoe.allocator import keep_freed_memory
     from dmoe.config import changed_config, load_config
     from dmoe.errors import ConfigError
     from dmoe.files import read_json
@@ -61,6 +62,7 @@ def command(
         config = load_config(source, words)
     for line in alpha_lines(config):
         stderr.print(line)
+    keep_freed_memory()
     earlier = Run.open(start) if start else None
     watcher = TerminalWatcher(stderr)
     run = train(config, data, output, resume=resume, overwrite=overwrite, start=earlier, watcher=watcher)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from dmoe.allocator import keep_freed_memory
 from dmoe.config import load_config
 from dmoe.errors import DmoeError
 from dmoe.experiments.analysis import CorrelationWatch, analyse
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--keep-weights", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     try:
         run_cell(options.folder, options.data, truth=options.truth, keep_weights=options.keep_weights)
     except DmoeError as error:

@@ -22,6 +22,8 @@ from dmoe.errors import DataError
 from dmoe.nn import embedding_kernels
 from dmoe.row_parallel import HALF_DTYPES, empty_table, map_chunks, numpy_dtype
 
+Array = npt.NDArray[Any]
+
 INITIAL_STD = 1e-4
 _ROWS_PER_CHUNK = 1024
 
@@ -59,6 +61,8 @@ class MultiTableEmbedding(nn.Module):
     (checked on the CPU).
     """
 
+    offsets_C: Tensor
+
     def __init__(
         self,
         vocabulary_sizes: Sequence[int],
@@ -91,6 +95,8 @@ class MultiTableEmbedding(nn.Module):
         self._offsets = np.array((0, *accumulate(vocabulary_sizes)), dtype=np.int64)
         columns_C = np.array(vocabulary_of_column, dtype=np.int64)
         self.column_offsets: npt.NDArray[np.int64] = self._offsets[:-1][columns_C]
+        # The same for other devices, to which it moves with the module.
+        self.register_buffer("offsets_C", torch.from_numpy(self.column_offsets), persistent=False)
         self._column_sizes = np.diff(self._offsets)[columns_C]
         self._columns_apart = len(set(vocabulary_of_column)) == len(vocabulary_of_column)
         self._optimiser: RowOptimiser | None = None
@@ -144,23 +150,27 @@ class MultiTableEmbedding(nn.Module):
 
     def distinct_rows(self, ids_BC: Tensor) -> Tensor:
         """The rows of `weight` that `ids_BC` reads, int64 (U,), ascending, each once."""
-        return _Batch(self, self._checked(ids_BC)).rows_U
+        return LookupBatch(self, self._checked(ids_BC)).rows_U
 
     def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return self._traceable(ids_BC, numeric_BN)
-        ids_BC = self._checked(ids_BC)
+        batch = self.prepared(ids_BC)
         numeric_BN = self._checked_numeric(numeric_BN, len(ids_BC))
-        batch = _Batch(self, ids_BC)
+        return cast(
+            tuple[Tensor, ...],
+            _Lookup.apply(self.weight, self.numeric_weight, numeric_BN, batch),  # type: ignore[no-untyped-call]
+        )
+
+    def prepared(self, ids_BC: Tensor) -> "LookupBatch":
+        """A batch whose rows are up to date, for `forward` or `dmoe.nn.assembly` to look up."""
+        batch = LookupBatch(self, self._checked(ids_BC))
         if self._optimiser is not None:
             if self.training and torch.is_grad_enabled():
                 self._optimiser.catch_up(batch.rows_U)
             else:
                 self._optimiser.flush()
-        return cast(
-            tuple[Tensor, ...],
-            _Lookup.apply(self.weight, self.numeric_weight, numeric_BN, batch),  # type: ignore[no-untyped-call]
-        )
+        return batch
 
     def extra_repr(self) -> str:
         rows, width = self.weight.shape
@@ -175,8 +185,7 @@ class MultiTableEmbedding(nn.Module):
         """The same lookup in plain torch operations, for export and compilation."""
         parts = []
         if self.num_columns:
-            offsets_C = torch.from_numpy(self.column_offsets).to(ids_BC.device)
-            rows_BCS = nn.functional.embedding(ids_BC + offsets_C, self.weight)
+            rows_BCS = nn.functional.embedding(ids_BC + self.offsets_C, self.weight)
             parts.append(rows_BCS.to(self.numeric_weight.dtype))
         if self.num_numeric:
             if numeric_BN is None:
@@ -218,12 +227,13 @@ def _flush_before_saving(module: nn.Module, _prefix: str, _keep_vars: bool) -> N
         module._optimiser.flush()
 
 
-class _Batch:
+class LookupBatch:
     """The ids of one batch and, once asked for, its distinct rows; shared by forward and backward."""
 
     def __init__(self, embedding: MultiTableEmbedding, ids_BC: Tensor) -> None:
         self.ids_BC = ids_BC
         self.offsets_C = embedding.column_offsets
+        self._device_offsets_C = embedding.offsets_C
         self.num_table_rows = len(embedding.weight)
         self.columns_apart = embedding._columns_apart
         self.widths = embedding.widths
@@ -242,7 +252,15 @@ class _Batch:
         return self._find_distinct()[1]
 
     def index_BC(self) -> Tensor:
-        return self.ids_BC + torch.from_numpy(self.offsets_C).to(self.ids_BC.device)
+        return self.ids_BC + self._device_offsets_C
+
+    def rows_to_read(self, weight_VS: Tensor, dtype: torch.dtype) -> tuple[Array, Array, Array]:
+        """On the CPU: ids, their offsets and the table that they point into, of `dtype`."""
+        weight_VS = weight_VS.detach()
+        if weight_VS.dtype not in HALF_DTYPES:
+            return self.ids_BC.numpy(), self.offsets_C, weight_VS.numpy()
+        # Each distinct row is widened once; the few that a batch has then serve as its table.
+        return self.inverse_BC.numpy(), np.zeros_like(self.offsets_C), weight_VS[self.rows_U].to(dtype).numpy()
 
     def _find_distinct(self) -> tuple[Tensor, Tensor]:
         if self._distinct is not None:
@@ -270,7 +288,7 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight_VS: Tensor, numeric_weight_NS: Tensor, numeric_BN: Tensor, batch: _Batch
+        ctx: Any, weight_VS: Tensor, numeric_weight_NS: Tensor, numeric_BN: Tensor, batch: LookupBatch
     ) -> tuple[Tensor, ...]:
         ctx.batch = batch
         ctx.shape = weight_VS.shape
@@ -287,12 +305,12 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        batch: _Batch = ctx.batch
+        batch: LookupBatch = ctx.batch
         numeric_weight_NS, numeric_BN = ctx.saved_tensors
         need_weight, need_numeric_weight, need_numeric, _ = ctx.needs_input_grad
         weight_gradient = numeric_weight_gradient = numeric_gradient = None
         if need_weight:
-            weight_gradient = _weight_gradient(batch, gradients, ctx.shape, numeric_weight_NS)
+            weight_gradient = weight_gradient_of(batch, gradients, ctx.shape, numeric_weight_NS)
         first = batch.ids_BC.shape[1]
         if need_numeric_weight:
             numeric_weight_gradient = torch.zeros_like(numeric_weight_NS)
@@ -310,7 +328,7 @@ class _Lookup(torch.autograd.Function):
         return weight_gradient, numeric_weight_gradient, numeric_gradient, None
 
 
-def _gather(weight_VS: Tensor, batch: _Batch, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _gather(weight_VS: Tensor, batch: LookupBatch, dtype: torch.dtype) -> tuple[Tensor, ...]:
     num_rows, num_categorical = batch.ids_BC.shape
     shapes = [(num_rows, batch.num_fields, width) for width in batch.widths]
     if weight_VS.device.type != "cpu":
@@ -320,11 +338,7 @@ def _gather(weight_VS: Tensor, batch: _Batch, dtype: torch.dtype) -> tuple[Tenso
             columns = slice(batch.first_columns[table], batch.first_columns[table + 1])
             output_BFD[:, :num_categorical] = rows_BCS[..., columns]
         return tuple(outputs)
-    ids, offsets, weight_VS = batch.ids_BC.numpy(), batch.offsets_C, weight_VS.detach()
-    if weight_VS.dtype in HALF_DTYPES:
-        # Each distinct row is widened once; the few that a batch has then serve as its table.
-        ids, offsets, weight_VS = batch.inverse_BC.numpy(), np.zeros_like(offsets), weight_VS[batch.rows_U].to(dtype)
-    weight = weight_VS.numpy()
+    ids, offsets, weight = batch.rows_to_read(weight_VS, dtype)
     first_columns, widths = np.array(batch.first_columns), np.array(batch.widths)
     num_positions = num_rows * batch.num_fields
     flat = np.empty(num_positions * int(first_columns[-1]), numpy_dtype(dtype))
@@ -340,19 +354,30 @@ def _gather(weight_VS: Tensor, batch: _Batch, dtype: torch.dtype) -> tuple[Tenso
     )
 
 
-def _weight_gradient(batch: _Batch, gradients: Sequence[Tensor | None], shape: torch.Size, like: Tensor) -> Tensor:
+def weight_gradient_of(
+    batch: LookupBatch,
+    gradients: Sequence[Tensor | None],
+    shape: torch.Size,
+    like: Tensor,
+    places: Sequence[Array] | None = None,
+) -> Tensor:
+    """The gradient of `weight`, sparse or dense, from those of its T tables.
+
+    `places`: on the CPU, for each table where the id columns stand in its gradient; by default in their order.
+    """
     rows_U, inverse_BC = batch.rows_U, batch.inverse_BC
     present = [(table, gradient) for table, gradient in enumerate(gradients) if gradient is not None]
     if like.device.type == "cpu":
         summed = np.zeros((len(rows_U), shape[1]), numpy_dtype(like.dtype))
         num_categorical = inverse_BC.shape[1]
-        inverse = inverse_BC.numpy()
+        inverse, in_order = inverse_BC.numpy(), np.arange(num_categorical)
         arrays = {table: gradient.contiguous().numpy() for table, gradient in present}
 
         def add(first_field: int, last_field: int) -> None:
             for table, array in arrays.items():
                 first_column = batch.first_columns[table]
-                embedding_kernels.scatter_add(first_field, last_field, inverse, array, first_column, summed)
+                of = in_order if places is None else places[table]
+                embedding_kernels.scatter_add(first_field, last_field, inverse, array, of, first_column, summed)
 
         # Where a table row belongs to one column, how the columns are divided changes no sum. Few wide ranges:
         # the gradient is read in the order in which it lies in memory.
@@ -371,7 +396,7 @@ def _weight_gradient(batch: _Batch, gradients: Sequence[Tensor | None], shape: t
 
 
 def _segment_sums(
-    batch: _Batch, present: Sequence[tuple[int, Tensor]], num_distinct: int, width: int, like: Tensor
+    batch: LookupBatch, present: Sequence[tuple[int, Tensor]], num_distinct: int, width: int, like: Tensor
 ) -> Tensor:
     """The sums of duplicates in torch operations, in batch order (stable sort): no atomics, so repeatable."""
     flat_P = batch.inverse_BC.reshape(-1).long()

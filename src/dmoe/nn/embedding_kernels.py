@@ -60,6 +60,52 @@ def gather(
 
 
 @kernel
+def gather_to(
+    start: int,
+    stop: int,
+    ids_BC: Array,
+    offsets_C: Array,
+    weight_VS: Array,
+    first_column: int,
+    places_C: Array,
+    out_BFD: Array,
+) -> None:
+    """Copies one table's rows for batch rows [start, stop) to `out_BFD`.
+
+    `places_C`: where each id column stands there, -1 for nowhere.
+    """
+    for row in range(start, stop):
+        for field in range(len(places_C)):
+            source, place = offsets_C[field] + ids_BC[row, field], places_C[field]
+            if place < 0:
+                continue
+            for column in range(out_BFD.shape[2]):
+                out_BFD[row, place, column] = weight_VS[source, first_column + column]
+
+
+@kernel
+def put_fields(start: int, stop: int, part_BFD: Array, places_F: Array, out_BFD: Array) -> None:
+    """Copies the fields of batch rows [start, stop) to their places in `out_BFD`, -1 for nowhere."""
+    for row in range(start, stop):
+        for field in range(len(places_F)):
+            place = places_F[field]
+            if place < 0:
+                continue
+            for column in range(out_BFD.shape[2]):
+                out_BFD[row, place, column] = part_BFD[row, field, column]
+
+
+@kernel
+def take_fields(start: int, stop: int, whole_BFD: Array, places_F: Array, out_BFD: Array) -> None:
+    """The inverse of `put_fields`."""
+    for row in range(start, stop):
+        for field in range(len(places_F)):
+            place = places_F[field]
+            for column in range(out_BFD.shape[2]):
+                out_BFD[row, field, column] = whole_BFD[row, place, column] if place >= 0 else 0.0
+
+
+@kernel
 def distinct_rows(ids_BC: Array, offsets_C: Array, bits: Array, ranks: Array) -> Array:
     """The distinct table rows of a batch, ascending.
 
@@ -116,15 +162,20 @@ def scatter_add(
     last_field: int,
     inverse_BC: Array,
     gradient_BFD: Array,
+    places_C: Array,
     first_column: int,
     summed_US: Array,
 ) -> None:
     """Adds one table's gradient of fields [first_field, last_field) to the distinct rows, in batch order.
 
+    `places_C`: where each field stands in the gradient, -1 for nowhere.
+
     No other thread may have a field of the same vocabulary: both would add to the same rows.
     """
     for row in range(inverse_BC.shape[0]):
         for field in range(first_field, last_field):
-            target = inverse_BC[row, field]
+            target, place = inverse_BC[row, field], places_C[field]
+            if place < 0:
+                continue
             for column in range(gradient_BFD.shape[2]):
-                summed_US[target, first_column + column] += gradient_BFD[row, field, column]
+                summed_US[target, first_column + column] += gradient_BFD[row, place, column]

@@ -9,14 +9,17 @@ T tables, D width of a table, W width of a field of its own, L values of a multi
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dmoe.nn.assembly import Lookup, Order, Part, Places, assemble
 from dmoe.nn.embedding import MultiTableEmbedding
 from dmoe.nn.pooling import POOLINGS, Pooling
+from dmoe.row_parallel import compiled_loops_serve
 from dmoe.schema import Pooling as PoolingName
 
 
@@ -98,20 +101,49 @@ class FieldEmbedding(nn.Module):
                 self.numeric = NumericVectors(tables[len(self.fields) :], self.widths)
         self._plain = plain
         self._orders = [] if plain else [self._order(table) for table in everywhere]
+        # On the CPU, where the fields of each bank, and last the numeric ones, stand in each table.
+        self._places = [] if plain else [self._places_of(bank.numbers) for bank in self.each_bank()]
+        self._numeric_places = [places[places >= 0] for places in self._places_of(range(len(self.fields), num_fields))]
 
     def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> tuple[Tensor, ...]:
         if self._plain:
             return cast(tuple[Tensor, ...], self.each_bank()[0].tables(ids_BC, numeric_BN))
+        if compiled_loops_serve(ids_BC) and any(bank.direct for bank in self.each_bank()):
+            return self._at_once(ids_BC, numeric_BN)
         parts: list[list[Tensor]] = [[] for _ in self.widths]
         for bank in self.each_bank():
             for table, part_BFD in zip(bank.of, bank(ids_BC), strict=True):
                 parts[table].append(part_BFD)
-        if self.numeric is not None:
-            if numeric_BN is None:
-                raise ValueError(f"the model has {self.num_numeric} numeric fields; pass numeric")
-            for table, part_BFD in self.numeric(numeric_BN):
-                parts[table].append(part_BFD)
+        for table, part_BFD in self._numeric_parts(numeric_BN):
+            parts[table].append(part_BFD)
         return tuple(order(found) for order, found in zip(self._orders, parts, strict=True))
+
+    def _at_once(self, ids_BC: Tensor, numeric_BN: Tensor | None) -> tuple[Tensor, ...]:
+        """The same, with every embedding written once, to where it stands in its table."""
+        lookups, parts = [], []
+        for bank, places in zip(self.each_bank(), self._places, strict=True):
+            if bank.direct:
+                rows = cast(MultiTableEmbedding, bank.tables)
+                lookups.append(Lookup(rows.weight, rows.prepared(bank.ids_of(ids_BC)), bank.of, places))
+            else:
+                parts += [Part(found, table, places[table]) for table, found in zip(bank.of, bank(ids_BC), strict=True)]
+        for table, found in self._numeric_parts(numeric_BN):
+            parts.append(Part(found, table, self._numeric_places[table]))
+        shapes = [(len(held), width) for held, width in zip(self.fields_of_table, self.widths, strict=True)]
+        return assemble(shapes, lookups, parts, rows.numeric_weight.dtype)
+
+    def _numeric_parts(self, numeric_BN: Tensor | None) -> list[tuple[int, Tensor]]:
+        if self.numeric is None:
+            return []
+        if numeric_BN is None:
+            raise ValueError(f"the model has {self.num_numeric} numeric fields; pass numeric")
+        found: list[tuple[int, Tensor]] = self.numeric(numeric_BN)
+        return found
+
+    def _places_of(self, numbers: Sequence[int]) -> list[Places]:
+        """For each table, where the fields `numbers` stand in it, -1 for one that it does not hold."""
+        where = [{field: place for place, field in enumerate(held)} for held in self.fields_of_table]
+        return [np.array([held.get(field, -1) for field in numbers], dtype=np.int64) for held in where]
 
     def row_tables(self) -> Iterator[MultiTableEmbedding]:
         """The trained tables: their `weight` is what an embedding optimiser updates."""
@@ -161,52 +193,10 @@ class FieldEmbedding(nn.Module):
                 return number, bank, bank.tables.field_rows(bank.vocabularies.index(field))
         return None
 
-    def _order(self, table: int) -> "_Order":
+    def _order(self, table: int) -> Order:
         held = [list(bank.numbers) for bank in self.each_bank() if table in bank.of]
         numeric = [field for field in self.fields_of_table[table] if field >= len(self.fields)]
-        return _Order.of([*held, numeric] if numeric else held, self.fields_of_table[table])
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """How the fields of a table are put together from those of its banks.
-
-    `runs`: for each bank, the lengths of its runs of fields that stay together; `places`: the (bank, run) that follow
-    each other. Each field is copied once, and its gradient too: indexing would gather and then scatter.
-    """
-
-    runs: tuple[tuple[int, ...], ...]
-    places: tuple[tuple[int, int], ...]
-
-    @staticmethod
-    def of(held: Sequence[Sequence[int]], wanted: Sequence[int]) -> "_Order":
-        """`held` are the fields of each bank, those `wanted` among them."""
-        where = {field: (bank, place) for bank, fields in enumerate(held) for place, field in enumerate(fields)}
-        follows = {
-            where[second]
-            for first, second in pairwise(wanted)
-            if where[second] == (where[first][0], where[first][1] + 1)
-        }
-        runs: list[tuple[int, ...]] = []
-        run_of: dict[tuple[int, int], int] = {}
-        for bank, fields in enumerate(held):
-            lengths: list[int] = []
-            for place in range(len(fields)):
-                if lengths and (bank, place) in follows:
-                    lengths[-1] += 1
-                else:
-                    run_of[bank, place] = len(lengths)
-                    lengths.append(1)
-            runs.append(tuple(lengths))
-        starts = [where[field] for field in wanted if where[field] not in follows]
-        return _Order(tuple(runs), tuple((bank, run_of[bank, place]) for bank, place in starts))
-
-    def __call__(self, parts: Sequence[Tensor]) -> Tensor:
-        """(B, F, D) of each bank to that of the table."""
-        if len(parts) == 1 and self.places == ((0, 0),) and len(self.runs[0]) == 1:
-            return parts[0]
-        split = [torch.split(part_BFD, list(runs), dim=1) for part_BFD, runs in zip(parts, self.runs, strict=True)]
-        return torch.cat([split[bank][run] for bank, run in self.places], dim=1)
+        return Order.of([*held, numeric] if numeric else held, self.fields_of_table[table])
 
 
 class Bank(nn.Module):
@@ -214,6 +204,8 @@ class Bank(nn.Module):
 
     Shape: ``ids_BC`` of all fields to one tensor (B, F, D_t) for each table of `of`.
     """
+
+    columns_P: Tensor
 
     def __init__(
         self,
@@ -229,8 +221,9 @@ class Bank(nn.Module):
         self.numbers, self.of = tuple(numbers), tuple(of)
         own = [fields[number] for number in numbers]
         self.vocabularies = tuple(number for number in numbers if fields[number].shares is None)
-        self.columns = [column for number in numbers for column in range(firsts[number], firsts[number + 1])]
-        self._every_column = self.columns == list(range(firsts[-1]))
+        columns = [column for number in numbers for column in range(firsts[number], firsts[number + 1])]
+        self._every_column = columns == list(range(firsts[-1]))
+        self.register_buffer("columns_P", torch.tensor(columns), persistent=False)
         owners = [fields[number].shares if fields[number].shares is not None else number for number in numbers]
         places = [self.vocabularies.index(cast(int, owner)) for owner in owners]
         vocabulary_of_column = [place for place, field in zip(places, own, strict=True) for _ in range(field.length)]
@@ -276,11 +269,17 @@ class Bank(nn.Module):
         bank.numbers = bank.vocabularies = tuple(range(len(tables.vocabulary_sizes)))
         return bank
 
+    @property
+    def direct(self) -> bool:
+        """Whether what is looked up is what comes out."""
+        return isinstance(self.tables, MultiTableEmbedding) and not self._pooled and not len(self.projections)
+
+    def ids_of(self, ids_BC: Tensor) -> Tensor:
+        """The columns (B, P) of its own fields."""
+        return ids_BC if self._every_column else ids_BC.index_select(1, self.columns_P)
+
     def forward(self, ids_BC: Tensor) -> list[Tensor]:
-        if self._every_column:
-            ids_BP = ids_BC
-        else:
-            ids_BP = ids_BC.index_select(1, torch.tensor(self.columns, device=ids_BC.device))
+        ids_BP = self.ids_of(ids_BC)
         outputs: list[Tensor] = list(self.tables(ids_BP))
         if self._pooled:
             present_BP = ids_BP != 0
@@ -317,20 +316,21 @@ class FrozenTable(nn.Module):
     """
 
     weight: Tensor
+    column_offsets_P: Tensor
 
     def __init__(self, sizes: Sequence[int], width: int, vocabulary_of_column: Sequence[int], copies: int) -> None:
         super().__init__()
         offsets = [0, *accumulate(sizes)]
         self._offsets, self.copies = offsets, copies
         self.column_offsets = [offsets[vocabulary] for vocabulary in vocabulary_of_column]
+        self.register_buffer("column_offsets_P", torch.tensor(self.column_offsets), persistent=False)
         self.register_buffer("weight", torch.zeros(offsets[-1], width))
 
     def field_rows(self, vocabulary: int) -> slice:
         return slice(self._offsets[vocabulary], self._offsets[vocabulary + 1])
 
     def forward(self, ids_BP: Tensor) -> tuple[Tensor, ...]:
-        rows_BP = ids_BP + torch.tensor(self.column_offsets, dtype=torch.int64, device=ids_BP.device)
-        return (nn.functional.embedding(rows_BP, self.weight),) * self.copies
+        return (nn.functional.embedding(ids_BP + self.column_offsets_P, self.weight),) * self.copies
 
 
 class NumericVectors(nn.Module):
@@ -348,13 +348,18 @@ class NumericVectors(nn.Module):
         ]
         self.vectors = nn.ParameterList()
         for table, held in self._held:
+            self.register_buffer(f"held_{table}", torch.tensor(held), persistent=False)
             std = (2 / (1 + widths[table])) ** 0.5  # Xavier of a Linear(1, D)
             self.vectors.append(torch.empty(len(held), widths[table]).normal_(std=std))
 
     def forward(self, numeric_BN: Tensor) -> list[tuple[int, Tensor]]:
         return [
-            (table, numeric_BN[:, held].to(vectors_ND.dtype).unsqueeze(-1) * vectors_ND)
-            for (table, held), vectors_ND in zip(self._held, self.vectors, strict=True)
+            (
+                table,
+                numeric_BN.index_select(1, getattr(self, f"held_{table}")).to(vectors_ND.dtype).unsqueeze(-1)
+                * vectors_ND,
+            )
+            for (table, _), vectors_ND in zip(self._held, self.vectors, strict=True)
         ]
 
 

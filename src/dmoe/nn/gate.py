@@ -49,6 +49,8 @@ class Gate(nn.Module):
     Raises: ValueError naming the argument.
     """
 
+    fields_F: Tensor | None
+
     def __init__(
         self,
         num_fields: int,
@@ -83,8 +85,9 @@ class Gate(nn.Module):
         self.kind, self.k, self.num_experts = kind, k, num_experts
         self.balance, self.balance_weight = balance, balance_weight
         self.dropout = options.dropout_rate("dropout", dropout)
-        self.fields = None if fields is None else list(options.numbers("fields", list(fields), num_fields))
-        read = num_fields if self.fields is None else options.integer("number of fields", len(self.fields))
+        chosen = None if fields is None else list(options.numbers("fields", list(fields), num_fields))
+        read = num_fields if chosen is None else options.integer("number of fields", len(chosen))
+        self.register_buffer("fields_F", None if chosen is None else torch.tensor(chosen), persistent=False)
         self.hidden = MLP(read * embedding_dim, [units])
         self.output = nn.Linear(units, num_experts * (expert_units or 1))
         initialise_linear(self.output)
@@ -93,8 +96,8 @@ class Gate(nn.Module):
             nn.init.zeros_(self.noise.weight)
 
     def forward(self, embeddings_BFD: Tensor) -> GateOutput:
-        if self.fields is not None:
-            embeddings_BFD = embeddings_BFD[:, self.fields]
+        if self.fields_F is not None:
+            embeddings_BFD = embeddings_BFD.index_select(1, self.fields_F)
         hidden_BU: Tensor = self.hidden(embeddings_BFD.flatten(1))
         logits: Tensor = self.output(hidden_BU)
         if self.kind == "per-unit":

@@ -163,10 +163,11 @@ class DMoE(nn.Module):
             vocabulary_sizes, num_numeric, widths, readers=readers, storage=embedding_storage
         )
         # Where an expert's fields stand among those of its table, None for all of them.
-        self._places_of_expert = [
-            _places(own, self.embedding.fields_of_table[table])
-            for table, own in zip(self.table_of_expert, fields, strict=True)
-        ]
+        for index, (table, own) in enumerate(zip(self.table_of_expert, fields, strict=True)):
+            chosen = _places(own, self.embedding.fields_of_table[table])
+            self.register_buffer(
+                _places_name(index), None if chosen is None else torch.tensor(chosen), persistent=False
+            )
 
         # Experts (eq. 2, 7).
         bare = form == "benchmark"
@@ -199,8 +200,8 @@ class DMoE(nn.Module):
         # e^(m) = E^(m)(x)                                                    (eq. 6)
         embeddings_TBFD = self.embedding(ids_BC, numeric_BN)
         inputs = [
-            _chosen(embeddings_TBFD[table], places)
-            for table, places in zip(self.table_of_expert, self._places_of_expert, strict=True)
+            _chosen(embeddings_TBFD[table], getattr(self, _places_name(index)))
+            for index, table in enumerate(self.table_of_expert)
         ]
 
         # o^(m) = ReLU(Linear(Interaction^(m)(e^(m))))                        (eq. 7)
@@ -327,10 +328,13 @@ def _fields_of_experts(
     return found
 
 
-def _chosen(embeddings_BFD: Tensor, places: list[int] | None) -> Tensor:
-    if places is None:
-        return embeddings_BFD
-    return embeddings_BFD.index_select(1, torch.tensor(places, device=embeddings_BFD.device))
+def _places_name(expert: int) -> str:
+    """The buffer that says which of its table's fields an expert reads."""
+    return f"places_of_expert_{expert}"
+
+
+def _chosen(embeddings_BFD: Tensor, places_F: Tensor | None) -> Tensor:
+    return embeddings_BFD if places_F is None else embeddings_BFD.index_select(1, places_F)
 
 
 def _places(own: Sequence[int], held: Sequence[int]) -> list[int] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dmoe.nn.mlp import initialise_linear
 
@@ -77,9 +78,15 @@ class TargetPooling(Pooling):
     def forward(self, values_BLD: Tensor, present_BL: Tensor, target_BD: Tensor | None = None) -> Tensor:
         if target_BD is None:
             raise ValueError("TargetPooling needs a target")
-        target_BLD = target_BD.unsqueeze(1).expand_as(values_BLD)
-        joint_BLH = torch.cat([values_BLD, target_BLD, values_BLD - target_BLD, values_BLD * target_BLD], dim=-1)
-        weights_BL: Tensor = self.output(self.activation(self.hidden(joint_BLH))).squeeze(-1) * present_BL
+        # W [e ; t ; e − t ; e * t] = (W_1 + W_3) e + (W_2 − W_3) t + W_4 (e * t): t enters once for all values.
+        of_value_HD, of_target_HD, of_difference_HD, of_product_HD = self.hidden.weight.chunk(4, dim=1)
+        target_BH = functional.linear(target_BD, of_target_HD - of_difference_HD, self.hidden.bias)
+        hidden_BLH = (
+            functional.linear(values_BLD, of_value_HD + of_difference_HD)
+            + functional.linear(values_BLD * target_BD.unsqueeze(1), of_product_HD)
+            + target_BH.unsqueeze(1)
+        )
+        weights_BL: Tensor = self.output(self.activation(hidden_BLH)).squeeze(-1) * present_BL
         return (values_BLD * weights_BL.unsqueeze(-1)).sum(1)
 
 

@@ -4,12 +4,17 @@ Shape suffixes: B rows, F fields, D embedding width, G groups, K width of one of
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dmoe.nn import options
 from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.gwpfm_kernels import group_sums, group_sums_gradient
+from dmoe.row_parallel import compiled_loops_serve, map_chunks
+
+_ROWS_PER_CHUNK = 64
 
 
 @register("gwpfm")
@@ -56,14 +61,55 @@ class GwPFM(Expert):
     def forward(self, embeddings_BFD: Tensor) -> Tensor:
         groups, width = self.num_groups, self.width
         weight_GG = self.weight[self.mirror_GG]
-        sums_BGGK = torch.matmul(self.member_GF.to(embeddings_BFD.dtype), embeddings_BFD).view(
-            -1, groups, groups, width
-        )
+        sums_BGD, squares_BGK = self._sums(embeddings_BFD)
+        sums_BGGK = sums_BGD.view(-1, groups, groups, width)
         crossed_BK = (sums_BGGK * sums_BGGK.transpose(1, 2) * weight_GG.unsqueeze(2)).sum(dim=(1, 2))
-        own_BFK = embeddings_BFD.reshape(-1, self.num_fields * groups, width).index_select(1, self.own_F)
-        itself_BK = (own_BFK.square() * weight_GG.diagonal()[self.group_F].unsqueeze(1)).sum(dim=1)
+        itself_BK = (squares_BGK * weight_GG.diagonal().unsqueeze(1)).sum(dim=1)
         output_BK: Tensor = 0.5 * (crossed_BK - itself_BK)
         return output_BK
+
+    def _sums(self, embeddings_BFD: Tensor) -> tuple[Tensor, Tensor]:
+        """S (B, G, D), all vectors of each group's fields summed, and Q (B, G, K), the squares of those for itself."""
+        in_float = embeddings_BFD.dtype in (torch.float32, torch.float64)
+        if in_float and compiled_loops_serve(embeddings_BFD):
+            found: tuple[Tensor, Tensor] = _GroupSums.apply(  # type: ignore[no-untyped-call]
+                embeddings_BFD, self.group_F, self.num_groups
+            )
+            return found
+        member_GF = self.member_GF.to(embeddings_BFD.dtype)
+        own_BFK = embeddings_BFD.reshape(-1, self.num_fields * self.num_groups, self.width).index_select(1, self.own_F)
+        return torch.matmul(member_GF, embeddings_BFD), torch.matmul(member_GF, own_BFK.square())
+
+
+class _GroupSums(torch.autograd.Function):
+    """`GwPFM._sums` on the CPU, reading the embeddings once and writing their gradient once."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings_BFD: Tensor, group_F: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(embeddings_BFD, group_F)
+        rows, _, dim = embeddings_BFD.shape
+        sums_BGD = embeddings_BFD.new_zeros(rows, num_groups, dim)
+        squares_BGK = embeddings_BFD.new_zeros(rows, num_groups, dim // num_groups)
+        arrays = embeddings_BFD.numpy(), group_F.numpy(), sums_BGD.numpy(), squares_BGK.numpy()
+        map_chunks(rows, _ROWS_PER_CHUNK, lambda start, stop: group_sums(start, stop, *arrays))
+        return sums_BGD, squares_BGK
+
+    @staticmethod
+    def backward(ctx: Any, sums_BGD: Tensor, squares_BGK: Tensor) -> tuple[Tensor, None, None]:
+        embeddings_BFD, group_F = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative was asked for
+            groups, width = squares_BGK.shape[1:]
+            itself_GG = torch.eye(groups, dtype=squares_BGK.dtype)
+            own_BGD = (itself_GG[:, :, None] * squares_BGK[:, :, None]).reshape(-1, groups, groups * width)
+            return sums_BGD[:, group_F] + 2 * embeddings_BFD * own_BGD[:, group_F], None, None
+        gradient_BFD = torch.empty_like(embeddings_BFD, memory_format=torch.contiguous_format)
+        arrays = (
+            *(tensor.numpy() for tensor in (embeddings_BFD, group_F)),
+            *(tensor.contiguous().numpy() for tensor in (sums_BGD, squares_BGK)),
+            gradient_BFD.numpy(),
+        )
+        map_chunks(len(gradient_BFD), _ROWS_PER_CHUNK, lambda start, stop: group_sums_gradient(start, stop, *arrays))
+        return gradient_BFD, None, None
 
 
 def _groups(groups: object, num_fields: int) -> list[int]:

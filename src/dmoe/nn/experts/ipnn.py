@@ -6,7 +6,6 @@ Shape suffixes: B rows, F fields, D embedding width, P = F(F-1)/2 pairs, H width
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from dmoe.nn import options
@@ -59,11 +58,10 @@ class IPNN(Expert):
         super().__init__()
         self.num_fields = options.integer("num_fields", num_fields, minimum=2)
         self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        self.pairs = PairProducts(num_fields, diagonal=False)
+        self.pairs = PairProducts(num_fields, diagonal=False, with_embeddings=True)
         width = num_fields * embedding_dim + self.pairs.num_pairs
         self.mlp = product_mlp(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
         self.out_features = self.mlp.out_features
 
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        raw_BW = torch.cat([embeddings_BFD.flatten(1), self.pairs(embeddings_BFD)], dim=1)
-        return self.mlp.forward_with_layers(raw_BW)
+        return self.mlp.forward_with_layers(self.pairs(embeddings_BFD))
