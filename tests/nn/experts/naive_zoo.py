@@ -273,7 +273,8 @@ def naive_finalmlp(expert: FinalMLP, row: Row) -> Answer:
         x = flat(row)
         if len(expert.gates):
             gate = expert.gates[s]
-            context = flat([row[i] for i in gate.fields]) if gate.fields else list(gate.context)
+            read = gate.fields_C.tolist()
+            context = flat([row[i] for i in read]) if read else list(gate.context)
             scores = naive_affine(gate.gate.weight, gate.gate.bias, naive_mlp(gate.mlp, context)[0])
             x = [value * 2 * sigmoid(score) for value, score in zip(x, scores, strict=True)]
         outputs.append(naive_mlp(stream, x)[0])

@@ -1,6 +1,7 @@
 """Two streams of hidden layers on gated inputs.
 
-Shape suffixes: B rows, F fields, D embedding width, N = F * D, H width of a stream, K heads.
+Shape suffixes: B rows, F fields, D embedding width, C context fields, N = F * D, H width of a stream,
+K heads.
 """
 
 from collections.abc import Sequence
@@ -23,15 +24,17 @@ class FeatureGate(nn.Module):
 
     def __init__(self, num_fields: int, embedding_dim: int, context: Sequence[int], units: Sequence[int]) -> None:
         super().__init__()
-        self.fields = list(context)
-        if not self.fields:
+        self.fields_C: Tensor
+        self.register_buffer("fields_C", torch.tensor(context, dtype=torch.int64), persistent=False)
+        if not context:
             self.context = nn.Parameter(torch.zeros(embedding_dim))
-        self.mlp = MLP(embedding_dim * max(1, len(self.fields)), units)
+        self.mlp = MLP(embedding_dim * max(1, len(context)), units)
         self.gate = nn.Linear(self.mlp.out_features, num_fields * embedding_dim)
         initialise_linear(self.gate)
 
     def forward(self, embeddings_BFD: Tensor) -> Tensor:
-        context = embeddings_BFD[:, self.fields].flatten(1) if self.fields else self.context.unsqueeze(0)
+        num_context = self.fields_C.numel()
+        context = embeddings_BFD[:, self.fields_C].flatten(1) if num_context else self.context.unsqueeze(0)
         return embeddings_BFD.flatten(1) * (2 * torch.sigmoid(self.gate(self.mlp(context))))
 
 
