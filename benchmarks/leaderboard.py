@@ -223,7 +223,7 @@ def entries(
         for seed, cell in by_seed.items():
             if (entry, seed) in figures:
                 entry.add(seed, figures[entry, seed]["metrics"], trials.folder.cell(cell.key) / "scores.parquet")
-    return [entry for entry in cells if len(entry.runs) == len(seeds)]
+    return [entry for entry in cells if entry.runs]
 
 
 def main(words: Sequence[str] | None = None) -> None:
