@@ -41,13 +41,14 @@ class _Strict(BaseModel):
 
 
 class Kind(_Strict):
-    """Options of a kind of expert; `single` changes the model where it stands alone.
+    """Options of a kind of expert; `single` changes the model where it stands alone, `single_lr` its learning rate.
 
     Kinds with a vector for each partner field need tables of `width_per_field` for each of them.
     """
 
     options: dict[str, Any] = {}
     single: dict[str, Any] = {}
+    single_lr: float | None = None
     width_per_field: int | None = None
     partners: str = "others"
 
@@ -94,7 +95,8 @@ class Models:
             "embedding_dim": self.width(kind),
             **made.single,
         }
-        return self._cell(model, {"embedding_l2": l2}, None, seed)
+        optimiser = {"embedding_l2": l2} | ({} if made.single_lr is None else {"lr": made.single_lr})
+        return self._cell(model, optimiser, None, seed)
 
     def mixture(self, one: Mixture, seed: int) -> Cell:
         widths = [self.width(kind) for kind in one.kinds]
@@ -215,7 +217,8 @@ def entries(
             entry = Entry("dmoe", " + ".join(one.kinds), name, f"alpha {form.alpha:g}" if form.alpha else "")
             cells[entry] = {seed: models.mixture(form, seed) for seed in seeds}
     for kind, l2 in l2_of.items():
-        entry = Entry("dmoe", kind, SINGLE, f"L2 {l2:g}")
+        lr = models.settings.kinds[kind].single_lr
+        entry = Entry("dmoe", kind, SINGLE, f"L2 {l2:g}" + (f", lr {lr:g}" if lr else ""))
         cells[entry] = {seed: models.single(kind, l2, seed) for seed in seeds}
     flat = {(entry, seed): cell for entry, by_seed in cells.items() for seed, cell in by_seed.items()}
     figures = trials.figures(flat)
