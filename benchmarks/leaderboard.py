@@ -5,15 +5,15 @@ $ python -m benchmarks.leaderboard --data DATA --output FOLDER --rivals RIVALS/r
 Each kind of expert is trained as a model by itself (`form: benchmark`), its embedding L2 searched. The best kinds are
 combined to homogeneous and heterogeneous pairs and triples, each a D-MoE; the best of each of these four, by
 validation, gets its alpha searched. What was chosen is then trained with all seeds, without the loss and with a shared
-table beside it, and scored once on the test split. Every run is a cell as `dmoe experiment` has them; a finished one is
-not repeated.
+table beside it, and scored once on the test split, beside the mean logit of single models that were trained apart.
+Every run is a cell as `dmoe experiment` has them; a finished one is not repeated.
 """
 
 import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.leaderboard_table import D_MOE, SINGLE, Entry, read_rivals, write_table
+from benchmarks.leaderboard_table import APART, D_MOE, SINGLE, Entry, read_rivals, write_table
 from dmoe.config import RunConfig
 from dmoe.experiments import grid, plan
 from dmoe.experiments.folder import Folder
@@ -34,6 +34,8 @@ from dmoe.validation import read_yaml, validate
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 SIZE = "small"
+# So many of the best single models are averaged, whatever mixtures were chosen.
+BEST = 6
 
 
 class _Strict(BaseModel):
@@ -205,7 +207,7 @@ def choose_mixtures(models: Models, trials: Trials, ranked: Sequence[str], seed:
 
 
 def entries(
-    models: Models, trials: Trials, l2_of: Mapping[str, float], chosen: Iterable[Mixture], seeds: Sequence[int]
+    models: Models, trials: Trials, l2_of: Mapping[str, float], chosen: Sequence[Mixture], seeds: Sequence[int]
 ) -> list[Entry]:
     """What stands in the table, with the runs of all seeds."""
     cells: dict[Entry, dict[int, Cell]] = {}
@@ -226,7 +228,22 @@ def entries(
         for seed, cell in by_seed.items():
             if (entry, seed) in figures:
                 entry.add(seed, figures[entry, seed]["metrics"], trials.folder.cell(cell.key) / "scores.parquet")
-    return [entry for entry in cells if entry.runs]
+    found = [entry for entry in cells if entry.runs]
+    singles = {entry.model: entry for entry in found if entry.form == SINGLE}
+    together = [one.kinds for one in chosen if len(set(one.kinds)) == len(one.kinds)]
+    return found + [
+        apart for kinds in [*together, tuple(l2_of)[:BEST]] if (apart := trained_apart(kinds, singles)).runs
+    ]
+
+
+def trained_apart(kinds: Sequence[str], singles: Mapping[str, Entry]) -> Entry:
+    """The mean logit of single models of these kinds, seed by seed: what a mixture of them has to beat."""
+    entry = Entry("dmoe", " + ".join(kinds), APART, "mean logit")
+    parts = [singles[kind] for kind in kinds if kind in singles]
+    if len(parts) == len(kinds):
+        for seed in sorted(set.intersection(*(set(part.runs) for part in parts))):
+            entry.add_mean(seed, parts)
+    return entry
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -15,38 +15,52 @@ from dmoe.report.text_table import Text, TextTable
 
 D_MOE = "D-MoE"
 SINGLE = "single model"
+APART = "trained apart"
 PEERS = {"fuxictr": "FuxiCTR", "deepctr": "DeepCTR-Torch"}
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """A model of the table and its runs: by seed the metrics of valid and test, and the file of its scores."""
+    """A model of the table and its runs: by seed the metrics of valid and test, and the files of its scores.
+
+    Of several files the mean logit counts: models that were trained apart.
+    """
 
     library: str
     model: str
     form: str
     setting: str
-    runs: dict[int, tuple[Mapping[str, Any], Path]] = field(default_factory=dict)
+    runs: dict[int, tuple[Mapping[str, Any], tuple[Path, ...]]] = field(default_factory=dict)
 
     def add(self, seed: int, metrics: Mapping[str, Any], scores: Path) -> None:
-        self.runs[seed] = (metrics, scores)
+        self.runs[seed] = (metrics, (scores,))
+
+    def add_mean(self, seed: int, parts: Sequence["Entry"]) -> None:
+        """The mean logit of the parts' runs of this seed."""
+        paths = tuple(path for part in parts for path in part.runs[seed][1])
+        metrics = {}
+        for split in ("valid", "test"):
+            mean = mean_scores(paths, split)
+            metrics[split] = {"auc": mean.auc, "logloss": float(mean.losses_R.mean())}
+        self.runs[seed] = (metrics, paths)
 
     def spread(self, split: str, metric: str) -> Spread:
         return Spread.of([float(metrics[split][metric]) for metrics, _ in self.runs.values()])
 
     def scores(self) -> dict[int, Scores]:
         """Test scores by seed, read anew at each call: all entries' together would not be small."""
-        return {seed: read_scores(path) for seed, (_, path) in self.runs.items()}
+        return {seed: mean_scores(paths, "test") for seed, (_, paths) in self.runs.items()}
 
 
-def read_scores(path: Path) -> Scores:
-    """The test rows of a `scores.parquet`."""
-    table = parquet.read_table(path, columns=["split", "label", "logit"])
-    table = table.filter(pc.equal(pc.cast(table["split"], "string"), "test"))
-    return Scores(
-        table["label"].to_numpy().astype(bool, copy=False), table["logit"].to_numpy().astype(np.float64, copy=False)
-    )
+def mean_scores(paths: Sequence[Path], split: str) -> Scores:
+    """The rows of a split, with the mean logit over the files `scores.parquet` of models with the same rows."""
+    tables = []
+    for path in paths:
+        table = parquet.read_table(path, columns=["split", "label", "logit"])
+        tables.append(table.filter(pc.equal(pc.cast(table["split"], "string"), split)))
+    logits = [table["logit"].to_numpy().astype(np.float64, copy=False) for table in tables]
+    return Scores(tables[0]["label"].to_numpy().astype(bool, copy=False), np.mean(logits, axis=0))
 
 
 def read_rivals(path: Path) -> list[Entry]:
@@ -100,7 +114,7 @@ def write_table(entries: Sequence[Entry], folder: Path) -> str:
         difference, verdict = "", ""
         if compared is not None:
             one, _, p = compared
-            difference = f"{one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f})".replace("-", "−")
+            difference = f"{_signed(one.difference)} ({_signed(one.low)} to {_signed(one.high)})"
             verdict = "not resolved" if p >= 0.05 else "D-MoE is better" if one.difference > 0 else "D-MoE is worse"
         name = f"{entry.model}, {entry.form}" if entry.form != SINGLE else entry.model
         rows.append(
@@ -139,6 +153,11 @@ def write_table(entries: Sequence[Entry], folder: Path) -> str:
     write_text(folder / "leaderboard.md", text)
     write_json(folder / "leaderboard.json", {"format_version": FORMAT_VERSION, "entries": figures})
     return text
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.4f}".replace("-", "−")
+    return text if float(f"{value:.4f}") else text[1:]
 
 
 def _spread(one: Spread) -> str:

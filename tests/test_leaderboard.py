@@ -113,7 +113,7 @@ def entry(folder: Path, name: str, form: str, quality: float, seeds: int = 3) ->
         split = pa.array(["valid"] * 3 + ["test"] * len(labels)).dictionary_encode()
         logit = np.concatenate([[9.0, 9.0, 9.0], quality * labels + noise])
         parquet.write_table(
-            pa.table({"split": split, "label": np.concatenate([[False] * 3, labels]), "logit": logit}), path
+            pa.table({"split": split, "label": np.concatenate([[False, True, False], labels]), "logit": logit}), path
         )
         metrics = {"auc": 0.5 + quality / 4, "logloss": 0.6 - quality / 10}
         made.add(seed, {"valid": metrics, "test": metrics}, path)
@@ -130,6 +130,7 @@ def test_the_table_says_who_is_better_beyond_chance(tmp_path: Path) -> None:
         entry(tmp_path, "strong", "peer", 1.9),
     ]
     assert chosen_d_moe(entries) is best
+    assert "| 0.0000 (0.0000 to 0.0000) |" in write_table([best, entry(tmp_path, "twin", "D-MoE", 1.0)], tmp_path)
     text = write_table(entries, tmp_path)
     by_name = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "D-MoE is better" in by_name["poor"]
@@ -148,10 +149,22 @@ def test_the_table_says_who_is_better_beyond_chance(tmp_path: Path) -> None:
     assert against["auc_holm_p"] >= against["auc_p"]
 
 
+def test_models_trained_apart_are_the_mean_of_their_logits(tmp_path: Path) -> None:
+    parts = {name: entry(tmp_path, name, "single model", 1.0) for name in ("a", "bb", "ccc")}
+    mean = leaderboard.trained_apart(["a", "bb", "ccc"], parts)
+    # Noise of a third of the variance: AUC is Phi(q / sqrt(2 / 3)).
+    assert mean.spread("test", "auc").mean == pytest.approx(0.8897, abs=0.01)
+    logits = [parquet.read_table(part.runs[2][1][0])["logit"].to_numpy()[3:] for part in parts.values()]
+    np.testing.assert_allclose(mean.scores()[2].logits_R, sum(logits) / 3)
+    parts["bb"].runs.pop(3)
+    assert list(leaderboard.trained_apart(["a", "bb"], parts).runs) == [1, 2]
+    assert not leaderboard.trained_apart(["a", "missing"], parts).runs
+
+
 def test_rivals_are_read_and_other_rows_are_refused(tmp_path: Path) -> None:
     ours = entry(tmp_path, "ours", "D-MoE", 1.0)
     other = entry(tmp_path / "rivals", "DCNv2", "peer", 1.0)
-    runs = [{"seed": 2024 + seed, **metrics, "scores": path.name} for seed, (metrics, path) in other.runs.items()]
+    runs = [{"seed": 2024 + seed, **metrics, "scores": path.name} for seed, (metrics, (path,)) in other.runs.items()]
     chosen = {"embedding_l2": 0.01, "hidden_units": [64]}
     write_json(
         tmp_path / "rivals" / "rivals.json",
