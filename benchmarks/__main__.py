@@ -14,13 +14,13 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.arguments import DEFAULT_ENVIRONMENTS, positive
 from benchmarks.cases import Case, Sizes, all_cases, choose, growth_curves
 from benchmarks.report import print_case
 from benchmarks.run import Settings, describe_machine, run_case
 from dmoe.files import write_json
 
 FORMAT_VERSION = 1
-DEFAULT_ENVIRONMENTS = Path("~/.cache/dmoe-benchmarks")
 
 
 def parse(words: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case]]:
@@ -28,29 +28,22 @@ def parse(words: Sequence[str] | None) -> tuple[argparse.Namespace, list[Case]]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("case", nargs="*", help="names or wildcards, such as 'dcnv2*'; all cases without any")
     parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
-    parser.add_argument("--repeats", type=_positive, default=5, help="rounds of all contestants in turn (5)")
-    parser.add_argument("--steps", type=_positive, default=4, help="steps of a contestant in each round (4)")
-    parser.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of each contestant")
+    parser.add_argument("--repeats", type=positive, default=5, help="rounds of all contestants in turn (5)")
+    parser.add_argument("--steps", type=positive, default=4, help="steps of a contestant in each round (4)")
+    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of each contestant")
     parser.add_argument("--only-ours", action="store_true", help="no peers, nothing installed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all raw figures here, after each case")
     parser.add_argument("--environments", type=Path, default=DEFAULT_ENVIRONMENTS, help="where peers are installed")
     size = parser.add_argument_group("sizes, to try things out; figures at other sizes compare with nothing")
-    size.add_argument("--vocabulary-rows", type=_positive, nargs="+", metavar="N", help="each case at each N")
-    size.add_argument("--batch-size", type=_positive)
-    size.add_argument("--units", type=_positive, help="width of every hidden, alignment and tower layer, and of CIN")
+    size.add_argument("--vocabulary-rows", type=positive, nargs="+", metavar="N", help="each case at each N")
+    size.add_argument("--batch-size", type=positive)
+    size.add_argument("--units", type=positive, help="width of every hidden, alignment and tower layer, and of CIN")
     arguments = parser.parse_args(words)
     try:
         cases = choose(arguments.case, all_cases())
     except ValueError as error:
         parser.error(str(error))
     return arguments, _resized(cases, arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _resized(cases: list[Case], arguments: argparse.Namespace) -> list[Case]:

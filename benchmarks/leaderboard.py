@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.arguments import positive
 from benchmarks.leaderboard_table import APART, D_MOE, SINGLE, Entry, read_rivals, write_table
 from dmoe.config import RunConfig
 from dmoe.experiments import grid, plan
@@ -251,8 +252,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of `dmoe prepare`, with all three splits")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs and of leaderboard.md and .json")
     parser.add_argument("--rivals", type=Path, help="rivals.json of `python -m benchmarks.rivals` on the same data")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at once, a thread each")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument(
+        "--jobs", type=positive, default=len(os.sched_getaffinity(0)), help="runs at once, a thread each"
+    )
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="another leaderboard.yaml")
     arguments = parser.parse_args(words)
     settings = validate(Settings, read_yaml(arguments.settings), str(arguments.settings))

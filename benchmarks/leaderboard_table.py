@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from dmoe.comparison import SIGNIFICANCE
 from dmoe.experiments.statistics import Compared, Scores, Spread, compare_auc, compare_logloss, holm
 from dmoe.files import read_json, write_json, write_text
+from dmoe.report.numbers import change
 from dmoe.report.text_table import Text, TextTable
 
 D_MOE = "D-MoE"
@@ -64,9 +66,11 @@ def mean_scores(paths: Sequence[Path], split: str) -> Scores:
 
 
 def read_rivals(path: Path) -> list[Entry]:
-    """The peers' models that `benchmarks.rivals` trained; its seeds are numbered as ours, from 1."""
+    """The peers' models that `benchmarks.rivals` trained, without those left out; seeds numbered as ours, from 1."""
     found = []
     for model in read_json(path)["models"]:
+        if "left_out" in model:
+            continue
         setting = f"L2 {model['chosen']['embedding_l2']:g}"
         if model["chosen"].get("hidden_units"):
             setting += f", hidden {model['chosen']['hidden_units']}"
@@ -114,8 +118,10 @@ def write_table(entries: Sequence[Entry], folder: Path) -> str:
         difference, verdict = "", ""
         if compared is not None:
             one, _, p = compared
-            difference = f"{_signed(one.difference)} ({_signed(one.low)} to {_signed(one.high)})"
-            verdict = "not resolved" if p >= 0.05 else "D-MoE is better" if one.difference > 0 else "D-MoE is worse"
+            difference = f"{change(one.difference, 4)} ({change(one.low, 4)} to {change(one.high, 4)})"
+            verdict = (
+                "not resolved" if p >= SIGNIFICANCE else "D-MoE is better" if one.difference > 0 else "D-MoE is worse"
+            )
         name = f"{entry.model}, {entry.form}" if entry.form != SINGLE else entry.model
         rows.append(
             [
@@ -153,11 +159,6 @@ def write_table(entries: Sequence[Entry], folder: Path) -> str:
     write_text(folder / "leaderboard.md", text)
     write_json(folder / "leaderboard.json", {"format_version": FORMAT_VERSION, "entries": figures})
     return text
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.4f}".replace("-", "−")
-    return text if float(f"{value:.4f}") else text[1:]
 
 
 def _spread(one: Spread) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import DEFAULT_ENVIRONMENTS
 from benchmarks.environments import ROOT, python_of
 from dmoe.data.config import read_data_config
 from dmoe.data.values import deriver
@@ -254,13 +255,13 @@ def plot(results: dict[str, Any], path: Path) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.preparing", description=__doc__)
     parser.add_argument("what", choices=["compare", "growth"], nargs="+")
-    parser.add_argument("--folder", type=Path, default=Path("~/.cache/dmoe-benchmarks/preparing"), help="for the files")
+    parser.add_argument("--folder", type=Path, default=DEFAULT_ENVIRONMENTS / "preparing", help="for the files")
     parser.add_argument("--log", type=Path, help="an avazu log of `dmoe generate`, with its .data.yaml beside it")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the comparison (1,000,000)")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison (3)")
     parser.add_argument("--sizes", type=float, nargs="+", default=[1, 5, 10, 20, 40], help="of the curve, million rows")
     parser.add_argument("--memory", default="2GB", help="--memory of dmoe prepare in the curve")
-    parser.add_argument("--environments", type=Path, default=Path("~/.cache/dmoe-benchmarks"))
+    parser.add_argument("--environments", type=Path, default=DEFAULT_ENVIRONMENTS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curve here, as .svg or .png")
     arguments = parser.parse_args(words)

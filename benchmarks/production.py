@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import batches
+from benchmarks.arguments import DEFAULT_ENVIRONMENTS
 from benchmarks.environments import InstallationError, python_of
 from benchmarks.process import Worker, WorkerError
 from benchmarks.run import add_ratios, describe_machine, summarise
@@ -33,7 +34,6 @@ from dmoe.files import write_json
 
 FORMAT_VERSION = 1
 SEED = 2025
-DEFAULT_ENVIRONMENTS = Path("~/.cache/dmoe-benchmarks")
 KINDS = ("gwpfm", "flatdnn", "ipnn")
 TABLE_OF = {"gwpfm": 0, "flatdnn": 0, "ipnn": 1}
 WIDTHS = (16, 64)

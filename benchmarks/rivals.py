@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.__main__ import DEFAULT_ENVIRONMENTS
+from benchmarks.arguments import DEFAULT_ENVIRONMENTS, positive
 from benchmarks.environments import InstallationError, python_of
 from benchmarks.rival_runs import Rows, RunError, Trainer
 from benchmarks.rival_search import EMBEDDING_L2, MODELS, WIDE, Budget, Result, Run, search
@@ -38,18 +38,18 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="one folder a run, rivals.json")
     parser.add_argument("--peers", nargs="+", choices=list(MODELS), default=list(MODELS), help="both without it")
     parser.add_argument("--models", nargs="+", metavar="MODEL", help="of the peers that have them; all without it")
-    parser.add_argument("--seeds", type=_positive, default=3, help=f"seeds a model, from {FIRST_SEED} on (3)")
+    parser.add_argument("--seeds", type=positive, default=3, help=f"seeds a model, from {FIRST_SEED} on (3)")
     parser.add_argument("--size", default="small", help="size of dmoe's experiments whose budget is used (small)")
     parser.add_argument(
         "--embedding-l2", type=_not_negative, nargs="+", default=EMBEDDING_L2, metavar="L2", help="tried (.1 .01 .001)"
     )
     parser.add_argument(
-        "--wide", type=_positive, nargs="*", default=WIDE, metavar="UNITS",
+        "--wide", type=positive, nargs="*", default=WIDE, metavar="UNITS",
         help="hidden layers tried beside the size's own (400 400); none tried when empty",
     )  # fmt: skip
     parser.add_argument("--without-numeric", action="store_true", help="peers get the categorical fields only")
-    parser.add_argument("--jobs", type=_positive, default=1, help="models in training at the same time (1)")
-    parser.add_argument("--threads", type=_positive, default=1, help="of each run (1)")
+    parser.add_argument("--jobs", type=positive, default=1, help="models in training at the same time (1)")
+    parser.add_argument("--threads", type=positive, default=1, help="of each run (1)")
     parser.add_argument("--environments", type=Path, default=DEFAULT_ENVIRONMENTS, help="where peers are installed")
     arguments = parser.parse_args(words)
     # The peers in turn, so that an interrupted call has models of both.
@@ -61,13 +61,6 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
             known = "; ".join(f"{peer}: {', '.join(MODELS[peer])}" for peer in arguments.peers)
             parser.error(f"no model '{model}' in the peers named; known: {known}")
     return arguments
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _not_negative(text: str) -> float:

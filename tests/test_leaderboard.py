@@ -168,7 +168,12 @@ def test_rivals_are_read_and_other_rows_are_refused(tmp_path: Path) -> None:
     chosen = {"embedding_l2": 0.01, "hidden_units": [64]}
     write_json(
         tmp_path / "rivals" / "rivals.json",
-        {"models": [{"peer": "fuxictr", "model": "dcnv2", "chosen": chosen, "seeds": runs}]},
+        {
+            "models": [
+                {"peer": "fuxictr", "model": "dcnv2", "chosen": chosen, "seeds": runs},
+                {"peer": "deepctr", "model": "afn", "left_out": "out of memory"},
+            ]
+        },
     )
     (found,) = read_rivals(tmp_path / "rivals" / "rivals.json")
     assert (found.library, found.model, found.setting, list(found.runs)) == (

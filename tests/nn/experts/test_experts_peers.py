@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.__main__ import DEFAULT_ENVIRONMENTS
+from benchmarks.arguments import DEFAULT_ENVIRONMENTS
 from benchmarks.environments import python_of
 from torch import nn
 
