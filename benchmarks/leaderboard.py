@@ -27,6 +27,7 @@ from rich.markdown import Markdown
 from benchmarks.arguments import positive
 from benchmarks.leaderboard_table import APART, D_MOE, SINGLE, Entry, read_rivals, write_table
 from dmoe.config import RunConfig
+from dmoe.errors import UserError
 from dmoe.experiments import grid, plan
 from dmoe.experiments.folder import Folder
 from dmoe.experiments.grid import Cell
@@ -247,7 +248,7 @@ def trained_apart(kinds: Sequence[str], singles: Mapping[str, Entry]) -> Entry:
     return entry
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of `dmoe prepare`, with all three splits")
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs and of leaderboard.md and .json")
@@ -258,19 +259,29 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="another leaderboard.yaml")
     arguments = parser.parse_args(words)
+    try:
+        text = _leaderboard(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    Console(width=None if sys.stdout.isatty() else 140).print(Markdown(text))
+    return 0
+
+
+def _leaderboard(arguments: argparse.Namespace) -> str:
+    """Runs what is not finished and writes the table, which it returns."""
     settings = validate(Settings, read_yaml(arguments.settings), str(arguments.settings))
     models = Models(settings, Schema.read(arguments.data))
+    # Read before the hours of training: a wrong path shows at once.
+    rivals = read_rivals(arguments.rivals) if arguments.rivals is not None else []
     folder = Folder(arguments.output)
     trials = Trials(folder, arguments.data, arguments.jobs)
     seeds = range(1, arguments.seeds + 1)
     l2_of = choose_l2(models, trials, seeds[0])
     chosen = choose_mixtures(models, trials, list(l2_of), seeds[0])
     found = entries(models, trials, l2_of, chosen, seeds)
-    if arguments.rivals is not None:
-        found += read_rivals(arguments.rivals)
-    text = write_table(found, folder.path)
-    Console(width=None if sys.stdout.isatty() else 140).print(Markdown(text))
+    return write_table(found + rivals, folder.path)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -188,3 +188,18 @@ def test_rivals_are_read_and_other_rows_are_refused(tmp_path: Path) -> None:
     parquet.write_table(table.set_column(1, "label", pa.array(table["label"].to_numpy()[::-1])), path)
     with pytest.raises(ValueError, match="FuxiCTR dcnv2: its test rows are not ours"):
         compare(ours, [ours, found])
+
+
+@pytest.mark.parametrize("wrong", ["data", "settings", "rivals"])
+def test_a_path_that_does_not_exist_is_one_line_and_nothing_is_trained(
+    wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "schema.json", SCHEMA.model_dump(mode="json"))
+    paths = {"data": tmp_path, wrong: tmp_path / "missing.json"}
+    words = [word for option, path in paths.items() for word in (f"--{option}", str(path))]
+    assert leaderboard.main([*words, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "missing.json" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
