@@ -4,6 +4,9 @@ import gzip
 import hashlib
 import json
 import math
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,7 @@ def column(folder: Path, field: str) -> np.ndarray:
 def test_every_recipe_loads_and_says_what_it_is() -> None:
     assert recipe_names() == [
         "avazu_x4", "criteo_numeric", "criteo_sample", "criteo_x1", "criteo_x4", "criteo_x4_csv",
-        "frappe_x1", "movielenslatest_x1",
+        "frappe_x1", "movielens_100k", "movielenslatest_x1",
     ]  # fmt: skip
     for name in recipe_names():
         assert read_recipe(name).description
@@ -302,3 +305,35 @@ def test_a_published_rule_gives_vocabularies_of_known_size(tmp_path: Path) -> No
     assert sizes["hour"] == 24 + 2
     assert (sizes["weekday"], sizes["weekend"]) == (4 + 2, 1 + 2)
     assert (sizes["site_id"], sizes["device_id"], sizes["C14"]) == (50 + 2, 50 + 2, 1 + 2)
+
+
+def test_movielens_is_joined_as_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    (join,) = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    # Tabs between columns, a quotation mark inside a title, spaces between genres, leading zeros of a post code.
+    Path("ml-100k.user").write_text(
+        "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
+        "1\t24\tM\twriter\t05201\n2\t31\tF\tother\tT8H1N\n"
+    )
+    Path("ml-100k.item").write_text(
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        '7\tThe "Best" One\t1995\tDrama War\n8\tAnother\t1996\tComedy\n'
+    )
+    ratings = [(1 + i % 2, 7 + i // 2 % 2, 1 + i % 5, 100 - i) for i in range(40)]
+    Path("ml-100k.inter").write_text(
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        + "".join("\t".join(map(str, row)) + "\n" for row in ratings)
+    )
+    subprocess.run([sys.executable, "-c", join], check=True)
+    lines = Path("movielens.csv").read_text(encoding="utf-8").splitlines()
+    user = {1: "24,M,writer,052", 2: "31,F,other,T8H"}
+    item = {7: "1995,Drama War", 8: "1996,Comedy"}
+    want = [
+        f"{int(rating >= 4)},{u},{i},{user[u]},{item[i]}" for u, i, rating, _ in sorted(ratings, key=lambda r: r[3])
+    ]
+    assert lines == ["label,user,item,age,gender,occupation,zip,year,genres", *want]
+    prepare(read_recipe("movielens_100k"), ["movielens.csv"], tmp_path / "data")
+    assert set(tokens(tmp_path / "data", "zip")) == {"052", "T8H"}
+    assert set(tokens(tmp_path / "data", "genres")) == {"Drama War", "Comedy"}
+    assert [pq.read_table(tmp_path / "data" / split).num_rows for split in SPLITS] == [28, 4, 8]

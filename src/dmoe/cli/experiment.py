@@ -11,8 +11,8 @@ from dmoe.cli.common import JsonOption, print_json, show_path, stderr
 HELP = """Repeat the paper's tables and figures on a data set, several seeds each.
 
 NAMES are table1, table2, fig1, fig5, fig6, fig7, fig8, or all for these seven; and, beyond the paper, norms, controls,
-alpha, experts, planted, or beyond for these five. Each is a grid of runs; a run that several of them need is made
-once. Where a model has a de-correlation loss, its alpha is searched on the validation split.
+alpha, experts, products, planted, or beyond for these six. Each is a grid of runs; a run that several of them need is
+made once. Where a model has a de-correlation loss, its alpha is searched on the validation split.
 
 A call that was interrupted, killed or ran out of budget is continued by the same call. At the end FOLDER holds
 results.parquet and results.csv, tables, figures and report.html.
@@ -33,8 +33,8 @@ def command(
     size: Annotated[
         str,
         typer.Option(
-            help="Size of models and recipe: tiny, small, medium, paper-avazu, paper-criteo; auto is small, or the "
-            "paper's for logs of more than five million rows."
+            help="Size of models and recipe: tiny, small, medium, movielens-100k, paper-avazu, paper-criteo; auto is "
+            "small, or the paper's for logs of more than five million rows."
         ),
     ] = "auto",
     changes: Annotated[

@@ -20,7 +20,7 @@ from dmoe.schema import Schema
 from dmoe.validation import nearest, parse_yaml, validate
 
 PAPER = ("table1", "table2", "fig1", "fig5", "fig6", "fig7", "fig8")
-BEYOND = ("norms", "controls", "alpha", "experts", "planted")
+BEYOND = ("norms", "controls", "alpha", "experts", "products", "planted")
 GROUPS = {"all": PAPER, "beyond": BEYOND}
 
 # Logs with fewer training rows than this get the size `small`.
