@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 import dmoe
 from dmoe.cli.main import main
 from dmoe.data.dataset import SplitReader
+from dmoe.training import loop
 from dmoe.training.evaluation import SCORING_ROWS, scored_batches
 from dmoe.training.run import Run
 
@@ -178,6 +179,20 @@ def test_every_built_in_expert_names_its_equation_and_source(call):
 def test_both_scales_of_alpha_are_said(folder, call, tmp_path):
     result = call("train", "d-moe", *SMALL, "--data", folder / "data", "--output", tmp_path / "run")
     assert "alpha 10 at scale paper = 0.625 at scale dimension-free" in result.err.replace("\n", " ")
+
+
+def test_a_dead_expert_is_named(folder, call, tmp_path, monkeypatch):
+    words = ["train", "d-moe", *SMALL, "--data", folder / "data"]
+    alive = call(*words, "--output", tmp_path / "alive")
+    assert (alive.code, "warning" in alive.err) == (0, False)
+    # It takes a long training to lose an expert for sure, so what the evaluation finds is put in its place.
+    summary = loop.summary_of
+    found = {"dead_columns": [16, 15], "cec": None}
+    monkeypatch.setattr(loop, "summary_of", lambda evaluation: summary(evaluation) | found)
+    lost = call(*words, "--output", tmp_path / "lost")
+    assert "warning: expert 0 (cin) is dead: each of its 16 outputs is the same for every row" in lost.err
+    assert "expert 1" not in lost.err
+    assert "CEC undefined\n" in lost.out
 
 
 def test_json_is_the_only_thing_on_stdout(folder, call, tmp_path):

@@ -89,6 +89,7 @@ def test_result_says_in_words_what_happened(three: Page) -> None:
     assert "53 times the noise floor" in text  # 0.1330 / 0.00253
     assert "CEC) at the output is 0.00196, not above the noise floor" in text
     assert "Dead units: 40 of 500 in cin and 80 of 500 in crossnet. CEC leaves them out" in text
+    assert "varies from row to row" not in text
     assert "Trained for 1 min 36 s. The weights kept are those of epoch 3 of 4." in text
 
 
@@ -170,6 +171,7 @@ def test_correlation_of_dead_experts_is_undefined_not_zero(make_run: MakeRun, tm
     assert "outputs is undefined: no pair has live units on both sides" in page.text("result")
     assert "CEC of outputs – floor –" in page.text("result")
     assert "Dead units: 500 of 500 in cin" in page.text("result")
+    assert "Nothing of cin varies from row to row" in page.text("result")
     assert "Expert outputs (after the ReLU) – – 0.00253" in page.text("correlation")
 
 

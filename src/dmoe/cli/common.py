@@ -29,7 +29,7 @@ def finite(value: Any) -> Any:
 
 def cec_text(total: float | None, floor: float) -> str:
     """Cross-expert correlation beside what chance alone would show."""
-    return f"CEC {'undefined' if total is None else f'{total:.4f}'} (noise floor {floor:.4f})"
+    return "CEC undefined" if total is None else f"CEC {total:.4f} (noise floor {floor:.4f})"
 
 
 def cka_text(mean: float | None) -> str:

@@ -79,7 +79,20 @@ def command(
             floor = found["cec_noise_floor"]
             cec = "" if floor is None else f"  {cec_text(found['cec'], floor)}"
             typer.echo(f"{split:5} AUC {found['auc']:.4f}  logloss {found['logloss']:.4f}{cec}")
+    for line in dead_expert_lines(config, metrics["valid"]["dead_columns"] or []):
+        stderr.print(line)
     typer.echo(f"run: {show_path(run.path)} (best epoch {metrics['best_epoch']})")
+
+
+def dead_expert_lines(config: "RunConfig", dead_columns: list[int]) -> list[str]:  # type: ignore[name-defined]  # noqa: F821
+    """A warning for each expert of whose output units none varies over the validation split."""
+    units = config.model.expert_units
+    return [
+        f"warning: expert {index} ({expert['kind']}) is dead: each of its {units} outputs is the same for every row; "
+        "try less optimiser.embedding_l2, or a de-correlation term (docs/training.md, Dead experts)"
+        for index, (expert, dead) in enumerate(zip(config.model.experts, dead_columns, strict=False))
+        if dead == units
+    ]
 
 
 def alpha_lines(config: "RunConfig") -> list[str]:  # type: ignore[name-defined]  # noqa: F821

@@ -174,6 +174,9 @@ def dead_units(run: Run, measured: Correlation) -> str:
     text = f"Dead units: {join(parts)}."
     if any(dead > MANY_DEAD * units for _, dead, units in counted):
         text += " CEC leaves them out: part of the de-correlation may be units that stopped working."
+    lost = [name for name, dead, units in counted if dead == units]
+    if lost:
+        text += f" Nothing of {join(lost)} varies from row to row, so the mixture gains nothing by it."
     return text
 
 
