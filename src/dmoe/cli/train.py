@@ -89,7 +89,7 @@ def dead_expert_lines(config: "RunConfig", dead_columns: list[int]) -> list[str]
     units = config.model.expert_units
     return [
         f"warning: expert {index} ({expert['kind']}) is dead: each of its {units} outputs is the same for every row; "
-        "try less optimiser.embedding_l2, or a de-correlation term (docs/training.md, Dead experts)"
+        "try less optimiser.embedding_l2, or leave it out (docs/training.md, Dead experts)"
         for index, (expert, dead) in enumerate(zip(config.model.experts, dead_columns, strict=False))
         if dead == units
     ]
