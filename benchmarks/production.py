@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import batches
-from benchmarks.arguments import DEFAULT_ENVIRONMENTS
+from benchmarks.arguments import DEFAULT_ENVIRONMENTS, positive
 from benchmarks.environments import InstallationError, python_of
 from benchmarks.process import Worker, WorkerError
+from benchmarks.report import TIMES, contestants_table
 from benchmarks.run import add_ratios, describe_machine, summarise
 from dmoe.files import write_json
 
@@ -163,34 +163,11 @@ def run_case(case: Case, contestants: tuple[Contestant, ...], options: argparse.
 
 
 def print_case(result: dict[str, Any], console: Console) -> None:
-    table = Table(title=f"{result['case']}: {' + '.join(result['experts'])}", title_justify="left")
-    for column in (
-        "contestant",
-        "ms/batch",
-        "min",
-        "max",
-        "CPU ms",
-        "rows/s",
-        "peak GiB",
-        "parameters",
-        "ratio",
-        "by round",
-    ):
-        table.add_column(column, justify="left" if column == "contestant" else "right")
     for row in result["contestants"]:
         if "median_ms" not in row:
             console.print(f"{row['name']} left out: {row['left_out']}")
-            continue
-        rounds = row.get("ratio_by_round")
-        table.add_row(
-            row["name"],
-            *(f"{row[key]:,.0f}" for key in ("median_ms", "min_ms", "max_ms", "median_cpu_ms", "rows_per_second")),
-            f"{row['peak_bytes'] / 2**30:.2f}",
-            f"{row['parameters']:,}",
-            f"{row['ratio']:.2f}" if rounds else "",
-            f"{min(rounds):.2f}–{max(rounds):.2f}" if rounds else "",
-        )
-    console.print(table)
+    title = f"{result['case']}: {' + '.join(result['experts'])}"
+    console.print(contestants_table(title, result["contestants"], TIMES | {"CPU ms": "median_cpu_ms"}, ",.0f"))
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -200,24 +177,20 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--fields", type=int, nargs="*", default=[64, 128, 256, 513], metavar="N")
-    parser.add_argument("--experts", type=int, nargs="*", default=list(range(1, 9)), metavar="N")
+    parser.add_argument("--experts", type=positive, nargs="*", default=list(range(1, 9)), metavar="N")
     parser.add_argument("--experts-fields", type=int, default=256, help="fields of the cases of --experts (256)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of all contestants in turn (5)")
-    parser.add_argument("--steps", type=int, default=2, help="steps of a contestant in each round (2)")
-    parser.add_argument("--warm-up", type=int, default=2, help="steps before the first round (2)")
-    parser.add_argument("--batch-size", type=int, default=2048)
-    parser.add_argument("--units", type=int, default=256, help="of hidden and alignment layers (256)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contestant")
+    parser.add_argument("--repeats", type=positive, default=5, help="rounds of all contestants in turn (5)")
+    parser.add_argument("--steps", type=positive, default=2, help="steps of a contestant in each round (2)")
+    parser.add_argument("--warm-up", type=positive, default=2, help="steps before the first round (2)")
+    parser.add_argument("--batch-size", type=positive, default=2048)
+    parser.add_argument("--units", type=positive, default=256, help="of hidden and alignment layers (256)")
+    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of each contestant")
     parser.add_argument("--only-ours", action="store_true", help="no peers, nothing installed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all raw figures here, after each case")
     parser.add_argument("--environments", type=Path, default=DEFAULT_ENVIRONMENTS, help="where peers are installed")
     options = parser.parse_args(words)
     if min([*options.fields, options.experts_fields]) < 32:
         parser.error("--fields and --experts-fields must be at least 32, for all kinds of field to be there")
-    if min([1, *options.experts]) < 1:
-        parser.error("--experts must be at least 1")
-    if min(options.repeats, options.steps, options.warm_up, options.batch_size, options.threads) < 1:
-        parser.error("--repeats, --steps, --warm-up, --batch-size and --threads must be at least 1")
     return options
 
 

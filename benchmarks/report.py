@@ -1,11 +1,14 @@
 """One table a case, for people; the JSON file holds everything."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.parts import EMBEDDING_PARTS, OPTIMISER_PARTS
+
+TIMES = {"ms/batch": "median_ms", "min": "min_ms", "max": "max_ms"}
 
 
 def embedding_and_optimiser_share(profile: dict[str, float]) -> float:
@@ -16,13 +19,7 @@ def embedding_and_optimiser_share(profile: dict[str, float]) -> float:
 
 def print_case(result: dict[str, Any], console: Console) -> None:
     """The contestants of one case, then the roofline and where the time of ours goes."""
-    table = Table(title=_title(result), title_justify="left")
-    for column in ("contestant", "ms/batch", "min", "max", "rows/s", "peak GiB", "parameters", "ratio", "by round"):
-        table.add_column(column, justify="left" if column == "contestant" else "right")
-    for row in result["contestants"]:
-        if "median_ms" in row:
-            table.add_row(*_cells(row))
-    console.print(table)
+    console.print(contestants_table(_title(result), result["contestants"], TIMES, ".1f"))
     for row in result["contestants"]:
         if "left_out" in row:
             console.print(f"{row['name']} {'failed later' if 'ms' in row else 'left out'}: {row['left_out']}")
@@ -50,13 +47,20 @@ def _title(result: dict[str, Any]) -> str:
     )
 
 
+def contestants_table(title: str, rows: list[dict[str, Any]], times: Mapping[str, str], form: str) -> Table:
+    """Those that were measured, one a row; `times` are its columns of milliseconds, each written as `form` says."""
+    table = Table(title=title, title_justify="left")
+    for column in ("contestant", *times, "rows/s", "peak GiB", "parameters", "ratio", "by round"):
+        table.add_column(column, justify="left" if column == "contestant" else "right")
+    for row in rows:
+        if "median_ms" in row:
+            table.add_row(row["name"], *(format(row[key], form) for key in times.values()), *_cells(row))
+    return table
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     rounds = row.get("ratio_by_round", [])
     return [
-        row["name"],
-        f"{row['median_ms']:.1f}",
-        f"{row['min_ms']:.1f}",
-        f"{row['max_ms']:.1f}",
         f"{row['rows_per_second']:,.0f}",
         f"{row['peak_bytes'] / 2**30:.2f}" if "peak_bytes" in row else "",
         f"{row['parameters']:,}",

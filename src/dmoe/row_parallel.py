@@ -91,8 +91,12 @@ def empty_table(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 
 
 def compiled_loops_serve(tensor: Tensor) -> bool:
-    """Whether loops over memory may take the place of torch's operations: on the CPU, where nothing traces them."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    """Whether loops over memory may take the place of torch's operations.
+
+    On the CPU, where nothing traces them, and not in half precision, which numpy's loops do not know.
+    """
+    in_memory = tensor.device.type == "cpu" and tensor.dtype not in HALF_DTYPES
+    return in_memory and not torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

@@ -70,8 +70,7 @@ class GwPFM(Expert):
 
     def _sums(self, embeddings_BFD: Tensor) -> tuple[Tensor, Tensor]:
         """S (B, G, D), all vectors of each group's fields summed, and Q (B, G, K), the squares of those for itself."""
-        in_float = embeddings_BFD.dtype in (torch.float32, torch.float64)
-        if in_float and compiled_loops_serve(embeddings_BFD):
+        if compiled_loops_serve(embeddings_BFD):
             found: tuple[Tensor, Tensor] = _GroupSums.apply(  # type: ignore[no-untyped-call]
                 embeddings_BFD, self.group_F, self.num_groups
             )

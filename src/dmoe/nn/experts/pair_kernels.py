@@ -5,7 +5,6 @@ Shape suffixes: B rows, F fields, W width of what the products stand in.
 
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from dmoe.row_parallel import kernel
@@ -26,10 +25,8 @@ def copy_upper(start: int, stop: int, gram_BFF: Array, above: int, first: int, o
 
 
 @kernel
-def mirror_upper(
-    start: int, stop: int, gradient_BW: Array, above: int, first: int, diagonal_factor: float, out_BFF: Array
-) -> None:
-    """The symmetric matrices of which `copy_upper` took the pairs, the diagonal times `diagonal_factor`."""
+def mirror_upper(start: int, stop: int, gradient_BW: Array, above: int, first: int, out_BFF: Array) -> None:
+    """The symmetric matrices of which `copy_upper` took the pairs; the diagonal twice, 0 where it was not taken."""
     fields = out_BFF.shape[1]
     for row in range(start, stop):
         place = first
@@ -38,7 +35,7 @@ def mirror_upper(
             for j in range(i + above, fields):
                 out_BFF[row, i, j] = gradient_BW[row, place]
                 place += 1
-            out_BFF[row, i, i] *= np.float32(diagonal_factor)
+            out_BFF[row, i, i] *= 2
         for i in range(1, fields):
             for j in range(i):
                 out_BFF[row, i, j] = out_BFF[row, j, i]

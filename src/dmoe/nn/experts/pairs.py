@@ -80,7 +80,7 @@ class _UpperGramInPieces(torch.autograd.Function):
             part, symmetric = gradient[start:stop], symmetric_BFF.numpy()
 
             def mirror(begin: int, end: int, part: Any = part, symmetric: Any = symmetric) -> None:
-                mirror_upper(begin, end, part, above, first, 0.0 if above else 2.0, symmetric)
+                mirror_upper(begin, end, part, above, first, symmetric)
 
             map_chunks(stop - start, _ROWS_PER_CHUNK, mirror)
             piece_BFD, target_BFD = embeddings_BFD[start:stop], result_BFD[start:stop]
@@ -128,7 +128,7 @@ class PairProducts(nn.Module):
     def forward(self, embeddings_BFD: Tensor) -> Tensor:
         above = 0 if self.diagonal else 1
         products_BW: Tensor
-        if _in_pieces(embeddings_BFD):
+        if compiled_loops_serve(embeddings_BFD) and not torch.is_autocast_enabled("cpu"):
             products_BW = _UpperGramInPieces.apply(  # type: ignore[no-untyped-call]
                 embeddings_BFD, self.num_pairs, self._mirror_FF, above, self.with_embeddings
             )
@@ -137,8 +137,3 @@ class PairProducts(nn.Module):
             embeddings_BFD, self.upper_P, self._mirror_FF, above
         )
         return torch.cat([embeddings_BFD.flatten(1), products_BW], dim=1) if self.with_embeddings else products_BW
-
-
-def _in_pieces(embeddings_BFD: Tensor) -> bool:
-    in_float = embeddings_BFD.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    return in_float and compiled_loops_serve(embeddings_BFD)
