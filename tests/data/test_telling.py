@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import mutual_info_score
 
-from dmoe.data.telling import jensen_shannon, mutual_information
+from dmoe.data.telling import chance_divergence, jensen_shannon, mutual_information
 
 
 def test_a_value_that_is_the_label_tells_all_of_it() -> None:
@@ -44,3 +44,19 @@ def test_divergence_is_that_of_scipy_and_lies_between_0_and_1() -> None:
     assert jensen_shannon(first, 7 * first) == pytest.approx(0.0, abs=1e-12)
     assert jensen_shannon(np.array([5, 0]), np.array([0, 9])) == pytest.approx(1.0)
     assert jensen_shannon(np.array([0, 0]), np.array([0, 9])) == 0.0
+
+
+@pytest.mark.parametrize(("values", "n", "m"), [(20, 400, 300), (200, 500, 8), (30, 40, 5), (2, 3, 1)])
+def test_chance_is_the_mean_over_shuffles_also_where_counts_are_small(values: int, n: int, m: int) -> None:
+    draw = np.random.default_rng(0)
+    pool = np.minimum(draw.geometric(1.5 / values, n + m), values) - 1
+
+    def divergence() -> float:
+        dealt = draw.permutation(pool)
+        return jensen_shannon(np.bincount(dealt[:n], minlength=values), np.bincount(dealt[n:], minlength=values))
+
+    got = [divergence() for _ in range(600)]
+    once = np.bincount(pool, minlength=values)
+    first = np.bincount(pool[:n], minlength=values)
+    assert chance_divergence(first, once - first) == pytest.approx(np.mean(got), abs=4 * np.std(got) / 600**0.5)
+    assert chance_divergence(first, once - first) <= 1

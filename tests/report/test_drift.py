@@ -107,3 +107,56 @@ def test_what_cannot_be_reported_is_one_line(data: Path, tmp_path: Path) -> None
     prepare(PLAN, [f"train={log}"], tmp_path / "data")
     with pytest.raises(DataError, match="nothing to compare it with"):
         write_drift_report(tmp_path / "data", tmp_path / "drift.html")
+
+
+def naive_divergence(first: Counter[object], second: Counter[object]) -> float:
+    """Jensen–Shannon divergence in bits, value by value."""
+    n, m = sum(first.values()), sum(second.values())
+    total = 0.0
+    for value in first | second:
+        p, q = first[value] / n, second[value] / m
+        total += sum(share / 2 * np.log2(2 * share / (p + q)) for share in (p, q) if share)
+    return total
+
+
+def test_chance_of_lists_is_what_dealing_rows_out_gives(tmp_path: Path) -> None:
+    draw = np.random.default_rng(5)
+    lines = ["y,free,tied,wide"]
+    for index in range(1500):
+        one = draw.integers(12)
+        lists = draw.integers(30, size=8), np.repeat(one, draw.integers(9)), draw.integers(2, size=3)
+        lines.append(f"{index % 3 == 0:d}," + ",".join("|".join(f"v{value}" for value in some) for some in lists))
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    fields = {"multi_valued": {"free": {}, "tied": {}, "wide": {}}}
+    plan = {"label": "y", "split": {"kind": "random", "train": 0.6, "valid": 0, "test": 0.4}, "fields": fields}
+    prepare(DataConfig.model_validate(plan), [str(tmp_path / "log.csv")], tmp_path / "data")
+    base = Base.read(tmp_path / "data")
+    groups = groups_of(base)
+    found = {field.name: field for field in drift(base, *read_contents(base, groups))}
+    rows = [[row for part in group.parts for row in pq.read_table(part).to_pylist()] for group in groups]
+    for name in fields["multi_valued"]:
+        first, second = (Counter(value for row in some for value in row[name] or [0]) for some in rows)
+        assert found[name].shift == pytest.approx(naive_divergence(first, second))
+        assert found[name].missing == sum(not row[name] for row in rows[1]) / len(rows[1])
+        lists = [np.bincount(row[name] or [0], minlength=40) for some in rows for row in some]
+        dealt = []
+        for _ in range(150):
+            order = draw.permutation(len(lists))
+            first, second = (np.sum([lists[i] for i in part], axis=0) for part in np.split(order, [len(rows[0])]))
+            dealt.append(naive_divergence(Counter(dict(enumerate(first))), Counter(dict(enumerate(second)))))
+        assert found[name].chance == pytest.approx(np.mean(dealt), rel=0.15), name
+    # Rows with one value many times say it once.
+    assert found["tied"].chance > 3 * found["free"].chance / 30 * 12
+
+
+@pytest.mark.parametrize("later", ["3", "6", "5.5", "-1"])
+def test_a_constant_that_moves_is_a_shift(tmp_path: Path, later: str) -> None:
+    logs = []
+    for split, value in (("train", "5"), ("test", later)):
+        path = tmp_path / f"{split}.csv"
+        path.write_text("y,x\n" + "".join(f"{index % 2},{value}\n" for index in range(40)))
+        logs.append(f"{split}={path}")
+    plan = DataConfig.model_validate({"label": "y", "split": {"kind": "given"}, "fields": {"numeric": ["x"]}})
+    prepare(plan, logs, tmp_path / "data")
+    base = Base.read(tmp_path / "data")
+    assert drift(base, *read_contents(base, groups_of(base)))[0].shift == pytest.approx(1.0)

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from dmoe.data.base import Base
 from dmoe.data.coded import Column, Numbers
 from dmoe.data.config import SPLITS
-from dmoe.data.quantiles import bucket_of, quantile_edges
-from dmoe.data.telling import Integers, jensen_shannon, mutual_information
+from dmoe.data.quantiles import quantile_edges
+from dmoe.data.telling import Integers, chance_divergence, jensen_shannon, mutual_information
 from dmoe.errors import DataError
-from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, CategoricalField
+from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, CategoricalField, MultiValuedField
 
 # Rarer tokens are one bucket: single ones say nothing about a shift.
 FREQUENT_TOKENS = 1000
@@ -39,7 +39,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """`counts` and `positives` by field, each (V,); `blocks`: rows and positives of consecutive rows."""
+    """`counts` and `positive_counts` by field, each (V,); `blocks`: rows and positives of consecutive rows.
+
+    Of categorical fields, `unseen` and `missing` count rows with a value out of vocabulary and without values.
+    `design` of multi-valued fields: how much more the counts vary than those of as many values drawn one by one,
+    the values of a row being drawn together (the design effect of Kish, 1965).
+    """
 
     group: Group
     rows: int
@@ -47,12 +52,15 @@ class Contents:
     counts: dict[str, Integers]
     positive_counts: dict[str, Integers]
     blocks: list[tuple[int, int]]
+    unseen: dict[str, int]
+    missing: dict[str, int]
+    design: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class FieldDrift:
     """`shift`: Jensen–Shannon divergence from the first group in bits, `chance` what equal distributions show;
-    `unseen` and `missing`: shares of rows (of values, of a multi-valued field), None for numeric fields."""
+    `unseen` and `missing`: shares of rows with a value out of vocabulary and without any, None for numeric fields."""
 
     name: str
     shift: float
@@ -89,13 +97,28 @@ def read_contents(data: Base, groups: list[Group]) -> list[Contents]:
     Raises: DataError if a file is damaged.
     """
     try:
-        edges = {
-            field.name: quantile_edges(partial(_numbers, groups[0], field.name), NUMBER_BUCKETS)
-            for field in data.schema.numeric
-        }
+        edges = {field.name: _edges(groups[0], field.name) for field in data.schema.numeric}
         return [_contents(data, group, edges) for group in groups]
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{data.folder}: damaged ({str(error).splitlines()[0]}); prepare the data again") from None
+
+
+def _edges(group: Group, name: str) -> Numbers:
+    """Quantiles of a numeric field in these rows, its least and largest value among them."""
+    ends = [(float(numbers.min()), float(numbers.max())) for numbers in _numbers(group, name) if len(numbers)]
+    quantiles = quantile_edges(partial(_numbers, group, name), NUMBER_BUCKETS)
+    return np.unique([*quantiles, *(end for pair in zip(*ends, strict=True) for end in (min(pair), max(pair)))])
+
+
+def number_buckets(numbers_N: Numbers, edges: Numbers) -> Integers:
+    """The place of each number among the edges, each edge a place of its own: 2 * edges + 1 of them.
+
+    A value that much of a field has (a constant, or 0 of a count) is an edge: what falls on it is then told from what
+    is below it.
+    """
+    places = np.searchsorted(edges, numbers_N, side="left")
+    found: Integers = (2 * places + (edges[np.minimum(places, len(edges) - 1)] == numbers_N)).astype(np.int64)
+    return found
 
 
 def _numbers(group: Group, name: str) -> Iterator[Numbers]:
@@ -105,15 +128,50 @@ def _numbers(group: Group, name: str) -> Iterator[Numbers]:
                 yield batch.column(0).to_numpy().astype(np.float64)
 
 
-def _contents(data: Base, group: Group, edges: dict[str, tuple[float, ...]]) -> Contents:
+@dataclass
+class _Values:
+    """Counts of one categorical field, added up batch by batch; the sums make its design effect."""
+
+    size: int
+    unseen: int = 0
+    missing: int = 0
+
+    def __post_init__(self) -> None:
+        self.squares_V = np.zeros(self.size, dtype=np.float64)
+        self.products_V = np.zeros(self.size, dtype=np.float64)
+        self.lengths_squared = 0.0
+
+    def add(self, values_E: npt.NDArray[Any], row_of_E: npt.NDArray[Any], rows: int, several: bool) -> None:
+        self.unseen += len(np.unique(row_of_E[values_E == OOV_ID])) if several else int((values_E == OOV_ID).sum())
+        self.missing += int((values_E == MISSING_ID).sum())
+        if several:
+            lengths = np.bincount(row_of_E, minlength=rows)
+            pairs, times = np.unique(row_of_E * np.int64(self.size) + values_E, return_counts=True)
+            self.squares_V += np.bincount(pairs % self.size, weights=times.astype(np.float64) ** 2, minlength=self.size)
+            self.products_V += np.bincount(values_E, weights=lengths[row_of_E], minlength=self.size)
+            self.lengths_squared += float((lengths.astype(np.float64) ** 2).sum())
+
+    def design(self, counts_V: Integers) -> float:
+        """Σ over values of the variance of its count, given that rows are drawn, to that if values were."""
+        used = counts_V > 0
+        total, counts = float(counts_V.sum()), counts_V[used]
+        shares = counts / total
+        varied = self.squares_V[used] - 2 * shares * self.products_V[used] + shares**2 * self.lengths_squared
+        alone = float((1 - shares).sum())
+        return float((varied / counts).sum()) / alone if alone > 0 else 1.0
+
+
+def _contents(data: Base, group: Group, edges: dict[str, Numbers]) -> Contents:
     sizes = {
         field.name: min(field.vocabulary_size, FIRST_TOKEN_ID + FREQUENT_TOKENS + 1)
         if isinstance(field, CategoricalField)
-        else len(edges[field.name]) + 1
+        else 2 * len(edges[field.name]) + 1
         for field in data.schema.fields
     }
     counts = {name: np.zeros(size, dtype=np.int64) for name, size in sizes.items()}
     positive_counts = {name: np.zeros(size, dtype=np.int64) for name, size in sizes.items()}
+    several = {field.name: isinstance(field, MultiValuedField) for field in data.schema.categorical}
+    found = {name: _Values(sizes[name]) for name in several}
     labels: list[npt.NDArray[np.uint8]] = []
     for part in group.parts:
         with pq.ParquetFile(part) as file:
@@ -121,27 +179,39 @@ def _contents(data: Base, group: Group, edges: dict[str, tuple[float, ...]]) -> 
                 clicked = batch.column(data.schema.label).to_numpy().astype(bool)
                 labels.append(clicked.astype(np.uint8))
                 for name, size in sizes.items():
-                    values, of_click = _values(batch.column(name), clicked)
+                    values, rows = row_values(batch.column(name))
                     if name in edges:
-                        values = bucket_of(values.astype(np.float64), edges[name])
+                        values = number_buckets(values.astype(np.float64), edges[name])
                     values = np.minimum(values, size - 1)
                     counts[name] += np.bincount(values, minlength=size)
-                    positive_counts[name] += np.bincount(values[of_click], minlength=size)
+                    positive_counts[name] += np.bincount(values[clicked[rows]], minlength=size)
+                    if name in found:
+                        found[name].add(values, rows, len(clicked), several[name])
     whole = np.concatenate(labels)
     blocks = [(len(block), int(block.sum())) for block in np.array_split(whole, min(BLOCKS, len(whole)))]
-    return Contents(group, len(whole), int(whole.sum()), counts, positive_counts, blocks)
+    return Contents(
+        group,
+        len(whole),
+        int(whole.sum()),
+        counts,
+        positive_counts,
+        blocks,
+        {name: one.unseen for name, one in found.items()},
+        {name: one.missing for name, one in found.items()},
+        {name: one.design(counts[name]) for name, one in found.items() if several[name]},
+    )
 
 
-def _values(column: Column, clicked_N: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """The values, and which belong to a click; a row of a multi-valued field gives all of its own, or a missing one."""
+def row_values(column: Column) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The values and the row of each; a row of a multi-valued field gives all of its own, or a missing one."""
     if not pa.types.is_list(column.type):
-        return column.to_numpy(), clicked_N
+        return column.to_numpy(), np.arange(len(column))
     counts_N = np.diff(column.offsets.to_numpy())
     values = column.flatten().to_numpy(zero_copy_only=False)
-    empty = counts_N == 0
+    empty = np.flatnonzero(counts_N == 0)
     return (
-        np.concatenate([values, np.full(int(empty.sum()), MISSING_ID, np.int32)]),
-        np.concatenate([np.repeat(clicked_N, counts_N), clicked_N[empty]]),
+        np.concatenate([values, np.full(len(empty), MISSING_ID, np.int32)]),
+        np.concatenate([np.repeat(np.arange(len(counts_N)), counts_N), empty]),
     )
 
 
@@ -149,19 +219,19 @@ def drift(data: Base, reference: Contents, other: Contents) -> list[FieldDrift]:
     """How each field of `other` differs from `reference`, the most shifted above chance first."""
     found = []
     for field in data.schema.fields:
-        first, second = reference.counts[field.name], other.counts[field.name]
-        used = int(np.count_nonzero(first + second))
-        # The mean divergence of two samples of one distribution over `used` values.
-        chance = (used - 1) * (1 / reference.rows + 1 / other.rows) / (8 * np.log(2))
-        shares = second / max(int(second.sum()), 1)
+        name = field.name
+        first, second = reference.counts[name], other.counts[name]
+        # Sampling noise goes with the values that were drawn, more or less of them as those of a row hang together.
+        noise = [(one.design.get(name, 1.0), 1 / int(one.counts[name].sum())) for one in (reference, other)]
+        wider = sum(design * share for design, share in noise) / sum(share for _, share in noise)
         categorical = isinstance(field, CategoricalField)
         found.append(
             FieldDrift(
-                field.name,
+                name,
                 jensen_shannon(first, second),
-                float(chance),
-                float(shares[OOV_ID]) if categorical else None,
-                float(shares[MISSING_ID]) if categorical else None,
+                chance_divergence(first, second) * wider,
+                other.unseen[name] / other.rows if categorical else None,
+                other.missing[name] / other.rows if categorical else None,
             )
         )
     return sorted(found, key=lambda one: one.chance - one.shift)
