@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dmoe.errors import ConfigError, DataError
 from dmoe.validation import validate
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MISSING_ID = 0
 OOV_ID = 1
 FIRST_TOKEN_ID = 2
@@ -96,11 +96,33 @@ class NumericField(BaseModel):
 AnyField = Annotated[CategoricalField | MultiValuedField | NumericField, Field(discriminator="kind")]
 
 
+class Coverage(BaseModel):
+    """How far the values of a field were known when the data was prepared, by split.
+
+    `unseen`: share of its values that are out of vocabulary, none of a numeric field; `missing`: share of rows
+    without a value.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    unseen: dict[str, float] = Field(default_factory=dict)
+    missing: dict[str, float]
+
+    @property
+    def expected_unseen(self) -> float:
+        """What later rows are to show: the larger share of train (tokens below the least count) and valid."""
+        return max(self.unseen.get(split, 0.0) for split in ("train", "valid"))
+
+    @property
+    def expected_missing(self) -> float:
+        return max(self.missing.get(split, 0.0) for split in ("train", "valid"))
+
+
 class Schema(BaseModel):
     """The fields of an encoded row and the recipe that made them.
 
     `source` is the resolved data configuration (delimiter, columns, derivations): with the vocabularies it
-    is all that is needed to encode another raw row.
+    is all that is needed to encode another raw row. `coverage` says by field what later rows are to show; it is
+    empty for a schema that was not made of data.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -108,6 +130,7 @@ class Schema(BaseModel):
     label: str
     fields: tuple[AnyField, ...]
     source: dict[str, Any] = Field(default_factory=dict)
+    coverage: dict[str, Coverage] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Schema":

@@ -223,7 +223,8 @@ def test_contents_count_every_value_and_empty_rows_as_missing(folder: Path) -> N
     assert contents.counts["tags"][2] == sum(one.count(2) for one in lists)
     summary = json.loads((folder / "data" / "summary.json").read_text())["fields"]["tags"]
     assert summary["missing"]["train"] == pytest.approx(sum(not one for one in lists) / 360)
-    assert summary["oov"]["train"] == pytest.approx(sum(1 in one for one in lists) / 360)
+    assert summary["values"]["train"] == sum(map(len, lists))
+    assert summary["unseen"]["train"] == pytest.approx(sum(one.count(1) for one in lists) / sum(map(len, lists)))
 
 
 RUN = [

@@ -225,7 +225,7 @@ def test_summary_counts_missing_and_unseen_values(tmp_path: Path) -> None:
     for split, part in zip(SPLITS, (slice(72), slice(72, 96), slice(96, 120)), strict=True):
         ids = columns["site"][part]
         assert site["missing"][split] == ids.count(0) / len(ids)
-        assert site["oov"][split] == ids.count(1) / len(ids)
+        assert site["unseen"][split] == ids.count(1) / (len(ids) - ids.count(0))
         empty = [row[COLUMNS.index("raw")] == "" for row in rows[part]]
         assert summary["fields"]["raw"]["missing"][split] == sum(empty) / len(empty)
         # Missing is counted as such where it shares the id of unseen values.

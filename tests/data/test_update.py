@@ -65,7 +65,7 @@ def test_old_ids_and_shards_stay_and_new_ones_follow(tmp_path: Path) -> None:
         rows = summary["splits"][split]
         assert (rows["rows"], rows["positives"]) == (whole.num_rows, sum(whole["y"].to_pylist()))
         ids = whole["site"].to_pylist()
-        assert summary["fields"]["site"]["oov"][split] == pytest.approx(ids.count(1) / len(ids))
+        assert summary["fields"]["site"]["unseen"][split] == pytest.approx(ids.count(1) / (len(ids) - ids.count(0)))
         assert summary["fields"]["site"]["missing"][split] == pytest.approx(ids.count(0) / len(ids))
     assert summary["rows"] == {"read": 270, "encoded": 270, "rejected": 0}
     assert [update["rows"]["encoded"] for update in summary["updates"]] == [150]

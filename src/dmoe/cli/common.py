@@ -41,6 +41,11 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(finite(value), default=str))
 
 
+def warn(text: str) -> None:
+    """One line on stderr."""
+    stderr.print(f"warning: {text}", markup=False)
+
+
 def show_path(path: Path) -> str:
     """The path as short as it can be said from here."""
     relative = os.path.relpath(path)

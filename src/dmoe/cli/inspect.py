@@ -90,7 +90,7 @@ def _inspect_data(folder: Path, as_json: bool) -> None:
     table = _table("field", "kind", "vocabulary", "missing in train", "unseen in test", "bits")
     for field, entry in zip(fields, entries, strict=True):
         size = f"{field.vocabulary_size:,}" if isinstance(field, CategoricalField) else ""
-        unseen = entry.get("oov", {}).get("test")
+        unseen = entry.get("unseen", {}).get("test")
         table.add_row(
             field.name,
             field.kind,

@@ -12,7 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dmoe.cli.common import JsonOption, print_json, show_path, stderr
+from dmoe.cli.common import JsonOption, print_json, show_path, stderr, warn
 from dmoe.errors import ConfigError, Interrupted
 
 HELP = """Turn raw logs into a data set folder: vocabularies and encoded Parquet shards.
@@ -208,6 +208,8 @@ def _bytes(text: str) -> int:
 
 
 def _show(summary: dict[str, Any], output: Path) -> None:
+    from dmoe.data.unseen import Finding
+
     table = Table(box=None, pad_edge=False)
     for heading in ("split", "rows", "positives", "click rate"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
@@ -219,6 +221,15 @@ def _show(summary: dict[str, Any], output: Path) -> None:
         f"{rows['read']:,} rows read, {rows['rejected']:,} rejected, {summary['seconds']:.1f} s "
         f"({summary['rows_per_second']:,} rows/s)"
     )
+    if "updates" in summary:
+        for one in summary["updates"][-1]["far_above"]:
+            warn(
+                Finding(**one).text(
+                    "values of the new rows were not in the data set before",
+                    "the held-out rows that it had",
+                    "runs trained on it know nothing of them",
+                )
+            )
     for reason, count in summary["rejects"].items():
         stderr.print(f"  {count:,} rejected: {reason}", markup=False)
     stderr.print(f"data set: {show_path(output)}", markup=False)

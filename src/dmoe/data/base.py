@@ -89,25 +89,31 @@ def merged(old: dict[str, Any], added: dict[str, Any], old_parts: dict[str, int]
     fields: dict[str, Any] = {}
     for field, values in added["fields"].items():
         fields[field] = {key: values[key] for key in ("kind", "vocabulary_size") if key in values}
-        for kind in ("missing", "oov"):
-            if kind in values:
-                shares = old["fields"][field][kind], values[kind]
-                fields[field][kind] = {
-                    name: sum(share.get(name, 0.0) * count for share, count in zip(shares, counts, strict=True))
-                    / sum(counts)
-                    for name, counts in rows.items()
-                }
+        both = old["fields"][field], values
+        fields[field]["missing"] = _weighted([one["missing"] for one in both], rows)
+        if "unseen" in values:
+            of = {name: tuple(one["values"].get(name, 0) for one in both) for name in rows}
+            fields[field]["values"] = {name: sum(counts) for name, counts in of.items()}
+            fields[field]["unseen"] = _weighted([one["unseen"] for one in both], of)
     reasons = sorted({*old["rejects"], *added["rejects"]})
     first_parts = {name: old_parts[name] for name in added["splits"]}
-    update = {key: added[key] for key in ("rows", "splits", "rejects", "files", "fields", "seconds")}
+    update = {key: added[key] for key in ("rows", "splits", "rejects", "files", "fields", "far_above", "seconds")}
     return {
-        **added,
+        **{key: value for key, value in added.items() if key != "far_above"},
         "rows": {key: old["rows"][key] + added["rows"][key] for key in added["rows"]},
         "splits": splits,
         "rejects": {reason: old["rejects"].get(reason, 0) + added["rejects"].get(reason, 0) for reason in reasons},
         "files": [*old["files"], *added["files"]],
         "fields": fields,
         "updates": [*old.get("updates", []), {"first_parts": first_parts, **update}],
+    }
+
+
+def _weighted(shares: list[dict[str, float]], counts: dict[str, tuple[int, ...]]) -> dict[str, float]:
+    """The shares by split of both summaries together, weighted by what they are shares of."""
+    return {
+        name: sum(share.get(name, 0.0) * count for share, count in zip(shares, of, strict=True)) / max(sum(of), 1)
+        for name, of in counts.items()
     }
 
 

@@ -32,7 +32,7 @@ from dmoe.data.restart import Journal, restartable
 from dmoe.data.shards import SHARD_ROWS
 from dmoe.data.sources import PARQUET_ROWS, Piece, Source, split_inputs
 from dmoe.data.stage import Spill, Stage
-from dmoe.data.summary import FileTally, Progress, Summary
+from dmoe.data.summary import FileTally, Progress, Summary, with_coverage
 from dmoe.data.write import SplitWriter
 from dmoe.errors import ConfigError, DataError, DmoeError
 from dmoe.files import write_json
@@ -89,12 +89,13 @@ def run(
         checks = config.checks if options.check and config.split.kind == "given" else None
         if checks is not None:
             check_inputs(checks, sources)
-        values = _Work(config, sources, folder, work, journal, options).run(base)
+        schema, values = _Work(config, sources, folder, work, journal, options).run(base)
         if checks is not None:
             rows = {name: split["rows"] for name, split in values["splits"].items()}
-            check_result(checks, Schema.read(folder), rows)
+            check_result(checks, schema, rows)
         if base is not None:
             values = base.take_over(folder, values)
+        with_coverage(schema, values).write(folder)
         write_json(folder / "summary.json", values)
         return values
 
@@ -144,8 +145,9 @@ class _Work:
     def note(self, kind: str, **values: Any) -> None:
         self.journal.add(kind, **values, seconds=round(self.seconds, 3))
 
-    def run(self, base: Base | None) -> dict[str, Any]:
-        """Fills the folder, all but summary.json; gives what that is to say of these rows."""
+    def run(self, base: Base | None) -> tuple[Schema, dict[str, Any]]:
+        """Fills the folder, all but schema.json and summary.json; gives the schema, its coverage not known yet, and
+        what summary.json is to say of these rows."""
         threads = self.options.threads or usable_threads()
         engine_options = EngineOptions(
             self.options.engine,
@@ -165,11 +167,13 @@ class _Work:
             fitted = fitter.fit(pool, self.progress, self.note)
             summary.distinct = fitted.distinct
             parts = {name: 0 if base is None else base.num_parts(name) for name in wanted}
-            writer = SplitWriter(fitted, codes, labels, self.folder, self.options.shard_rows, parts, self.journal)
+            writer = SplitWriter(fitted, codes, labels, self.folder, self.options.shard_rows, parts, self.journal, base)
             writer.write(summary, pool, self.progress, self.note)
         self.rejects.write(self.folder / "rejects.parquet")
-        fitted.schema.write(self.folder)
-        return summary.values(fitted.schema, self.seconds)
+        values = summary.values(fitted.schema, self.seconds)
+        if base is not None:
+            values["far_above"] = summary.against(base.schema)
+        return fitted.schema, values
 
     def _stage_rows(self, engine: Engine, pool: OrderedPool) -> tuple[list[FileTally], list[tuple[str, int]]]:
         """Parses all inputs; gives what each file held and, for given splits, the rows of each file's split."""

@@ -10,13 +10,24 @@ import numpy as np
 import numpy.typing as npt
 
 from dmoe.data.config import SPLITS
-from dmoe.schema import FORMAT_VERSION, MISSING_ID, OOV_ID, CategoricalField, NumericField, Schema
+from dmoe.data.unseen import Tallied, ValueCounts
+from dmoe.schema import (
+    FIRST_TOKEN_ID,
+    FORMAT_VERSION,
+    MISSING_ID,
+    CategoricalField,
+    Coverage,
+    NumericField,
+    Schema,
+)
 
 # Called with the step ("read", "count" or "write"), the rows (or fields) of it that are done, and their share.
 Progress = Callable[[str, int, float], None]
 
-# Field -> (3 splits, 3 kinds): missing, out of vocabulary, other.
+# Field -> (3 splits, 4 kinds): rows without a value; values that are out of vocabulary, tokens, tokens that are new
+# with an update.
 Tally = dict[str, npt.NDArray[np.int64]]
+_MISSING, _OOV, _KNOWN, _NEW = range(4)
 
 
 @dataclass
@@ -34,20 +45,29 @@ class FileTally:
         self.blank_lines += blank_lines
 
 
-def tally_ids(ids: npt.NDArray[np.int32], split_codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """(3 splits, 3): rows whose id is missing, out of vocabulary, a token.
+def tally_ids(
+    ids: npt.NDArray[np.int32], split_codes: npt.NDArray[np.uint8], old_size: int | None = None
+) -> npt.NDArray[np.int64]:
+    """(3 splits, 4): the kinds of `Tally`; ids are (N,), or (N, L) of a multi-valued field.
 
-    Of a multi-valued field: rows without values, with one that is out of vocabulary, with tokens only.
+    Args:
+        old_size: of the vocabulary before an update.
     """
-    if ids.ndim == 2:
-        ids = np.where((ids == OOV_ID).any(1), OOV_ID, ids.max(1))
-    kinds = split_codes.astype(np.int64) * 3 + np.minimum(ids, OOV_ID + 1)
-    return np.bincount(kinds, minlength=9).reshape(3, 3)
+    kinds = np.minimum(ids, _KNOWN)
+    if old_size is not None:
+        kinds[ids >= old_size] = _NEW
+    codes = split_codes.astype(np.int64)
+    if ids.ndim == 1:
+        return np.bincount(codes * 4 + kinds, minlength=12).reshape(3, 4)
+    tally = np.bincount((codes[:, None] * 4 + kinds).reshape(-1), minlength=12).reshape(3, 4)
+    # The values of a row stand first: one without any begins with the padding.
+    tally[:, _MISSING] = np.bincount(split_codes[ids[:, 0] == MISSING_ID], minlength=3)
+    return tally
 
 
 def tally_missing(missing: npt.NDArray[np.bool_], split_codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """(3 splits, 3): as `tally_ids` for a numeric field, which has no vocabulary."""
-    return tally_ids(np.where(missing, MISSING_ID, OOV_ID + 1).astype(np.int32), split_codes)
+    """(3 splits, 4): as `tally_ids` for a numeric field, which has no vocabulary."""
+    return tally_ids(np.where(missing, MISSING_ID, FIRST_TOKEN_ID).astype(np.int32), split_codes)
 
 
 @dataclass
@@ -87,14 +107,37 @@ class Summary:
             },
         }
 
+    def against(self, schema: Schema) -> list[dict[str, Any]]:
+        """The fields in which the rows of an update are far above what the data set of `schema` showed before."""
+        counts = ValueCounts(schema)
+        by_field = [self._counts(name).sum(0) for name in counts.fields]
+        missing_F, oov_F, known_F, new_F = np.array(by_field).T
+        rows = sum(rows for rows, _ in self.splits.values())
+        tallied: Tallied = rows, missing_F, oov_F + known_F + new_F, oov_F + new_F
+        return [finding.values() for finding in counts.findings_of(tallied)]
+
+    def _counts(self, name: str) -> npt.NDArray[np.int64]:
+        return sum((tally[name] for tally in self.tallies.values()), np.zeros((3, 4), dtype=np.int64))
+
     def _field(self, field: CategoricalField | NumericField) -> dict[str, Any]:
-        counts = sum((tally[field.name] for tally in self.tallies.values()), np.zeros((3, 3), dtype=np.int64))
+        counts = self._counts(field.name)
         rows = {name: self.splits[name][0] for name in self.splits}
         values: dict[str, Any] = {"kind": field.kind}
         if isinstance(field, CategoricalField):
             values["distinct_in_train"] = self.distinct[field.name]
             values["vocabulary_size"] = field.vocabulary_size
-        kinds = ("missing", "oov") if isinstance(field, CategoricalField) else ("missing",)
-        for column, kind in enumerate(kinds):
-            values[kind] = {name: int(counts[SPLITS.index(name), column]) / rows[name] for name in rows}
+        of_split = {name: counts[SPLITS.index(name)].tolist() for name in rows}
+        values["missing"] = {name: kinds[_MISSING] / rows[name] for name, kinds in of_split.items()}
+        if isinstance(field, CategoricalField):
+            values["values"] = {name: sum(kinds[_OOV:]) for name, kinds in of_split.items()}
+            values["unseen"] = {name: kinds[_OOV] / max(sum(kinds[_OOV:]), 1) for name, kinds in of_split.items()}
         return values
+
+
+def with_coverage(schema: Schema, values: dict[str, Any]) -> Schema:
+    """The schema with what summary.json says of each field."""
+    coverage = {
+        name: Coverage(unseen=field.get("unseen", {}), missing=field["missing"])
+        for name, field in values["fields"].items()
+    }
+    return schema.model_copy(update={"coverage": coverage})

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from dmoe.data import splits
+from dmoe.data.base import Base
 from dmoe.data.config import SPLITS
 from dmoe.data.fit import Fitted
 from dmoe.data.lists import as_lists
@@ -31,6 +32,7 @@ class SplitWriter:
     shard_rows: int
     first_parts: Mapping[str, int]
     journal: Journal
+    base: Base | None
 
     def write(self, summary: Summary, pool: OrderedPool, progress: Progress, note: Callable[..., None]) -> None:
         """Adds to the summary what the rows hold; `note(kind, **values)` journals a finished step."""
@@ -83,7 +85,11 @@ class SplitWriter:
         schema = self.fitted.schema
         rows = slice(chunk.start, chunk.start + chunk.num_rows)
         columns = self.fitted.encode(chunk)
-        tally = {field.name: tally_ids(columns[field.name], self.codes[rows]) for field in schema.categorical}
+        old = {field.name: field.vocabulary_size for field in self.base.schema.categorical} if self.base else {}
+        tally = {
+            field.name: tally_ids(columns[field.name], self.codes[rows], old.get(field.name))
+            for field in schema.categorical
+        }
         for number in schema.numeric:
             tally[number.name] = tally_missing(self.fitted.missing(chunk, number.name), self.codes[rows])
         for field in schema.categorical:
