@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dmoe.classifier import DMoEClassifier
+    from dmoe.data.unseen import UnseenValuesWarning
     from dmoe.decorrelation import (
         BarlowTwinsLoss,
         CorrLoss,
@@ -26,6 +27,7 @@ __all__ = [
     "DMoEClassifier",
     "DMoEOutput",
     "LinearCKA",
+    "UnseenValuesWarning",
     "VICRegLoss",
     "cross_expert_correlation",
     "load",
@@ -42,6 +44,7 @@ _HOME = {
     "DMoE": "dmoe.nn.model",
     "DMoEClassifier": "dmoe.classifier",
     "DMoEOutput": "dmoe.nn.model",
+    "UnseenValuesWarning": "dmoe.data.unseen",
     "load": "dmoe.scoring",
 }
 

@@ -1,6 +1,6 @@
 """Raw rows in, probabilities out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dmoe.data.encode import RawBatch, RawEncoder
+from dmoe.data.kept import ScoredRows
+from dmoe.data.unseen import ValueCounts, warn
 from dmoe.nn.model import DMoE
 from dmoe.rows import as_paths
 from dmoe.schema import Schema
@@ -29,24 +31,40 @@ class EncodedScorer:
     def predict_proba(self, rows: Any) -> NDArray[np.float32]:
         """Click probability of each raw row, (R,), in order.
 
+        Warns with `UnseenValuesWarning` where far more values of a field are unseen or missing than in training.
+
         Args:
             rows: a pandas, polars or pyarrow table with the raw columns, or the path of a raw log (or several).
         Raises: DataError if a column is missing or a row cannot be read.
         """
-        parts = list(self.stream(rows))
+        counts = self.value_counts()
+        parts = [one.probability for one in self.stream(rows, counts=counts)]
+        warn(counts)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
-    def stream(self, rows: Any) -> Iterator[NDArray[np.float32]]:
-        """The same, batch by batch; memory does not grow with the number of rows in files."""
-        with torch.inference_mode():
-            for batch in self._batches(rows):
-                yield self._probability(batch.ids_BC, batch.numeric_BN).cpu().numpy()
+    def value_counts(self) -> ValueCounts:
+        """New counts that `stream` can add to."""
+        return ValueCounts(self.schema)
 
-    def _batches(self, rows: Any) -> Iterable[RawBatch]:
+    def stream(self, rows: Any, *, keep: Sequence[str] = (), counts: ValueCounts | None = None) -> Iterator[ScoredRows]:
+        """The same, batch by batch; memory does not grow with the number of rows in files.
+
+        Args:
+            keep: raw columns to hand on; of files only.
+            counts: what the rows are added to, as they are scored.
+        """
+        with torch.inference_mode():
+            for batch in self._batches(rows, keep, counts):
+                if not len(batch):
+                    yield ScoredRows(np.empty(0, dtype=np.float32), batch.kept)
+                    continue
+                yield ScoredRows(self._probability(batch.ids_BC, batch.numeric_BN).cpu().numpy(), batch.kept)
+
+    def _batches(self, rows: Any, keep: Sequence[str], counts: ValueCounts | None) -> Iterable[RawBatch]:
         paths = as_paths(rows)
         if paths is not None:
-            return self.encoder.encode_files(paths, batch_size=SCORING_ROWS)
-        whole = self.encoder.encode_table(rows)
+            return self.encoder.encode_files(paths, batch_size=SCORING_ROWS, keep=keep, counts=counts)
+        whole = self.encoder.encode_table(rows, counts=counts)
         return (
             RawBatch(whole.ids_BC[start : start + SCORING_ROWS], whole.numeric_BN[start : start + SCORING_ROWS])
             for start in range(0, len(whole.ids_BC), SCORING_ROWS)

@@ -5,18 +5,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from dmoe.cli.common import JsonOption, print_json, show_path
+from dmoe.cli.common import JsonOption, print_json, show_path, warn
 
 HELP = """Score raw rows with a run or an exported model: one probability a row, in the order of the input.
 
 The input has the format that the data was prepared from; the label may be absent. A value never seen in training,
-or a missing one, is scored as such.
+or a missing one, is scored as such. Where far more values of a field are unseen or missing than in training's
+held-out rows, a warning names it; with --strict nothing is written then, and the exit code is 2.
 
 \b
 Examples:
   dmoe predict runs/first new.csv -o predictions.parquet
   dmoe predict models/first new.parquet -o predictions.parquet
   dmoe predict runs/first day1.csv.gz day2.csv.gz -o predictions.csv
+  dmoe predict models/first new.parquet -o predictions.parquet --keep request_id --keep ad --strict
 """
 
 
@@ -24,6 +26,15 @@ def command(
     run: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or model folder of `dmoe export`.")],
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Raw log files, read in this order.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="predictions.parquet or .csv to write.")] = ...,  # type: ignore[assignment]
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="Column of the input to write before the scores, as it is; may be repeated."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Write nothing if a field has far more unseen or missing values.")
+    ] = False,
     device: Annotated[str, typer.Option(help="For a run: auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[
         Literal["float32", "bfloat16"],
@@ -33,8 +44,11 @@ def command(
 ) -> None:
     from dmoe.scoring import load, write_predictions
 
-    rows = write_predictions(load(run, device=device, precision=precision), inputs, output)
+    scorer = load(run, device=device, precision=precision)
+    done = write_predictions(scorer, inputs, output, keep=keep or [], strict=strict)
+    for finding in done.counts.findings():
+        warn(finding.text())
     if as_json:
-        print_json({"predictions": str(output), "rows": rows})
+        print_json({"predictions": str(output), "rows": done.rows, "fields": done.counts.values()})
     else:
-        typer.echo(f"{rows} predictions: {show_path(output)}")
+        typer.echo(f"{done.rows} predictions: {show_path(output)}")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def merged(old: dict[str, Any], added: dict[str, Any], old_parts: dict[str, int]
     }
 
 
-def _weighted(shares: list[dict[str, float]], counts: dict[str, tuple[int, ...]]) -> dict[str, float]:
+def _weighted(shares: list[dict[str, float]], counts: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
     """The shares by split of both summaries together, weighted by what they are shares of."""
     return {
         name: sum(share.get(name, 0.0) * count for share, count in zip(shares, of, strict=True)) / max(sum(of), 1)

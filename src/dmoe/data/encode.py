@@ -3,8 +3,9 @@
 B rows of a batch, C id columns and N numeric fields.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor
 from dmoe.data.coded import MISSING, Coded
 from dmoe.data.columns import Rows, convert
 from dmoe.data.config import DataConfig
+from dmoe.data.kept import Kept, joined, set_apart
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.parse import RawRows
 from dmoe.data.quantiles import coded_buckets
 from dmoe.data.sources import Piece, Source, expand_inputs, needed_columns, table_rows
+from dmoe.data.unseen import ValueCounts, missing_rows
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import ConfigError, DataError
 from dmoe.schema import MISSING_ID, OOV_ID, Schema
@@ -30,11 +33,13 @@ from dmoe.validation import validate
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """`ids_BC` int32, `numeric_BN` float32, `labels_B` float32 of 0 and 1, or None if they were not read."""
+    """`ids_BC` int32, `numeric_BN` float32, `labels_B` float32 of 0 and 1, or None if they were not read; `kept` has
+    the raw columns that were asked for."""
 
     ids_BC: Tensor
     numeric_BN: Tensor
     labels_B: Tensor | None = None
+    kept: Kept | None = None
 
     def __len__(self) -> int:
         return int(self.ids_BC.shape[0])
@@ -55,14 +60,29 @@ class RawEncoder:
             self._config = validate(DataConfig, self.schema.source, f"{folder / 'schema.json'}: source")
         except ConfigError as error:
             raise DataError(str(error)) from None
+        merged = [self._config.missing_is_oov(field.name) for field in self.schema.categorical]
+        lengths = [field.length for field in self.schema.categorical]
+        self._merged_C = np.repeat(np.array(merged, dtype=bool), lengths)
         self._vocabularies = {field.name: read_vocabulary(folder, field) for field in self.schema.categorical}
 
-    def encode_files(self, paths: Iterable[Path | str], *, batch_size: int, labels: bool = False) -> Iterator[RawBatch]:
+    def encode_files(
+        self,
+        paths: Iterable[Path | str],
+        *,
+        batch_size: int,
+        labels: bool = False,
+        keep: Sequence[str] = (),
+        counts: ValueCounts | None = None,
+    ) -> Iterator[RawBatch]:
         """The rows of raw files or glob patterns in the order given, in batches of `batch_size` rows.
 
         Files have the format that the data was prepared from (header, delimiter, missing texts) or are
-        Parquet; they may lack the label column. With `labels` the label column is read where there is one.
+        Parquet; they may lack the label column. With `labels` the label column is read where there is one. Files
+        without rows give one batch of none.
 
+        Args:
+            keep: raw columns to hand on with the batches.
+            counts: what the rows are added to.
         Raises: DataError naming file and line of the first row that cannot be encoded.
         """
         if batch_size < 1:
@@ -70,21 +90,23 @@ class RawEncoder:
         files = expand_inputs([str(path) for path in paths])
         held: list[RawBatch] = []
         num_held = 0
+        given = False
         with OrderedPool(usable_threads()) as pool:
             for path in files:
-                source = Source(path, self._config, scoring=True, labels=labels)
-                for batch in pool.map(self._encode_piece, source.pieces()):
+                source = Source(path, self._config, scoring=True, labels=labels, keep=tuple(keep))
+                encode = partial(self._encode_piece, labels=labels, keep=keep, counts=counts)
+                for batch in pool.map(encode, source.pieces()):
                     held.append(batch)
                     num_held += len(batch)
                     if num_held >= batch_size:
                         *whole, rest = _cut(held, batch_size)
                         yield from whole
-                        held, num_held = [rest], len(rest)
-        if num_held:
+                        held, num_held, given = [rest], len(rest), True
+        if num_held or not given:
             yield from _cut(held, batch_size)[:1]
 
-    def encode_table(self, table: Any, *, labels: bool = False) -> RawBatch:
-        """The rows of a pandas, polars or pyarrow table as one batch.
+    def encode_table(self, table: Any, *, labels: bool = False, counts: ValueCounts | None = None) -> RawBatch:
+        """The rows of a pandas, polars or pyarrow table as one batch, which are added to `counts`.
 
         Raises: DataError if it is no table, lacks a column, or a row (counted from 1) cannot be encoded.
         """
@@ -94,12 +116,13 @@ class RawEncoder:
             raise DataError(f"expected a pandas, polars or pyarrow table, got {type(table).__name__}") from None
         wanted = needed_columns(self._config, frame.columns, "table", scoring=True, labels=labels)
         arrow = frame.select(*wanted).to_arrow()
-        return self._encode(table_rows(arrow, wanted, "table"))
+        return self._encode(table_rows(arrow, wanted, "table"), counts)
 
-    def _encode_piece(self, piece: Piece) -> RawBatch:
-        return self._encode(piece.read())
+    def _encode_piece(self, piece: Piece, *, labels: bool, keep: Sequence[str], counts: ValueCounts | None) -> RawBatch:
+        raw, kept = set_apart(piece.read(), self._config, keep, labels=labels)
+        return replace(self._encode(raw, counts), kept=kept)
 
-    def _encode(self, raw: RawRows) -> RawBatch:
+    def _encode(self, raw: RawRows, counts: ValueCounts | None) -> RawBatch:
         rows = convert(raw, self._config, scoring=True)
         if rows.rejects:
             raise DataError(str(rows.rejects[0]))
@@ -110,6 +133,10 @@ class RawEncoder:
                 column = coded_buckets(rows.numeric[field.name], field.edges)
             assert column is not None  # one of the two, by the field's transform
             ids_BC[:, columns] = self._ids(field.name, column).reshape(len(rows), field.length)
+        if counts is not None:
+            counts.add(counts.tallied(ids_BC, missing_rows(rows.numeric[field.name] for field in self.schema.numeric)))
+        if self._merged_C.any():
+            ids_BC[(ids_BC == MISSING_ID) & self._merged_C] = OOV_ID
         numeric_BN = np.empty((len(rows), len(self.schema.numeric)), dtype=np.float32)
         for index, numeric in enumerate(self.schema.numeric):
             numeric_BN[:, index] = encode_numbers(rows.numeric[numeric.name], numeric)
@@ -117,9 +144,8 @@ class RawEncoder:
 
     def _ids(self, name: str, column: Coded) -> npt.NDArray[np.int32]:
         vocabulary = self._vocabularies[name]
-        missing_id = OOV_ID if self._config.missing_is_oov(name) else MISSING_ID
         by_code = [vocabulary.get(value, OOV_ID) for value in column.values.to_pylist()]
-        by_code.append(missing_id)  # found by the code of a missing value, -1
+        by_code.append(MISSING_ID)  # found by the code of a missing value, -1
         assert MISSING == -1
         return np.array(by_code, dtype=np.int32)[column.codes_N]
 
@@ -136,11 +162,13 @@ def _cut(batches: list[RawBatch], size: int) -> list[RawBatch]:
     numeric_BN = torch.cat([batch.numeric_BN for batch in batches])
     labels = [batch.labels_B for batch in batches if batch.labels_B is not None]
     labels_B = torch.cat(labels) if labels else None
+    kept = joined([batch.kept for batch in batches if batch.kept is not None])
     return [
         RawBatch(
             ids_BC[start : start + size],
             numeric_BN[start : start + size],
             None if labels_B is None else labels_B[start : start + size],
+            None if kept is None else kept.slice(start, size),
         )
         for start in range(0, len(ids_BC) + 1, size)
     ]

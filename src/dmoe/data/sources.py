@@ -80,18 +80,20 @@ def split_inputs(
 class Source:
     """One input file under a data configuration.
 
-    For `scoring` the label column is read only with `labels`, and only if the file has it.
+    For `scoring` the label column is read only with `labels`, and only if the file has it; without `labels` a file
+    may hold no rows. `keep` names further columns to read.
     """
 
     path: Path
     config: DataConfig
     scoring: bool = False
     labels: bool = False
+    keep: tuple[str, ...] = ()
 
     def pieces(self) -> Iterator[Piece]:
         """The file's chunks in order.
 
-        Raises: DataError if the file cannot be read, lacks a column, or holds no row.
+        Raises: DataError if the file cannot be read, lacks a column, or holds no row where it must.
         """
         kind = self.config.format.kind
         if kind == "parquet" or (kind == "auto" and is_parquet(self.path)):
@@ -101,7 +103,13 @@ class Source:
         return self._text_pieces()
 
     def _wanted(self, names: Sequence[str]) -> tuple[str, ...]:
-        return needed_columns(self.config, names, str(self.path), scoring=self.scoring, labels=self.labels)
+        return needed_columns(
+            self.config, names, str(self.path), scoring=self.scoring, labels=self.labels, keep=self.keep
+        )
+
+    @property
+    def _may_be_empty(self) -> bool:
+        return self.scoring and not self.labels
 
     def _text_pieces(self) -> Iterator[Piece]:
         chunks = read_line_chunks(self.path)
@@ -114,7 +122,9 @@ class Source:
             if chunk.data:
                 rows = rows or bool(chunk.data.strip(b"\r\n"))
                 yield Piece(partial(parse_lines, chunk, layout, str(self.path)), chunk.end)
-        if not rows:
+        if not rows and self._may_be_empty:
+            yield Piece(partial(parse_lines, LineChunk(first.first_line, b"", first.end), layout, str(self.path)), 0)
+        elif not rows:
             raise DataError(f"{self.path}: holds a header but no rows" if skipped else f"{self.path}: is empty")
 
     def _layout(self, first: LineChunk) -> tuple[Layout, int]:
@@ -156,7 +166,10 @@ class Source:
             with pq.ParquetFile(self.path) as file:
                 wanted = self._wanted(file.schema_arrow.names)
                 if file.metadata.num_rows == 0:
-                    raise DataError(f"{self.path}: holds no rows")
+                    if not self._may_be_empty:
+                        raise DataError(f"{self.path}: holds no rows")
+                    empty = file.schema_arrow.empty_table().select(list(wanted))
+                    yield Piece(partial(table_rows, empty, wanted, str(self.path)), 0)
                 line, size = 1, self.path.stat().st_size
                 for batch in file.iter_batches(PARQUET_ROWS, columns=list(wanted)):
                     table = pa.Table.from_batches([batch])
@@ -169,7 +182,13 @@ class Source:
 
 
 def needed_columns(
-    config: DataConfig, names: Sequence[str], where: str, *, scoring: bool = False, labels: bool = False
+    config: DataConfig,
+    names: Sequence[str],
+    where: str,
+    *,
+    scoring: bool = False,
+    labels: bool = False,
+    keep: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """The columns to read of those that there are; `where` names their file or table.
 
@@ -180,6 +199,7 @@ def needed_columns(
         needed = config.field_columns()
         if labels and config.label in names:
             needed = [config.label, *needed]
+    needed = list(dict.fromkeys([*needed, *keep]))
     for column in needed:
         if column not in names:
             shown = [name if len(name) <= 40 else f"{name[:39]}…" for name in names[:8]]

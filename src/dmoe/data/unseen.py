@@ -192,7 +192,7 @@ def source_columns(schema: Schema) -> dict[str, str]:
 
 
 def warn(counts: ValueCounts) -> None:
-    """One `UnseenValuesWarning` for each finding, at the line that called the public function."""
+    """One `UnseenValuesWarning` for each finding, at the line that called the caller of this."""
     for finding in counts.findings():
         warnings.warn(finding.text(), UnseenValuesWarning, stacklevel=3)
 

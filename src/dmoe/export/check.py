@@ -63,7 +63,7 @@ def check_tokens(
 def _nulls(inputs: Sequence[FieldInput], rows: int) -> Features:
     columns: Features = {}
     for one in inputs:
-        value: Any = {"text": one.null, "number": math.nan, "id": one.missing_id}[one.kind]
+        value: Any = {"text": one.null, "number": math.nan, "id": MISSING_ID}[one.kind]
         dtype = {"text": object, "number": float, "id": int}[one.kind]
         columns[one.name] = np.full((rows, one.width), value, dtype=dtype)
     return columns

@@ -217,7 +217,7 @@ def text_ids(table: TokenTable, one: FieldInput, texts: Sequence[str | None]) ->
     """The ids of an id field's texts; None is missing."""
     missing = {None, *one.missing_texts}
     ids = table.ids(["" if text is None else text for text in texts])
-    ids[[index for index, text in enumerate(texts) if text in missing]] = one.missing_id
+    ids[[index for index, text in enumerate(texts) if text in missing]] = MISSING_ID
     return ids
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from dmoe.errors import DataError
 from dmoe.export.extra import require
 from dmoe.export.fields import FieldInput
-from dmoe.schema import OOV_ID, NumericField, Schema
+from dmoe.export.manifest import VALUES
+from dmoe.schema import MISSING_ID, OOV_ID, NumericField, Schema
 
 OPSET = 20
 ML_OPSET = 3
@@ -42,8 +43,8 @@ class _Graph:
 
 
 def front_graph(schema: Schema, inputs: Sequence[FieldInput], tokens: Mapping[str, Mapping[str, int]]) -> Any:
-    """A model from the fields' inputs, (B, 1) or of multi-valued fields (B, L), to `fields/ids` (B, C) int64 and
-    `fields/numeric` (B, N) float32.
+    """A model from the fields' inputs, (B, 1) or of multi-valued fields (B, L), to `fields/values` and `fields/ids`
+    (B, C) int64 and `fields/numeric` (B, N) float32. The former differ where missing values are to count as unseen.
 
     Args:
         tokens: value to id of every field whose input is text or a bucket.
@@ -53,11 +54,16 @@ def front_graph(schema: Schema, inputs: Sequence[FieldInput], tokens: Mapping[st
     types = graph.onnx.TensorProto
     kinds = {"text": types.STRING, "number": types.DOUBLE, "id": types.INT64}
     by_name = {one.name: one for one in inputs}
-    ids = _id_columns(graph, [by_name[field.name] for field in schema.categorical], schema, tokens)
+    categorical = [by_name[field.name] for field in schema.categorical]
+    ids = _id_columns(graph, categorical, schema, tokens)
     outputs = []
     if ids:
-        graph.add("Concat", *ids, output="ids", axis=1)
-        outputs.append(graph.onnx.helper.make_tensor_value_info("fields/ids", types.INT64, ["batch", schema.num_ids]))
+        values = graph.add("Concat", *ids, output="values", axis=1)
+        _merged_missing(graph, values, categorical)
+        outputs += [
+            graph.onnx.helper.make_tensor_value_info(name, types.INT64, ["batch", schema.num_ids])
+            for name in (VALUES, "fields/ids")
+        ]
     if schema.numeric:
         _scaled_numbers(graph, schema.numeric)
         outputs.append(
@@ -97,13 +103,23 @@ def _id_columns(
         keys: dict[Any, int]
         if one.bucket:
             keys = {_bucket_number(one.name, token): id_ for token, id_ in tokens[one.name].items()}
-            keys |= {int(text): one.missing_id for text in one.missing_texts if _is_bucket(text)}
-            keys[_NO_BUCKET] = one.missing_id
+            keys |= {int(text): MISSING_ID for text in one.missing_texts if _is_bucket(text)}
+            keys[_NO_BUCKET] = MISSING_ID
             columns.append(_encoder(graph, bucket_columns[one.name], keys, keys_int64s=list(keys)))
         else:
-            keys = {**tokens[one.name], **dict.fromkeys((*one.missing_texts, one.null), one.missing_id)}
+            keys = {**tokens[one.name], **dict.fromkeys((*one.missing_texts, one.null), MISSING_ID)}
             columns.append(_encoder(graph, one.name, keys, keys_strings=list(keys)))
     return columns
+
+
+def _merged_missing(graph: _Graph, values: str, inputs: Sequence[FieldInput]) -> str:
+    """The ids that the model takes: a missing value of some fields is as an unseen one."""
+    merged_C = [one.missing_id == OOV_ID for one in inputs for _ in range(one.width)]
+    if not any(merged_C):
+        return graph.add("Identity", values, output="ids")
+    empty = graph.add("Equal", values, graph.constant(MISSING_ID, np.int64))
+    merged = graph.add("And", empty, graph.constant([merged_C], np.bool_))
+    return graph.add("Where", merged, graph.constant(OOV_ID, np.int64), values, output="ids")
 
 
 def _encoder(graph: _Graph, source: str, keys: Mapping[Any, int], **typed_keys: Any) -> str:
@@ -162,7 +178,11 @@ def joined(front: Any, model: Any) -> Any:
     onnx = require("onnx", "export")
     compose = require("onnx.compose", "export")
     inner = compose.add_prefix(model, "model/", rename_outputs=False)
-    fed = [(output.name, output.name.replace("fields/", "model/")) for output in front.graph.output]
+    fed = [
+        (output.name, output.name.replace("fields/", "model/"))
+        for output in front.graph.output
+        if output.name != VALUES
+    ]
     body = compose.merge_graphs(front.graph, inner.graph, io_map=fed)
     # The model takes ids and numbers even if the schema has no field of the one kind or the other.
     unused = [one for one in body.input if one.name.startswith("model/")]

@@ -16,6 +16,10 @@ MANIFEST_FORMAT = 1
 # What a model folder can be asked for: (rows, 1), (rows, 1) and (rows, experts).
 OUTPUTS = ("probability", "logit", "gate_weights")
 
+# The ids of a row's values, (rows, id columns) int64, in which a missing one is 0 and an unseen one 1, whatever ids
+# the model takes for them. No field has such a name: those of the graph's own nodes begin so.
+VALUES = "fields/values"
+
 Format = Literal["onnx", "torch"]
 TableType = Literal["float32", "float16", "int8"]
 

@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dmoe.data.kept import ScoredRows, set_apart
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.parse import RawRows
 from dmoe.data.sources import Source, expand_inputs, needed_columns, table_rows
+from dmoe.data.unseen import Tallied, ValueCounts, missing_rows, warn
 from dmoe.errors import DataError
 from dmoe.export.extra import require
 from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
 from dmoe.export.lookup import TokenTable
-from dmoe.export.manifest import OUTPUTS, Manifest
+from dmoe.export.manifest import OUTPUTS, VALUES, Manifest
 from dmoe.rows import as_arrow, as_paths
 from dmoe.schema import Schema, vocabulary_path
 
@@ -79,23 +81,37 @@ class OnnxModel:
     def predict_proba(self, rows: Any) -> npt.NDArray[np.float32]:
         """Click probability of each raw row, (R,), in order.
 
+        Warns with `UnseenValuesWarning` where far more values of a field are unseen or missing than in training.
+
         Args:
             rows: a pandas, polars or pyarrow table with the raw columns, or the path of a raw log (or several).
         Raises: DataError if a column is missing or a row cannot be read.
         """
-        parts = list(self.stream(rows))
+        counts = self.value_counts()
+        parts = [one.probability for one in self.stream(rows, counts=counts)]
+        warn(counts)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 
-    def stream(self, rows: Any) -> Iterator[npt.NDArray[np.float32]]:
-        """The same, piece by piece; memory does not grow with the number of rows."""
+    def value_counts(self) -> ValueCounts:
+        """New counts that `stream` can add to."""
+        return ValueCounts(self.schema)
+
+    def stream(self, rows: Any, *, keep: Sequence[str] = (), counts: ValueCounts | None = None) -> Iterator[ScoredRows]:
+        """The same, piece by piece; memory does not grow with the number of rows.
+
+        Args:
+            keep: raw columns to hand on; of files only.
+            counts: what the rows are added to, as they are scored.
+        """
         paths = as_paths(rows)
+        score = partial(self._score_piece, keep=keep, counts=counts)
         with OrderedPool(usable_threads()) as pool:
             if paths is None:
-                yield from pool.map(self._score_piece, self._table_pieces(rows))
+                yield from pool.map(score, self._table_pieces(rows))
                 return
             for path in expand_inputs([str(path) for path in paths]):
-                pieces = (piece.read for piece in Source(path, self._config, scoring=True).pieces())
-                yield from pool.map(self._score_piece, pieces)
+                source = Source(path, self._config, scoring=True, keep=tuple(keep))
+                yield from pool.map(score, (piece.read for piece in source.pieces()))
 
     def raw_rows(self, table: pa.Table, where: str) -> RawRows:
         """A table's columns that the fields are read from.
@@ -124,8 +140,24 @@ class OnnxModel:
             for start in range(0, arrow.num_rows, step)
         )
 
-    def _score_piece(self, read: ReadRows) -> npt.NDArray[np.float32]:
-        return self.score(self.featuriser(read()))["probability"][:, 0]
+    def tallied(self, counts: ValueCounts, features: Features, values_RC: npt.NDArray[Any] | None) -> Tallied:
+        """What `counts` is to add for rows, of which `values_RC` is the output `VALUES`, None without such fields."""
+        rows = len(next(iter(features.values())))
+        ids_RC = np.empty((rows, 0), np.int64) if values_RC is None else values_RC
+        return counts.tallied(ids_RC, missing_rows(features[field.name] for field in self.schema.numeric))
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The outputs of the graph that say which values are unseen."""
+        return (VALUES,) if self.schema.categorical else ()
+
+    def _score_piece(self, read: ReadRows, keep: Sequence[str], counts: ValueCounts | None) -> ScoredRows:
+        raw, kept = set_apart(read(), self._config, keep)
+        features = self.featuriser(raw)
+        found = self.score(features, (OUTPUTS[0], *self.counted))
+        if counts is not None:
+            counts.add(self.tallied(counts, features, found.get(VALUES)))
+        return ScoredRows(found[OUTPUTS[0]][:, 0], kept)
 
 
 def token_tables(folder: Path, inputs: Sequence[FieldInput]) -> Mapping[str, TokenTable]:
