@@ -10,7 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_score
 
-from dmoe import DMoEClassifier
+from dmoe import DMoEClassifier, UnseenValuesWarning
 from dmoe.errors import ConfigError, DataError
 
 QUICK = [
@@ -55,7 +55,9 @@ def test_tables_of_every_kind_and_unseen_values(fitted):
     assert np.array_equal(fitted.predict_proba(pa.Table.from_pandas(rows)), expected)
     assert np.array_equal(fitted.predict_proba(polars.from_pandas(rows)), expected)
     odd = rows.assign(site="never seen", price=np.nan)
-    assert np.isfinite(fitted.predict_proba(odd)).all()
+    with pytest.warns(UnseenValuesWarning) as said:
+        assert np.isfinite(fitted.predict_proba(odd)).all()
+    assert ["'site'" in str(said[0].message), "'price'" in str(said[1].message)] == [True, True]
 
 
 def test_it_can_be_cloned_and_cross_validated():

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
+from dmoe.schema import FORMAT_VERSION
+
 MakeRun = Callable[..., Path]
 HOSTILE = "<script>alert('x')</script>"
 
@@ -45,7 +47,7 @@ def write_run(
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     schema = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "label": "click",
         "fields": [
             {"kind": "categorical", "name": field, "vocabulary_size": 4051, "min_count": 2},
