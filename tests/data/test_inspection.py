@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,8 @@ def test_real_logs(real_data: Path, tmp_path: Path, file: str) -> None:
     found = inspect_log([str(real_data / file)], label=None, max_rows=20_000)
     (tmp_path / "data.yaml").write_text(found.yaml())
     numeric = sum(one.kind == "numeric" for one in found.columns)
-    # Of Criteo's 13 counts one has so few values that it is taken for a category.
-    assert numeric == (0 if file.startswith("avazu") else 12)
+    # Of Criteo's 13 counts one or two have so few values that they tell more as categories.
+    assert numeric in ((0,) if file.startswith("avazu") else (11, 12))
     plan = read_data_config(tmp_path / "data.yaml")
     summary = prepare(plan, [str(real_data / file)], tmp_path / "data", max_rejects=0)
     assert summary["rows"]["rejected"] == 0
@@ -179,3 +181,170 @@ def test_a_data_set_shows_groups_fields_and_its_configuration(
     with pytest.raises(SystemExit) as done:
         main(["inspect", str(tmp_path / "data"), "--label", "y"])
     assert done.value.code == 2
+
+
+def log_of(tmp_path: Path, rows: int, seed: int = 0, **made: Callable[[np.random.Generator, int], Any]) -> Path:
+    """A CSV log; each column is made of a generator and 40 hidden kinds of rows, whose click rates differ widely."""
+    draw = np.random.default_rng(seed)
+    kinds = draw.integers(40, size=rows)
+    rates = np.random.default_rng(99).beta(0.6, 1.4, size=40)
+    table = {"click": (draw.random(rows) < rates[kinds]).astype(int).astype(str).tolist()}
+    table |= {name: [str(one) for one in (make(draw, kind) for kind in kinds.tolist())] for name, make in made.items()}
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(csv_line(row) for row in [list(table), *zip(*table.values(), strict=True)]) + "\n")
+    return path
+
+
+def csv_line(row: Sequence[str]) -> str:
+    return ",".join(f'"{one}"' if "," in one else one for one in row)
+
+
+def test_what_a_reading_would_lose_stays_a_category(tmp_path: Path) -> None:
+    log = log_of(
+        tmp_path,
+        6000,
+        seconds_like=lambda _, kind: 1_500_000_000 + 7919 * kind,
+        hours_like=lambda _, kind: f"20141021{kind % 24:02}" if kind < 24 else f"20141022{kind % 24:02}",
+        floated=lambda _, kind: f"{100 + kind}.0",
+        version=lambda _, kind: f"{1 + kind // 10}.{kind % 10}",
+        country=lambda _, kind: "NA" if kind < 4 else f"C{kind}",
+        price=lambda draw, _: "NA" if draw.random() < 0.05 else f"{draw.lognormal():.3f}",
+        amount=lambda draw, _: "null" if draw.random() < 0.05 else f"{draw.lognormal():.3f}",
+        python=lambda draw, _: [str(one) for one in draw.integers(9, size=draw.integers(4)).tolist()],
+        json=lambda draw, _: json.dumps(draw.integers(9, size=draw.integers(4)).tolist()),
+        numpy=lambda draw, _: draw.integers(9, size=draw.integers(4)),
+        braces=lambda draw, _: "{" + ";".join(map(str, draw.integers(9, size=draw.integers(4)))) + "}",
+        clock=lambda draw, _: f"{draw.integers(24):02}:{draw.integers(60):02}:{draw.integers(60):02}",
+        day=lambda draw, _: f"201201{draw.integers(1, 23):02}",
+    )
+    found = inspect_log([str(log)], label=None, max_rows=10**6)
+    kinds = {one.name: one.kind for one in found.columns}
+    assert {name for name, kind in kinds.items() if kind != "categorical"} == {"price", "amount"}
+    assert kinds["amount"] == kinds["price"] == "numeric"
+    # The word for a missing price is a country: the price cannot be read as a number then.
+    assert set(found.config["fields"]["numeric"]) == {"amount"}
+    assert found.config["format"]["missing"] == ["", "null"]
+    text = found.yaml()
+    assert yaml.safe_load(text) == found.config
+    for line in (
+        "- country  # 'NA' is a value",
+        "- hours_like  # may be hours as YYYYMMDDHH",
+        "- seconds_like  # may be times (unix)",
+        "- python  # holds lists",
+        "- numpy  # holds lists",
+        "- clock  # may be clock times",
+        "- day  # may be days as YYYYMMDD",
+        "- price  # a number, but for 'NA'",
+    ):
+        assert line in text, text
+
+
+@pytest.mark.parametrize("joint", ["|", ",", ", ", ";", " ", ":", "^"])
+def test_lists_are_taken_apart_where_that_tells_more(tmp_path: Path, joint: str) -> None:
+    def tags(draw: np.random.Generator, kind: int) -> str:
+        others = [f"t{one}" for one in draw.integers(20, size=draw.integers(3))]
+        return joint.join(draw.permutation([f"k{kind}", *others]).tolist())
+
+    log = log_of(tmp_path, 5000, tags=tags, city=lambda _, kind: f"New{joint}York{kind % 3}{joint}{'x' * kind}")
+    found = inspect_log([str(log)], label=None, max_rows=10**6)
+    assert {one.name: (one.kind, one.format) for one in found.columns if one.name == "tags"} == {
+        "tags": ("multi-valued", joint)
+    }
+    assert next(one for one in found.columns if one.name == "city").kind == "categorical"
+
+
+def test_times_that_do_not_sort_as_texts_are_not_split_by(tmp_path: Path) -> None:
+    start = np.datetime64("2026-10-24T20:00:00")
+    lines = ["click,site,zoned,plain"]
+    draw = np.random.default_rng(0)
+    for index in range(4000):
+        moment = start + np.timedelta64(20 * index, "s")
+        shift = (0, 5, -8)[index % 3]
+        zone = f"{'-' if shift < 0 else '+'}{abs(shift):02}:00"
+        lines.append(f"{draw.integers(2)},s{draw.integers(5)},{moment + np.timedelta64(shift, 'h')}{zone},x")
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    found = inspect_log([str(tmp_path / "log.csv")], label=None, max_rows=10**6)
+    assert found.config["split"] == {"kind": "ordered"}
+    assert "do not sort as its times do" in found.yaml()
+    # The same in another order of rows: nothing that a split could go by.
+    shuffled = [lines[0], *draw.permutation(lines[1:]).tolist()]
+    (tmp_path / "log.csv").write_text("\n".join(shuffled) + "\n")
+    assert inspect_log([str(tmp_path / "log.csv")], label=None, max_rows=10**6).config["split"] == {
+        "kind": "stratified"
+    }
+
+
+def test_columns_of_other_types_are_left_out_by_name(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = 600
+    sites = pa.array([f"s{one}" for one in draw.integers(5, size=rows)])
+    table = pa.table(
+        {
+            "id": pa.array([bytes([index % 256]) * 16 for index in range(rows)], pa.binary(16)),
+            "click": pa.array(draw.integers(2, size=rows).astype(bool)),
+            "site": sites,
+            "site_code": sites.dictionary_encode(),
+            "box": pa.array([{"a": 1}] * rows),
+            "pairs": pa.array([[("a", 1)]] * rows, pa.map_(pa.string(), pa.int32())),
+            "bytes": pa.array([b"\xff\xfe"] * rows),
+            "took": pa.array(draw.integers(9, size=rows), pa.duration("s")),
+            "nested": pa.array([[["a"], ["b"]]] * rows),
+            "none": pa.nulls(rows),
+            "tags": pa.array([[f"t|{one}"] * (one % 3) for one in draw.integers(9, size=rows)]),
+            "constant_or_none": pa.array(["x" if one else None for one in draw.integers(2, size=rows)]),
+        }
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    found = inspect_log([str(tmp_path / "log.parquet")], label=None, max_rows=10**6)
+    assert found.label == "click"
+    kinds = {one.name: one.kind for one in found.columns}
+    assert {name for name, kind in kinds.items() if kind == "left out"} == {
+        "id", "box", "pairs", "bytes", "took", "nested"
+    }  # fmt: skip
+    assert (kinds["none"], kinds["tags"], kinds["constant_or_none"]) == ("constant", "multi-valued", "categorical")
+    assert "#   box: struct<a: int64> values cannot be a field" in found.yaml()
+    (tmp_path / "data.yaml").write_text(found.yaml())
+    summary = prepare(read_data_config(tmp_path / "data.yaml"), [str(tmp_path / "log.parquet")], tmp_path / "data")
+    assert summary["rows"]["encoded"] == rows
+    tags = pq.read_table(tmp_path / "data" / "vocabulary" / "tags.parquet")["value"].to_pylist()
+    assert set(tags) <= {f"t|{one}" for one in range(9)}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 30])
+def test_very_small_logs(tmp_path: Path, rows: int) -> None:
+    (tmp_path / "log.csv").write_text("click,a\n" + "".join(f"{row % 2},v{row % 3}\n" for row in range(rows)))
+    if rows == 1:
+        with pytest.raises(DataError, match="holds 0 and 1 only"):
+            inspect_log([str(tmp_path / "log.csv")], label=None, max_rows=100)
+        with pytest.raises(DataError, match="no column can be a field"):
+            inspect_log([str(tmp_path / "log.csv")], label="click", max_rows=100)
+        return
+    found = inspect_log([str(tmp_path / "log.csv")], label=None, max_rows=100)
+    assert found.config["fields"]["categorical"] == ["a"]
+    assert found.config["split"] == {"kind": "stratified"}
+
+
+def test_a_wide_log_is_read_as_far_as_memory_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    names = [f"x{index}" for index in range(300)]
+    lines = [",".join(["click", *names])]
+    lines += [",".join(map(str, [row[0] % 2, *row])) for row in draw.integers(9, size=(800, 300)).tolist()]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr("dmoe.data.inspection.columns.MOST_VALUES", 150_000)
+    monkeypatch.setattr("dmoe.data.inspection.columns._LEAST_ROWS", 100)
+    found = inspect_log([str(tmp_path / "log.csv")], label=None, max_rows=10**6)
+    assert (found.rows, found.whole, len(found.columns)) == (150_000 // 301, False, 300)
+
+
+def test_least_counts_and_splits_are_measured(tmp_path: Path) -> None:
+    steady = inspect_log([str(log_of(tmp_path, 6000, site=lambda _, kind: f"s{kind}"))], label=None, max_rows=10**6)
+    assert steady.config["fields"]["min_count"] == 1
+    log = log_of(tmp_path, 6000, site=lambda _, kind: f"s{kind}", user=lambda draw, _: f"u{draw.zipf(1.3) % 10**6}")
+    fresh = inspect_log([str(log)], label=None, max_rows=10**6)
+    assert fresh.config["fields"]["min_count"] > 1
+    assert "# later rows without a token of 'user', the worst:" in fresh.yaml()
+    user = next(one for one in fresh.columns if one.name == "user")
+    users = [line.split(",")[2] for line in log.read_text().splitlines()[1:]]
+    known = Counter(users[:4200])
+    for least, share in user.unseen.items():
+        assert share == pytest.approx(sum(known[one] < least for one in users[4200:]) / 1800)

@@ -1,0 +1,166 @@
+"""What is in a raw log: its columns, how telling each is, and a data.yaml to start from.
+
+N rows that were read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dmoe.data.config import DELIMITERS, DataConfig
+from dmoe.data.inspection.columns import LogRows, TextColumn, read_rows
+from dmoe.data.inspection.kinds import ColumnFacts, Found, Reader, left_out
+from dmoe.data.inspection.suggest import Suggestion, suggest
+from dmoe.data.lines import is_parquet, read_line_chunks
+from dmoe.data.parse import guess_delimiter, split_line
+from dmoe.data.sources import expand_inputs
+from dmoe.data.trial import Judge
+from dmoe.data.values import Fault, parse_label, parse_number
+from dmoe.errors import DataError
+from dmoe.validation import validate
+
+LABEL_NAMES = ("label", "click", "clicked", "is_click", "y", "target", "conversion")
+BLOCKS = 20
+# Readings are tried on so many rows.
+TRIAL_ROWS = 300_000
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """`rates`: start of a day or first row of a block, its rows and its label rate. `config`: the data.yaml."""
+
+    rows: int
+    rejected: int
+    whole: bool
+    label: str
+    rate: float
+    columns: list[ColumnFacts]
+    rates: list[tuple[str, int, float]]
+    config: dict[str, Any]
+    comments: dict[str, str] = field(default_factory=dict)
+
+    def yaml(self) -> str:
+        """The data.yaml, with what else its columns may be as comments."""
+        return Suggestion(self.config, self.comments).text()
+
+
+def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> Inspection:
+    """The first `max_rows` rows of raw logs of one format.
+
+    Raises: DataError if a file cannot be read or has no column of 0 and 1.
+    """
+    paths = expand_inputs(inputs)
+    form, names = _format(paths[0])
+    if label is not None and label not in names:
+        raise DataError(f"{paths[0]}: no column '{label}' to be the label; it has {', '.join(names[:8])}")
+    # Which columns are fields is not known yet: all are read as texts.
+    fields = {"categorical": names[1:]}
+    reading = validate(DataConfig, {"label": names[0], "fields": fields, "format": form}, str(paths[0]))
+    found = read_rows(paths, reading, names, max_rows)
+    label, others = _label(found, label, str(paths[0]))
+    labels_N = _labels(found.columns[label], label, str(paths[0]))
+    keep_N = labels_N >= 0
+    columns = {name: one if keep_N.all() else one.kept(keep_N) for name, one in found.columns.items() if name != label}
+    labels_N = labels_N[keep_N]
+    judge = Judge.of_rows(labels_N[:TRIAL_ROWS])
+    reader = Reader(labels_N, judge)
+    seen = [
+        left_out(name, found.left_out[name]) if name in found.left_out else reader.read(columns[name])
+        for name in names
+        if name != label
+    ]
+    suggestion = suggest([one.facts for one in seen], columns, seen, label, labels_N, form)
+    if others:
+        suggestion.comments["label"] = f"the first column of two values; others: {', '.join(others)}"
+    return Inspection(
+        len(labels_N),
+        found.rejected + int((~keep_N).sum()),
+        found.whole,
+        label,
+        float(labels_N.mean()),
+        [one.facts for one in seen],
+        _rates(labels_N, next((one for one in seen if one.times is not None), None), columns),
+        suggestion.config,
+        suggestion.comments,
+    )
+
+
+def _format(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The `format` of a data.yaml for this file, and its columns: named c0, c1, … if it has no header."""
+    if is_parquet(path):
+        try:
+            names = list(pq.read_schema(path).names)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: is not a whole Parquet file ({str(error).splitlines()[0]})") from None
+        if len(names) < 2:
+            raise DataError(f"{path}: one column only; expected a label and fields")
+        return {"kind": "parquet"}, names
+    first = next(read_line_chunks(path)).data.lstrip(b"\r\n").split(b"\n", 1)[0].removesuffix(b"\r")
+    line = first.decode("utf-8", errors="replace")
+    delimiter = guess_delimiter(line, '"')
+    values = split_line(line, delimiter, '"') or []
+    if len(values) < 2:
+        shown = ", ".join(repr(one) for one in DELIMITERS)
+        raise DataError(f"{path}:1: one column only; expected a header or row with one of {shown} between values")
+    form: dict[str, Any] = {"kind": "csv", "delimiter": delimiter}
+    if len(set(values)) == len(values) and all(value and isinstance(parse_number(value), Fault) for value in values):
+        return form, values
+    names = [f"c{index}" for index in range(len(values))]
+    return {**form, "header": False, "columns": names}, names
+
+
+def _label(found: LogRows, name: str | None, where: str) -> tuple[str, list[str]]:
+    """The label and, where it was chosen for its place only, the other columns that it might be."""
+    if name is not None:
+        if name in found.left_out:
+            raise DataError(f"{where}: column '{name}' cannot be the label: {found.left_out[name]}")
+        return name, []
+    fits = [name for name, column in found.columns.items() if _is_label(column)]
+    if not fits:
+        raise DataError(f"{where}: no column holds 0 and 1 only; name the label by --label")
+    named = [name for name in fits if name.lower() in LABEL_NAMES]
+    return (named or fits)[0], [] if named else fits[1:]
+
+
+def _is_label(column: TextColumn) -> bool:
+    return len(column.texts) <= 4 and {_of_text(column, text) for text in column.texts.to_pylist()} == {0, 1}
+
+
+def _of_text(column: TextColumn, text: str) -> int:
+    """0, 1, or -1 for neither."""
+    parsed = parse_label(str(int(text == "true")) if column.boolean else text)
+    return -1 if isinstance(parsed, Fault) else parsed
+
+
+def _labels(column: TextColumn, name: str, where: str) -> npt.NDArray[np.int64]:
+    """0 and 1, and -1 where it is neither."""
+    by_code = np.array([_of_text(column, text) for text in column.texts.to_pylist()] + [-1], dtype=np.int64)
+    labels_N: npt.NDArray[np.int64] = by_code[column.codes_N]
+    if not (labels_N >= 0).any():
+        raise DataError(f"{where}: label '{name}' holds neither 0 nor 1; name another by --label")
+    return labels_N
+
+
+def _rates(
+    labels_N: npt.NDArray[np.int64], time: Found | None, columns: dict[str, TextColumn]
+) -> list[tuple[str, int, float]]:
+    """Rows and label rate by day, or else by block of rows."""
+    if time is None or time.times is None:
+        blocks = np.array_split(np.arange(len(labels_N)), min(BLOCKS, len(labels_N)))
+        return [(str(block[0] + 1), len(block), float(labels_N[block].mean())) for block in blocks]
+    names, by_code = np.unique([*time.times.days_V, ""], return_inverse=True)
+    # np.unique sorts: the code of the last one, of missing times, is found by -1.
+    day_N = by_code[columns[time.facts.name].codes_N]
+    counts = np.bincount(day_N, minlength=len(names))
+    positives = np.bincount(day_N, weights=labels_N, minlength=len(names))
+    return [
+        (str(name), int(count), float(clicks / count))
+        for name, count, clicks in zip(names, counts, positives, strict=True)
+        if name and count
+    ]
