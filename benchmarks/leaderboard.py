@@ -32,7 +32,8 @@ from dmoe.experiments import grid, plan
 from dmoe.experiments.folder import Folder
 from dmoe.experiments.grid import Cell
 from dmoe.schema import Schema
-from dmoe.validation import read_yaml, validate
+from dmoe.validation import validate
+from dmoe.yaml_text import read_yaml
 
 SETTINGS = Path(__file__).with_suffix(".yaml")
 SIZE = "small"

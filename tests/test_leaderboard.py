@@ -16,7 +16,8 @@ from dmoe.experiments.grid import Cell
 from dmoe.files import read_json, write_json
 from dmoe.nn.experts import EXPERTS
 from dmoe.schema import CategoricalField, Schema
-from dmoe.validation import read_yaml, validate
+from dmoe.validation import validate
+from dmoe.yaml_text import read_yaml
 
 SCHEMA = Schema(label="click", fields=tuple(CategoricalField(name=f"f{i}", vocabulary_size=9) for i in range(6)))
 

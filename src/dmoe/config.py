@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from dmoe.errors import ConfigError
 from dmoe.nn.gate_kinds import BALANCES, TOP_1, TRAINS_TOP_1, Balance, GateKind
-from dmoe.validation import nearest, parse_yaml, read_yaml, validate
+from dmoe.validation import nearest, validate
+from dmoe.yaml_text import parse_yaml, read_yaml
 
 
 def _check_option(key: str, value: object, parameter: inspect.Parameter) -> None:

@@ -4,7 +4,8 @@ from importlib import resources
 
 from dmoe.data.config import DataConfig
 from dmoe.errors import ConfigError
-from dmoe.validation import nearest, parse_yaml, validate
+from dmoe.validation import nearest, validate
+from dmoe.yaml_text import parse_yaml
 
 _FOLDER = resources.files("dmoe.data") / "recipes"
 

@@ -8,7 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from dmoe.errors import ConfigError
 from dmoe.schema import Pooling
-from dmoe.validation import nearest, read_yaml, validate
+from dmoe.validation import nearest, validate
+from dmoe.yaml_text import read_yaml
 
 SPLITS = ("train", "valid", "test")
 DELIMITERS = (",", "\t", ";", "|")
@@ -347,7 +348,10 @@ def read_data_config(path: Path) -> DataConfig:
 
     Raises: ConfigError naming the file, the key and the nearest known key.
     """
-    config = validate(DataConfig, read_yaml(path), str(path))
+    values = read_yaml(path)
+    if not values:
+        raise ConfigError(f"{path}: is empty; `dmoe inspect LOG` writes a data.yaml to start from")
+    config = validate(DataConfig, values, str(path))
     # The files of vectors that it names lie beside it.
     pretrained = {
         name: options.model_copy(update={"file": str(path.parent / options.file)})

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dmoe.config import DecorrelationConfig, RunConfig, changed_config
 from dmoe.errors import ConfigError
 from dmoe.schema import Schema
-from dmoe.validation import nearest, parse_yaml, validate
+from dmoe.validation import nearest, validate
+from dmoe.yaml_text import parse_yaml
 
 PAPER = ("table1", "table2", "fig1", "fig5", "fig6", "fig7", "fig8")
 BEYOND = ("norms", "controls", "alpha", "experts", "products", "planted")

@@ -5,7 +5,8 @@ from importlib.resources import files
 
 from pydantic import BaseModel, ConfigDict
 
-from dmoe.validation import parse_yaml, validate
+from dmoe.validation import validate
+from dmoe.yaml_text import parse_yaml
 
 
 class _Strict(BaseModel):

@@ -11,7 +11,8 @@ from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json, read_json_lines
 from dmoe.report.formats import EpochLine, Evaluation, FinalMetrics, RunConfig, Scores, StepLine
 from dmoe.schema import Schema
-from dmoe.validation import read_yaml, validate
+from dmoe.validation import validate
+from dmoe.yaml_text import read_yaml, settled
 
 EVALUATION_FORMAT_VERSION = 1
 # Of several evaluated splits the first in this order is shown in detail.
@@ -116,7 +117,7 @@ def read_run(folder: Path, name: str) -> Run:
         name=name,
         folder=folder,
         config_text=(folder / "config.yaml").read_text(encoding="utf-8"),
-        config_values=values,
+        config_values=settled(values),
         config=config,
         schema=Schema.read(folder),
         epochs=tuple(_lines(EpochLine, folder / "metrics.jsonl")),

@@ -34,7 +34,8 @@ from dmoe.files import read_json, write_json, written_aside
 from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import FORMAT_VERSION, Schema
-from dmoe.validation import read_yaml, validate
+from dmoe.validation import validate
+from dmoe.yaml_text import read_yaml
 
 _REPORTED = ("dmoe", "torch", "numpy", "numba", "duckdb", "pyarrow", "scikit-learn")
 
