@@ -162,6 +162,8 @@ def _scored(
             labels.append(batch.labels_B.numpy() > 0)
             logits.append(model(batch.ids_BC, batch.numeric_BN).logit.double().numpy())
             ids.append(batch.ids_BC.numpy()[:, list(columns)])
+    if not labels:
+        raise DataError(f"{logs[0]}: holds no rows to compare on")
     return np.concatenate(labels), np.concatenate(logits), np.concatenate(ids)
 
 

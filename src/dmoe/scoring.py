@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
+from dmoe.data.inputs import check_outside
 from dmoe.data.kept import ScoredRows, check_types
 from dmoe.data.unseen import ValueCounts
 from dmoe.errors import ConfigError, DataError, UserError
@@ -95,8 +96,7 @@ def write_predictions(
     """
     if output.suffix not in (".parquet", ".csv"):
         raise UserError(f"{output}: predictions are written as .parquet or .csv")
-    if output.resolve() in [path.resolve() for path in inputs]:
-        raise DataError(f"{output}: is an input; choose another --output")
+    check_outside(output, [str(path) for path in inputs])
     if not output.parent.is_dir():
         raise UserError(f"{output.parent}: no such folder to write {output.name} to")
     if _SCORE.name in keep:
@@ -116,6 +116,8 @@ def write_predictions(
                 check_types(first, kept.schema)
                 writer.write_table(pa.table([*kept.columns, pa.array(scored.probability)], [*keep, _SCORE.name]))
                 rows += len(scored.probability)
+            if writer is None:  # not even a header was there
+                stack.enter_context(_writer(aside, pa.schema([(name, pa.string()) for name in keep]), output.suffix))
         findings = counts.findings() if strict else []
         if findings:
             others = f"; {len(findings) - 1} more such fields" if len(findings) > 1 else ""

@@ -66,7 +66,6 @@ def test_dump_reads_back(tmp_path: Path) -> None:
         ({"split": {"train": 0.7}}, "must sum to 1, got train 0.7, valid 0.1, test 0.1; say all three"),
         ({"format": {"header": False}}, "a file without a header needs 'columns'"),
         ({"format": {"columns": ["a"]}}, "set 'header: false' too"),
-        ({"format": {"header": False, "columns": ["click", "B"]}}, "'a' is not among format.columns"),
         ({"format": {"delimiter": "ab"}}, "must be 'auto' or one ASCII character"),
         ({"derive": {"w": {"column": "t", "take": "weekday", "format": "iso"}}}, "'w' is used by no field"),
         ({"derive": {"a": {"column": "t", "take": "sql", "format": "iso"}}}, "derive.a.take"),

@@ -129,7 +129,7 @@ def test_rows_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
         ("a,b\n0,y\n1,z\n", "b", r"label 'b' holds neither 0 nor 1"),
         ("a\n0\n1\n", None, r"log\.csv:1: one column only"),
         ("a,b\n0,y\n1,y\n", None, "no column can be a field"),
-        ("a,b\n", None, "holds a header but no rows"),
+        ("a,b\n", None, "holds no row"),
     ],
 )
 def test_what_cannot_be_inspected_is_one_line(tmp_path: Path, text: str, label: str | None, message: str) -> None:

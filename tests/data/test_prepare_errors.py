@@ -53,9 +53,9 @@ def attempt(
     ("data", "match"),
     [
         ("", r"log\.csv: is empty"),
-        ("\n\r\n", r"log\.csv: is empty"),
-        ("y,v,n\n", r"log\.csv: holds a header but no rows"),
-        ("y,v,n", r"log\.csv: holds a header but no rows"),
+        ("\n\r\n", r"log\.csv: holds no rows"),
+        ("y,v,n\n", r"log\.csv: holds no rows"),
+        ("y,v,n", r"log\.csv: holds no rows"),
         ("y,v\n0,a\n", r"log\.csv: no column 'n' \(it has y, v\)"),
         ("y,v,nn\n0,a,1\n", r"no column 'n'; did you mean 'nn'\?"),
         ("y,v,n,n\n0,a,1,1\n", r"column 'n' appears twice"),
@@ -131,6 +131,7 @@ def test_wrong_delimiter_is_named(tmp_path: Path) -> None:
     attempt(tmp_path, GOOD, r"no column 'y'; is format.delimiter right", plan=config(format={"delimiter": ";"}))
     headerless = {"header": False, "columns": ["y", "v", "n"], "delimiter": ";"}
     attempt(tmp_path, ROWS, "Is format.delimiter", plan=config(format=headerless))
+    attempt(tmp_path, ROWS, "no column 'n'", plan=config(format={"header": False, "columns": ["y", "v", "m"]}))
 
 
 def test_times_that_are_none_are_rejected(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_missing_and_repeated_inputs(tmp_path: Path) -> None:
         prepare(config(), [str(tmp_path / "*.csv")], tmp_path / "data")
     with pytest.raises(DataError, match="no input file given"):
         prepare(config(), [], tmp_path / "data")
-    with pytest.raises(DataError, match="is a folder; give its files"):
+    with pytest.raises(DataError, match="this folder holds no data file"):
         prepare(config(), [str(tmp_path)], tmp_path / "data")
     log = tmp_path / "log.csv"
     log.write_text(GOOD)

@@ -24,7 +24,8 @@ def command(
     first: Annotated[Path, typer.Argument(help="Run folder, the one in use.")],
     second: Annotated[Path, typer.Argument(help="Run folder, the candidate.")],
     log: Annotated[
-        list[Path] | None, typer.Option(help="Raw labelled log to compare on; may be repeated. Default: a split.")
+        list[Path] | None,
+        typer.Option(help="Raw labelled log to compare on, or folder of them; may be repeated. Default: a split."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set that both were trained on.")] = "test",
     data: Annotated[Path | None, typer.Option(help="Data set folder, if it has moved.")] = None,

@@ -25,7 +25,10 @@ Examples:
 
 def command(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="DATA|FILE...", help="A data set folder, or raw logs or glob patterns.")
+        list[str],
+        typer.Argument(
+            metavar="DATA|FILE...", help="A data set folder, or raw logs, folders of them or glob patterns."
+        ),
     ],
     label: Annotated[
         str | None,
@@ -34,7 +37,7 @@ def command(
     rows: Annotated[int, typer.Option(min=1, help="Read at most so many rows of a raw log.")] = 1_000_000,
     as_json: JsonOption = False,
 ) -> None:
-    if len(inputs) == 1 and Path(inputs[0]).is_dir():
+    if len(inputs) == 1 and (Path(inputs[0]) / "schema.json").is_file():
         if label is not None:
             raise ConfigError("--label goes with raw logs only: the data set knows its label")
         _inspect_data(Path(inputs[0]), as_json)

@@ -24,7 +24,10 @@ Examples:
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="Run folder, or model folder of `dmoe export`.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Raw log files, read in this order.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="Raw logs, folders of them or glob patterns, read in this order."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="predictions.parquet or .csv to write.")] = ...,  # type: ignore[assignment]
     keep: Annotated[
         list[str] | None,

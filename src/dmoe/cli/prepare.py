@@ -17,14 +17,16 @@ from dmoe.errors import ConfigError, Interrupted
 
 HELP = """Turn raw logs into a data set folder: vocabularies and encoded Parquet shards.
 
-Reads CSV, TSV (plain or gzip) and Parquet. Rows that cannot be encoded go to rejects.parquet, with file, line and
-reason; with more of them than --max-rejects nothing is written. After Ctrl-C or a kill the same command goes on
-where the work stopped.
+Reads CSV, TSV (plain, or compressed by gzip, zstd, bzip2, xz or lz4) and Parquet. A folder stands for the data files
+below it, and the names of its folders (day=2026-01-01) are columns. Rows that cannot be encoded go to
+rejects.parquet, with file, line and reason; with more of them than --max-rejects nothing is written. After Ctrl-C or
+a kill the same command goes on where the work stopped.
 
 \b
 Examples:
   dmoe prepare --recipe criteo_numeric --input train.txt.gz --output data
   dmoe prepare --config data.yaml --input 'day-*.csv' --output data --split random,seed=3
+  dmoe prepare --config data.yaml --input spark-output --output data
   dmoe prepare --config data.yaml --split given --input train=a.csv --input test=b.csv --output data
   dmoe prepare --config data.yaml --input log.csv --output data --engine spark --spark-master spark://host:7077
   dmoe prepare --update data --split given --input train=day-31.csv
@@ -40,7 +42,7 @@ def command(
             "--input",
             "-i",
             metavar="FILE",
-            help="Raw log or glob pattern; may be repeated. With split kind given: train=FILE and so on.",
+            help="Raw log, folder or glob pattern; may be repeated. With split kind given: train=FILE and so on.",
             show_default=False,
         ),
     ],
@@ -230,6 +232,10 @@ def _show(summary: dict[str, Any], output: Path) -> None:
                     "runs trained on it know nothing of them",
                 )
             )
+    empty = [file["path"] for file in summary["files"] if not file["encoded"] + file["rejected"]]
+    if empty:
+        held = f"{len(empty)} of {len(summary['files'])} input files hold no rows"
+        stderr.print(f"  {held}, the first: {empty[0]}", markup=False)
     for reason, count in summary["rejects"].items():
         stderr.print(f"  {count:,} rejected: {reason}", markup=False)
     stderr.print(f"data set: {show_path(output)}", markup=False)

@@ -308,11 +308,6 @@ class DataConfig(_Strict):
                 raise ValueError(f"derived column '{derived}' is used by no field; name it under 'fields'")
             if derived not in self.fields.categorical and derived not in self.fields.numeric:
                 raise ValueError(f"derived column '{derived}' must be a categorical or numeric field")
-        if self.format.columns is not None:
-            for column in self.columns():
-                if column not in self.format.columns:
-                    known = nearest(column, self.format.columns)
-                    raise ValueError(f"'{column}' is not among format.columns{known}")
         return self
 
     def source_column(self, field: str) -> str:

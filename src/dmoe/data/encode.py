@@ -18,12 +18,13 @@ from torch import Tensor
 from dmoe.data.coded import MISSING, Coded
 from dmoe.data.columns import Rows, convert
 from dmoe.data.config import DataConfig
+from dmoe.data.inputs import expand_inputs
 from dmoe.data.kept import Kept, joined, set_apart
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.parse import RawRows
 from dmoe.data.quantiles import coded_buckets
-from dmoe.data.sources import Piece, Source, expand_inputs, needed_columns, table_rows
+from dmoe.data.sources import Piece, Source, needed_columns, table_rows
 from dmoe.data.unseen import ValueCounts, missing_rows
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import ConfigError, DataError

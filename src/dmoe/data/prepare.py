@@ -25,12 +25,13 @@ from dmoe.data.columns import categorical_names, convert, numeric_names, quantil
 from dmoe.data.config import SPLITS, DataConfig
 from dmoe.data.engines import Engine, EngineName, EngineOptions, open_engine
 from dmoe.data.fit import Fitter
+from dmoe.data.inputs import check_outside, split_inputs
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.pretrained import file_facts
 from dmoe.data.rejects import Reject, RejectLog
 from dmoe.data.restart import Journal, restartable
 from dmoe.data.shards import SHARD_ROWS
-from dmoe.data.sources import PARQUET_ROWS, Piece, Source, split_inputs
+from dmoe.data.sources import PARQUET_ROWS, Piece, Source
 from dmoe.data.stage import Spill, Stage
 from dmoe.data.summary import FileTally, Progress, Summary, with_coverage
 from dmoe.data.write import SplitWriter
@@ -84,6 +85,8 @@ def run(
     if options.spark_master is not None and options.engine != "spark":
         raise ConfigError("--spark-master goes with --engine spark only")
     sources = split_inputs(config, inputs, needs_train=base is None)
+    given = config.split.kind == "given"
+    check_outside(output, [text.partition("=")[2] if given else text for text in inputs])
     plan = _plan(config, sources, base, options)
     with _readable_errors(output), restartable(output, options.force, _MARKS, plan) as (folder, work, journal):
         checks = config.checks if options.check and config.split.kind == "given" else None
@@ -191,6 +194,8 @@ class _Work:
             tallies.append(tally)
             if split is not None:
                 runs.append((split, tally.encoded))
+        if not self.rejects.rejects and not self.stage.num_rows:
+            raise DataError(_no_rows([path for path, _ in self.sources]))
         if not self.stage.num_rows:
             raise DataError(f"every row was rejected, the first:\n{self.rejects.describe()}")
         return tallies, runs
@@ -239,6 +244,12 @@ def _read_piece(config: DataConfig, spill: Spill, file: int, numbered: tuple[int
         "blank_lines": rows.blank_lines,
         "end": piece.end,
     }
+
+
+def _no_rows(paths: Sequence[Path]) -> str:
+    if len(paths) > 1:
+        return f"none of the {len(paths)} input files holds a row, the first: {paths[0]}"
+    return f"{paths[0]}: {'holds no rows' if paths[0].stat().st_size else 'is empty'}"
 
 
 @contextmanager

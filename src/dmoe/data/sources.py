@@ -1,9 +1,8 @@
 """Input files as pieces of work: each piece, when read, gives the raw rows of one chunk."""
 
 import difflib
-import glob
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dmoe.data.config import DELIMITERS, SPLITS, DataConfig
-from dmoe.data.lines import LineChunk, is_parquet, read_line_chunks
+from dmoe.data.coded import Column
+from dmoe.data.config import DELIMITERS, DataConfig
+from dmoe.data.inputs import folder_columns
+from dmoe.data.lines import LineChunk, read_line_chunks
 from dmoe.data.parse import Layout, RawRows, guess_delimiter, is_utf8, parse_lines, split_line
-from dmoe.errors import ConfigError, DataError
+from dmoe.data.streams import is_parquet
+from dmoe.errors import DataError
 
 PARQUET_ROWS = 1 << 17
 
@@ -26,54 +28,6 @@ class Piece:
 
     read: Callable[[], RawRows]
     end: int
-
-
-def expand_inputs(inputs: Sequence[str]) -> list[Path]:
-    """Paths and glob patterns as paths, patterns sorted by name.
-
-    Raises: DataError if a pattern or path matches nothing, or a file comes twice.
-    """
-    paths: list[Path] = []
-    for text in inputs:
-        # A file whose name holds brackets is itself, not a pattern.
-        if Path(text).exists() or not glob.has_magic(text):
-            paths.append(Path(text))
-            continue
-        matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 (patterns may be absolute)
-        if not matches:
-            raise DataError(f"{text}: no file matches this pattern")
-        paths += map(Path, matches)
-    if not paths:
-        raise DataError("no input file given; name at least one by --input")
-    seen: set[Path] = set()
-    for path in paths:
-        if not path.exists():
-            raise DataError(f"{path}: no such file")
-        if path.resolve() in seen:
-            raise DataError(f"{path}: given twice; its rows would count twice")
-        seen.add(path.resolve())
-    return paths
-
-
-def split_inputs(
-    config: DataConfig, inputs: Sequence[str], *, needs_train: bool = True
-) -> list[tuple[Path, str | None]]:
-    """Each input file, with its split if the splits are given, in the order train, valid, test.
-
-    Raises: ConfigError if inputs say no split where they must; DataError as `expand_inputs`.
-    """
-    if config.split.kind != "given":
-        return [(path, None) for path in expand_inputs(inputs)]
-    by_split: dict[str, list[str]] = {name: [] for name in SPLITS}
-    for text in inputs:
-        name, equals, path = text.partition("=")
-        if not equals or name not in SPLITS:
-            raise ConfigError(f"--input {text}: split kind 'given' needs train=FILE, valid=FILE or test=FILE")
-        by_split[name].append(path)
-    if needs_train and not by_split["train"]:
-        raise ConfigError("split kind 'given' needs at least one --input train=FILE")
-    expand_inputs([path for paths in by_split.values() for path in paths])
-    return [(path, name) for name in SPLITS if by_split[name] for path in expand_inputs(by_split[name])]
 
 
 @dataclass(frozen=True)
@@ -91,54 +45,68 @@ class Source:
     keep: tuple[str, ...] = ()
 
     def pieces(self) -> Iterator[Piece]:
-        """The file's chunks in order.
+        """The file's chunks in order; without rows none, or when scoring one of no rows.
 
-        Raises: DataError if the file cannot be read, lacks a column, or holds no row where it must.
+        Raises: DataError if the file cannot be read or lacks a column.
         """
         kind = self.config.format.kind
         if kind == "parquet" or (kind == "auto" and is_parquet(self.path)):
             return self._parquet_pieces()
         if is_parquet(self.path):
             raise DataError(f"{self.path}: is a Parquet file, but format.kind is 'csv'")
+        if self.path.suffix == ".parquet" and not self.path.stat().st_size:
+            raise DataError(f"{self.path}: is not a whole Parquet file (it is empty)")
         return self._text_pieces()
 
-    def _wanted(self, names: Sequence[str]) -> tuple[str, ...]:
-        return needed_columns(
-            self.config, names, str(self.path), scoring=self.scoring, labels=self.labels, keep=self.keep
+    def _wanted(self, names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str | None]]:
+        """The columns to read of the file, and those that its folders say. What both have is the file's."""
+        beside = {name: text for name, text in folder_columns(self.path).items() if name not in names}
+        wanted = needed_columns(
+            self.config,
+            [*names, *beside],
+            str(self.path),
+            scoring=self.scoring,
+            labels=self.labels,
+            keep=self.keep,
         )
+        return tuple(name for name in wanted if name not in beside), {
+            name: beside[name] for name in wanted if name in beside
+        }
 
     @property
-    def _may_be_empty(self) -> bool:
+    def _shows_columns(self) -> bool:
+        """Whether a file without rows has a piece of none: what is kept of scored rows has types all the same."""
         return self.scoring and not self.labels
 
     def _text_pieces(self) -> Iterator[Piece]:
         chunks = read_line_chunks(self.path)
-        first = next(chunks)
-        layout, skipped = self._layout(first)
+        first = next((chunk for chunk in chunks if chunk.data.strip(b"\r\n")), None)
+        if first is None:
+            return
+        layout, beside, skipped = self._layout(first)
         if skipped:
             first = LineChunk(first.first_line + skipped, _after_line(first.data, skipped), first.end)
         rows = False
         for chunk in chain([first], chunks):
             if chunk.data:
                 rows = rows or bool(chunk.data.strip(b"\r\n"))
-                yield Piece(partial(parse_lines, chunk, layout, str(self.path)), chunk.end)
-        if not rows and self._may_be_empty:
-            yield Piece(partial(parse_lines, LineChunk(first.first_line, b"", first.end), layout, str(self.path)), 0)
-        elif not rows:
-            raise DataError(f"{self.path}: holds a header but no rows" if skipped else f"{self.path}: is empty")
+                yield Piece(partial(_text_rows, chunk, layout, str(self.path), beside), chunk.end)
+        if not rows and self._shows_columns:
+            empty = LineChunk(first.first_line, b"", first.end)
+            yield Piece(partial(_text_rows, empty, layout, str(self.path), beside), 0)
 
-    def _layout(self, first: LineChunk) -> tuple[Layout, int]:
-        """How the file's columns lie, and how many lines its header takes (with blank lines before it)."""
+    def _layout(self, first: LineChunk) -> tuple[Layout, dict[str, str | None], int]:
+        """How the file's columns lie, those of its folders, and how many lines the header takes (with blank lines
+        before it)."""
         form = self.config.format
         lead = len(first.data) - len(first.data.lstrip(b"\r\n"))
-        if lead == len(first.data):
-            raise DataError(f"{self.path}: is empty")
         number = first.data.count(b"\n", 0, lead)
+        line_number = first.first_line + number
         raw = first.data[lead:].split(b"\n", 1)[0].removesuffix(b"\r")
         if b"\r" in raw and (form.columns is None or b"\n" not in first.data):
-            raise DataError(f"{self.path}:{number + 1}: lines end in a bare carriage return; use line feeds")
+            raise DataError(f"{self.path}:{line_number}: lines end in a bare carriage return; use line feeds")
         if form.columns is None and not is_utf8(raw):
-            raise DataError(f"{self.path}:{number + 1}: the header is not UTF-8")
+            raise DataError(f"{self.path}:{line_number}: the header is not UTF-8")
         line = raw.decode("utf-8", errors="replace")
         delimiter = form.delimiter
         if delimiter == "auto":
@@ -148,10 +116,12 @@ class Source:
             names = form.columns
             if self.scoring and values is not None and len(values) == len(names) - 1:
                 names = tuple(name for name in names if name != self.config.label)
-            return Layout(names, delimiter, form.quote, self._wanted(names)), 0
+            wanted, beside = self._wanted(names)
+            return Layout(names, delimiter, form.quote, wanted), beside, 0
         if values is None:
-            raise DataError(f"{self.path}:{number + 1}: stray quote in the header")
-        return Layout(tuple(values), delimiter, form.quote, self._wanted(values)), number + 1
+            raise DataError(f"{self.path}:{line_number}: stray quote in the header")
+        wanted, beside = self._wanted(values)
+        return Layout(tuple(values), delimiter, form.quote, wanted), beside, number + 1
 
     def _fits(self, line: str, delimiter: str) -> bool:
         values = split_line(line, delimiter, self.config.format.quote) or []
@@ -159,26 +129,43 @@ class Source:
         if columns is not None:
             return len(values) == len(columns) or (self.scoring and len(values) == len(columns) - 1)
         needed = self.config.field_columns() if self.scoring else self.config.columns()
-        return set(needed) <= set(values)
+        return set(needed) <= {*values, *folder_columns(self.path)}
 
     def _parquet_pieces(self) -> Iterator[Piece]:
         try:
             with pq.ParquetFile(self.path) as file:
-                wanted = self._wanted(file.schema_arrow.names)
-                if file.metadata.num_rows == 0:
-                    if not self._may_be_empty:
-                        raise DataError(f"{self.path}: holds no rows")
-                    empty = file.schema_arrow.empty_table().select(list(wanted))
-                    yield Piece(partial(table_rows, empty, wanted, str(self.path)), 0)
-                line, size = 1, self.path.stat().st_size
-                for batch in file.iter_batches(PARQUET_ROWS, columns=list(wanted)):
+                wanted, beside = self._wanted(file.schema_arrow.names)
+                line, size, rows = 1, self.path.stat().st_size, file.metadata.num_rows
+                if not rows and self._shows_columns:
+                    table = file.schema_arrow.empty_table().select(list(wanted))
+                    yield Piece(partial(_typed_rows, table, wanted, str(self.path), 1, beside), 0)
+                for batch in file.iter_batches(PARQUET_ROWS, columns=list(wanted)) if rows else ():
                     table = pa.Table.from_batches([batch])
-                    end = size * (line - 1 + table.num_rows) // file.metadata.num_rows
-                    yield Piece(partial(table_rows, table, wanted, str(self.path), line), end)
+                    end = size * (line - 1 + table.num_rows) // rows
+                    yield Piece(partial(_typed_rows, table, wanted, str(self.path), line, beside), end)
                     line += table.num_rows
         except (pa.ArrowException, OSError) as error:
             text = str(error).splitlines()[0]
             raise DataError(f"{self.path}: is not a whole Parquet file ({text})") from None
+
+
+def _text_rows(chunk: LineChunk, layout: Layout, file: str, beside: Mapping[str, str | None]) -> RawRows:
+    return _with_beside(parse_lines(chunk, layout, file), beside)
+
+
+def _typed_rows(
+    table: pa.Table, wanted: Sequence[str], file: str, line: int, beside: Mapping[str, str | None]
+) -> RawRows:
+    return _with_beside(table_rows(table, wanted, file, line), beside)
+
+
+def _with_beside(rows: RawRows, beside: Mapping[str, str | None]) -> RawRows:
+    """The rows with the columns that their file's folders say."""
+    if not beside:
+        return rows
+    count = len(rows.lines_N)
+    columns = {name: pa.repeat(pa.scalar(text, pa.string()), count) for name, text in beside.items()}
+    return replace(rows, columns={**rows.columns, **columns})
 
 
 def needed_columns(
@@ -217,8 +204,13 @@ def needed_columns(
 def table_rows(table: pa.Table, wanted: Sequence[str], file: str, first_line: int = 1) -> RawRows:
     """The rows of a typed table; `first_line` is the number of its first row."""
     lines = np.arange(first_line, first_line + table.num_rows)
-    columns = {name: table.column(name).combine_chunks() for name in wanted}
+    columns = {name: _typed(table.column(name).combine_chunks()) for name in wanted}
     return RawRows(file, lines, columns)
+
+
+def _typed(column: Column) -> Column:
+    """A column of nothing but missing values may come without a type."""
+    return column.cast(pa.string()) if pa.types.is_null(column.type) else column
 
 
 def _after_line(data: bytes, count: int) -> bytes:

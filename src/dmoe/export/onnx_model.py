@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dmoe.data.inputs import expand_inputs
 from dmoe.data.kept import ScoredRows, set_apart
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.parse import RawRows
-from dmoe.data.sources import Source, expand_inputs, needed_columns, table_rows
+from dmoe.data.sources import Source, needed_columns, table_rows
 from dmoe.data.unseen import Tallied, ValueCounts, missing_rows, warn
 from dmoe.errors import DataError
 from dmoe.export.extra import require

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmoe.data.config import DELIMITERS, DataConfig
+from dmoe.data.inputs import expand_inputs, folder_columns
 from dmoe.data.inspection.columns import LogRows, TextColumn, read_rows
 from dmoe.data.inspection.kinds import ColumnFacts, Found, Reader, left_out
 from dmoe.data.inspection.suggest import Suggestion, suggest
-from dmoe.data.lines import is_parquet, read_line_chunks
+from dmoe.data.lines import read_line_chunks
 from dmoe.data.parse import guess_delimiter, split_line
-from dmoe.data.sources import expand_inputs
+from dmoe.data.streams import is_parquet
 from dmoe.data.trial import Judge
 from dmoe.data.values import Fault, parse_label, parse_number
 from dmoe.errors import DataError
@@ -56,15 +57,17 @@ def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> I
     Raises: DataError if a file cannot be read or has no column of 0 and 1.
     """
     paths = expand_inputs(inputs)
-    form, names = _format(paths[0])
+    first = next((path for path in paths if path.stat().st_size), paths[0])
+    form, names = _format(first)
+    names += [name for name in folder_columns(first) if name not in names]
     if label is not None and label not in names:
-        raise DataError(f"{paths[0]}: no column '{label}' to be the label; it has {', '.join(names[:8])}")
+        raise DataError(f"{first}: no column '{label}' to be the label; it has {', '.join(names[:8])}")
     # Which columns are fields is not known yet: all are read as texts.
     fields = {"categorical": names[1:]}
-    reading = validate(DataConfig, {"label": names[0], "fields": fields, "format": form}, str(paths[0]))
+    reading = validate(DataConfig, {"label": names[0], "fields": fields, "format": form}, str(first))
     found = read_rows(paths, reading, names, max_rows)
-    label, others = _label(found, label, str(paths[0]))
-    labels_N = _labels(found.columns[label], label, str(paths[0]))
+    label, others = _label(found, label, str(first))
+    labels_N = _labels(found.columns[label], label, str(first))
     keep_N = labels_N >= 0
     columns = {name: one if keep_N.all() else one.kept(keep_N) for name, one in found.columns.items() if name != label}
     labels_N = labels_N[keep_N]
@@ -101,7 +104,10 @@ def _format(path: Path) -> tuple[dict[str, Any], list[str]]:
         if len(names) < 2:
             raise DataError(f"{path}: one column only; expected a label and fields")
         return {"kind": "parquet"}, names
-    first = next(read_line_chunks(path)).data.lstrip(b"\r\n").split(b"\n", 1)[0].removesuffix(b"\r")
+    start = next((chunk.data.lstrip(b"\r\n") for chunk in read_line_chunks(path)), b"")
+    if not start:
+        raise DataError(f"{path}: is empty")
+    first = start.split(b"\n", 1)[0].removesuffix(b"\r")
     line = first.decode("utf-8", errors="replace")
     delimiter = guess_delimiter(line, '"')
     values = split_line(line, delimiter, '"') or []
