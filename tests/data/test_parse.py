@@ -97,6 +97,13 @@ def test_line_numbers_go_on_from_the_chunks_first_line() -> None:
     assert [(reject.line, reject.text) for reject in got.rejects] == [(103, "bad")]
 
 
+def test_a_byte_order_mark_inside_a_file_is_part_of_the_value() -> None:
+    got = parse("\ufeff1,2,3\n".encode(), first_line=2)
+    assert got.columns["a"].to_pylist() == ["\ufeff1"]
+    (reject,) = parse("\ufeff".encode(), first_line=2).rejects
+    assert reject.reason == "wrong number of columns: 1, not 3"
+
+
 def test_long_text_of_a_reject_is_cut() -> None:
     (reject,) = parse(b"\xff" + b"x" * 10_000).rejects
     assert reject.text.startswith("\\xff")

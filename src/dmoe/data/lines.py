@@ -9,6 +9,7 @@ from dmoe.errors import DataError
 
 CHUNK_BYTES = 16 << 20
 LINE_LIMIT = 1 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 20
 
 
@@ -46,7 +47,7 @@ def _cut(stream: ContentStream, path: Path, chunk_bytes: int) -> Iterator[LineCh
         data = b"".join(pieces)
         if not start_seen:
             check_is_text(data, path, stream.codec)
-            data = data.removeprefix(b"\xef\xbb\xbf")
+            data = data.removeprefix(BYTE_ORDER_MARK)
             start_seen = True
         last = size < chunk_bytes
         end = len(data) if last else data.rfind(b"\n") + 1

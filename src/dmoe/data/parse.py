@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from dmoe.data.config import DELIMITERS
-from dmoe.data.lines import LineChunk
+from dmoe.data.lines import BYTE_ORDER_MARK, LineChunk
 from dmoe.data.rejects import (
     CARRIAGE_RETURN,
     NOT_UTF8,
@@ -192,6 +192,9 @@ def _read_columns(data: bytes, layout: Layout) -> tuple[pa.Table, dict[int, int]
     # Columns go by number here: the reader would take repeated or empty names amiss.
     numbers = [str(index) for index in range(len(layout.names))]
     wanted = [str(layout.names.index(name)) for name in layout.wanted]
+    if data.startswith(BYTE_ORDER_MARK):
+        # The reader takes one off the start of what it is given, which need not be the start of a file.
+        data = BYTE_ORDER_MARK + data
     table = pyarrow.csv.read_csv(
         io.BytesIO(data),
         # One block on this thread: rows are then numbered, and chunks are what runs in parallel.
