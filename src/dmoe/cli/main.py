@@ -19,6 +19,7 @@ COMMANDS = {
     "recipes": "List the data recipes that ship with dmoe.",
     "config": "Print a resolved run configuration.",
     "train": "Train a model and write a run folder.",
+    "baseline": "Fit a logistic regression or boosted trees on the same splits, to stand beside.",
     "evaluate": "AUC, logloss, calibration, correlation, gate and expert statistics of a run.",
     "compare": "Paired comparison of two runs on the same labelled rows.",
     "correlation": "Cross-expert correlation of a run: matrix, noise floor, dead units.",

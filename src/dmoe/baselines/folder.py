@@ -1,0 +1,190 @@
+"""The folder of a fitted baseline: like a run folder, with another model in it.
+
+baseline.json             kind, data set, what was chosen
+schema.json, vocabulary/  all that encoding a raw row needs
+metrics.json, evaluation/ as in a run folder
+environment.json          versions, hardware, wall time
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from dmoe.baselines.models import KINDS, MODELS, EncodedRows, Kind, Model, Tell
+from dmoe.data.dataset import SplitReader
+from dmoe.errors import ConfigError, DataError
+from dmoe.files import read_json, write_json, written_aside
+from dmoe.metrics import auc, calibration, logloss, relative_information_gain
+from dmoe.schema import Schema
+from dmoe.validation import validate
+
+MARK = "baseline.json"
+FORMAT_VERSION = 1
+
+# Rows to learn from: the latest ones of a longer split, so that minutes and a few gigabytes are enough.
+MOST_ROWS = 4_000_000
+_BATCH_ROWS = 65_536
+EVALUATED = ("valid", "test")
+
+
+class Facts(BaseModel):
+    """What baseline.json holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format_version: Literal[1] = FORMAT_VERSION
+    kind: Kind
+    data: str
+    seed: int
+    rows: int
+    chosen: dict[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A fitted baseline."""
+
+    path: Path
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        return (path / MARK).is_file()
+
+    @staticmethod
+    def open(path: Path) -> "Baseline":
+        """Raises: DataError if it is none, or of another format version."""
+        if not Baseline.is_one(path):
+            raise DataError(f"{path}: has no {MARK}, so it is not a folder of `dmoe baseline`")
+        found = Baseline(path)
+        assert found.facts, found.schema  # their errors come here, not at first use
+        return found
+
+    @cached_property
+    def facts(self) -> Facts:
+        path = self.path / MARK
+        try:
+            return validate(Facts, read_json(path), str(path))
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+
+    @cached_property
+    def schema(self) -> Schema:
+        return Schema.read(self.path)
+
+    def data_folder(self, given: Path | None = None) -> Path:
+        """The data set: `given`, or the one that it was fitted on.
+
+        Raises: DataError if it is gone or its schema is another one.
+        """
+        folder = given or Path(self.facts.data)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such data set folder; pass --data with its present place")
+        if Schema.read(folder) != self.schema:
+            raise DataError(f"{folder}: its schema.json differs from that of {self.path}; pass the data set that it has")
+        return folder
+
+    def load_model(self) -> Model:
+        model: Model = MODELS[self.facts.kind].load(self.path, self.schema)
+        return model
+
+
+def fit_baseline(
+    kind: Kind,
+    data: Path,
+    output: Path,
+    *,
+    seed: int = 2025,
+    overwrite: bool = False,
+    memory_gb: float = 4.0,
+    tell: Tell = lambda _: None,
+) -> Baseline:
+    """Fits a baseline on the train split of a data set folder, chosen by its valid split, and evaluates it.
+
+    Raises: DataError if the data are not whole or something is at `output` already; MissingExtraError.
+    """
+    if output.exists() and not (overwrite and Baseline.is_one(output)):
+        what = "is no folder of `dmoe baseline`" if overwrite else "exists already; pass --overwrite to replace it"
+        raise DataError(f"{output}: {what}, or choose another --output")
+    began = time.monotonic()
+    schema = Schema.read(data)
+    memory_bytes = int(memory_gb * 2**30)
+    train, valid = (_read(data, split, memory_bytes) for split in ("train", "valid"))
+    for split, rows in (("train", train), ("valid", valid)):
+        if len(np.unique(rows.labels_R)) < 2:
+            raise DataError(f"{data / split}: every row has {schema.label} {rows.labels_R[0]:g}; both classes are needed")
+    model: Model = MODELS[kind].fit(train, valid, schema, seed, tell)
+    facts = Facts(kind=kind, data=str(data.resolve()), seed=seed, rows=len(train), chosen=model.facts())
+    evaluations = {split: evaluate_model(model, data, split) for split in EVALUATED if (data / split).is_dir()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(output) as aside:
+        aside.mkdir()
+        schema.write(aside)
+        if (data / "vocabulary").is_dir():
+            shutil.copytree(data / "vocabulary", aside / "vocabulary")
+        model.save(aside)
+        write_evaluations(aside, evaluations)
+        scores = {split: {key: one[key] for key in _KEPT} for split, one in evaluations.items()}
+        seconds = time.monotonic() - began
+        write_json(aside / "metrics.json", {**scores, "seconds": seconds, "parameters": facts.chosen["parameters"]})
+        write_json(aside / "environment.json", {"data": facts.data, "wall_seconds": seconds})
+        write_json(aside / MARK, facts.model_dump(mode="json"))
+        if output.exists():
+            shutil.rmtree(output)
+    return Baseline(output)
+
+
+_KEPT = ("rows", "auc", "logloss", "relative_information_gain")
+
+
+def write_evaluations(folder: Path, evaluations: dict[str, dict[str, Any]]) -> None:
+    (folder / "evaluation").mkdir(exist_ok=True)
+    for split, one in evaluations.items():
+        write_json(folder / "evaluation" / f"{split}.json", one)
+
+
+def evaluate_model(model: Model, data: Path, split: str) -> dict[str, Any]:
+    """What `evaluation/<split>.json` of a run holds, as far as a model without experts has it."""
+    labels, logits = [], []
+    for rows in _batches(data, split):
+        labels.append(rows.labels_R)
+        logits.append(model.logits(rows.ids_RC, rows.numeric_RN))
+    labels_R, logits_R = np.concatenate(labels), np.concatenate(logits)
+    return {
+        "format_version": 1,
+        "split": split,
+        "rows": len(labels_R),
+        "positives": int(labels_R.sum()),
+        "auc": auc(labels_R, logits_R),
+        "logloss": logloss(labels_R, logits_R),
+        "relative_information_gain": relative_information_gain(labels_R, logits_R),
+        "calibration": asdict(calibration(labels_R, 1 / (1 + np.exp(-logits_R)))),
+    }
+
+
+def _read(data: Path, split: str, memory_bytes: int) -> EncodedRows:
+    """The rows of a split in file order, the last `MOST_ROWS` of them, or what fits into half of the memory."""
+    reader = SplitReader(data, split, batch_size=_BATCH_ROWS)
+    entries = reader.schema.num_ids + 2 * len(reader.schema.numeric)
+    # An entry is an id, and a float64 and a column of the design.
+    most = min(MOST_ROWS, memory_bytes // 2 // (entries * 16))
+    first = max(0, reader.num_rows - most) // _BATCH_ROWS
+    batches = list(reader.batches(start_batch=first))
+    return EncodedRows(
+        np.concatenate([batch.ids_BC.numpy() for batch in batches]),
+        np.concatenate([batch.numeric_BN.numpy() for batch in batches]),
+        np.concatenate([batch.labels_B.numpy() for batch in batches]),
+    )
+
+
+def _batches(data: Path, split: str) -> Iterator[EncodedRows]:
+    for batch in SplitReader(data, split, batch_size=_BATCH_ROWS).batches():
+        yield EncodedRows(batch.ids_BC.numpy(), batch.numeric_BN.numpy(), batch.labels_B.numpy())
+
+
+__all__ = ["EVALUATED", "KINDS", "Baseline", "evaluate_model", "fit_baseline", "write_evaluations"]
