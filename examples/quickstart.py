@@ -1,8 +1,8 @@
 """From a raw log to an HTML report: what `make quickstart` runs.
 
 Generates a log whose best possible AUC is known, prepares it, trains SE-MoE, ME-MoE and D-MoE (ME + de-correlation
-loss) of CIN + CrossNet, evaluates them, and prints a table and where the report is. Each step is a `dmoe` command,
-printed as it runs, to be pasted and changed.
+loss) of CIN + CrossNet, evaluates them, and prints a table, with the logistic regression that each has to beat, and
+where the report is. Each step is a `dmoe` command, printed as it runs, to be pasted and changed.
 """
 
 import argparse
@@ -64,6 +64,9 @@ def main() -> None:
     table = Table(title="Test split of the generated log")
     for column, justify in (("model", "left"), ("AUC", "right"), ("logloss", "right"), ("CEC", "right")):
         table.add_column(column, justify=justify)
+    beside = json.loads((runs["SE"] / "comparison.json").read_text())
+    paired = beside["splits"]["test"]
+    table.add_row(beside["name"], f"{paired['auc']['first']:.4f}", f"{paired['logloss']['first']:.4f}", "")
     for name, one in found.items():
         cec = one["correlation"]["output"]["total"]
         table.add_row(name, f"{one['auc']:.4f}", f"{one['logloss']:.4f}", f"{cec:.4f}")

@@ -4,7 +4,7 @@ R rows, P of them clicks and Q not.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dmoe.baselines.folder import Baseline
 from dmoe.data.dataset import SplitReader
 from dmoe.data.encode import RawBatch, RawEncoder
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import DataError, UserError
-from dmoe.metrics import auc, calibration, logloss
+from dmoe.metrics import auc, calibration, logloss, relative_information_gain
 from dmoe.schema import CategoricalField, MultiValuedField
 from dmoe.training.evaluation import SCORING_ROWS
 from dmoe.training.run import Run
 from dmoe.validation import nearest
+from dmoe.verdict import faults
 
 Floats = npt.NDArray[np.float64]
 
@@ -84,6 +86,14 @@ def paired_logloss(labels_R: npt.NDArray[np.bool_], first_R: Floats, second_R: F
     return Difference.of(logloss(labels_R, first_R), logloss(labels_R, second_R), math.sqrt(variance_of_mean(losses_R)))
 
 
+def paired_scores(labels_R: npt.NDArray[np.bool_], first_R: Floats, second_R: Floats) -> dict[str, Difference]:
+    """AUC and logloss of two logits of the same rows."""
+    return {
+        "auc": paired_auc(labels_R, first_R, second_R),
+        "logloss": paired_logloss(labels_R, first_R, second_R),
+    }
+
+
 def variance_of_mean(values: Floats) -> float:
     """Of the mean of independent `values`; 0 for a single one."""
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
@@ -97,9 +107,29 @@ def _midranks(values: Floats) -> Floats:
     return ranks
 
 
+def _faults(labels_R: npt.NDArray[np.bool_], logits_R: Floats) -> list[str]:
+    return faults(
+        "these rows",
+        {
+            "positives": int(labels_R.sum()),
+            "logloss": logloss(labels_R, logits_R),
+            "relative_information_gain": relative_information_gain(labels_R, logits_R),
+            "calibration": _calibration(labels_R, logits_R),
+        },
+    )
+
+
+def open_scored(folder: Path) -> Run | Baseline:
+    """A run folder, or one of `dmoe baseline`.
+
+    Raises: DataError if it is neither.
+    """
+    return Baseline.open(folder) if Baseline.is_one(folder) else Run.open(folder)
+
+
 def compare_runs(
-    first: Run,
-    second: Run,
+    first: Run | Baseline,
+    second: Run | Baseline,
     *,
     logs: Sequence[Path] = (),
     split: str = "test",
@@ -124,16 +154,16 @@ def compare_runs(
         if segment not in places:
             raise UserError(f"--segment {segment}: no categorical field of {first.path}{nearest(segment, places)}")
     columns = [places[segment][1] for segment in segments]
-    scored = [_scored(run, logs, split, data, columns) for run in (first, second)]
+    scored = [scored_rows(run, logs, split, data, columns) for run in (first, second)]
     (labels_R, first_R, ids_RS), (other_labels_R, second_R, _) = scored
     if not np.array_equal(labels_R, other_labels_R):
         raise DataError("the runs gave the rows different labels; prepare both with the same label column")
     return {
         "rows": len(labels_R),
         "positives": int(labels_R.sum()),
-        "auc": asdict(paired_auc(labels_R, first_R, second_R)),
-        "logloss": asdict(paired_logloss(labels_R, first_R, second_R)),
+        **{name: asdict(one) for name, one in paired_scores(labels_R, first_R, second_R).items()},
         "calibration": [_calibration(labels_R, logits_R) for logits_R in (first_R, second_R)],
+        "faults": [_faults(labels_R, logits_R) for logits_R in (first_R, second_R)],
         "segments": {
             segment: _segment(first, places[segment][0], ids_RS[:, index], labels_R, first_R, second_R)
             for index, segment in enumerate(segments)
@@ -149,25 +179,39 @@ def _calibration(labels_R: npt.NDArray[np.bool_], logits_R: Floats) -> dict[str,
     }
 
 
-def _scored(
-    run: Run, logs: Sequence[Path], split: str, data: Path | None, columns: Sequence[int]
+def scored_rows(
+    run: Run | Baseline, logs: Sequence[Path], split: str, data: Path | None, columns: Sequence[int]
 ) -> tuple[npt.NDArray[np.bool_], Floats, npt.NDArray[np.int32]]:
     """Labels (R,), logits (R,), and the ids of the chosen columns (R, S)."""
-    model = run.load_model()
+    score = _scorer(run)
     labels, logits, ids = [], [], []
     with torch.inference_mode():
         for batch in _batches(run, logs, split, data):
             if batch.labels_B is None:
                 raise DataError(f"{logs[0]}: has no column '{run.schema.label}'; comparing needs labels")
             labels.append(batch.labels_B.numpy() > 0)
-            logits.append(model(batch.ids_BC, batch.numeric_BN).logit.double().numpy())
+            logits.append(score(batch))
             ids.append(batch.ids_BC.numpy()[:, list(columns)])
     if not labels:
         raise DataError(f"{logs[0]}: holds no rows to compare on")
     return np.concatenate(labels), np.concatenate(logits), np.concatenate(ids)
 
 
-def _batches(run: Run, logs: Sequence[Path], split: str, data: Path | None) -> Iterator[RawBatch]:
+def _scorer(run: Run | Baseline) -> Callable[[RawBatch], Floats]:
+    """The function from encoded rows to their logits (B,)."""
+    if isinstance(run, Baseline):
+        simple = run.load_model()
+        return lambda batch: simple.logits(batch.ids_BC.numpy(), batch.numeric_BN.numpy())
+    model = run.load_model()
+
+    def logits(batch: RawBatch) -> Floats:
+        logits_B: Floats = model(batch.ids_BC, batch.numeric_BN).logit.double().numpy()
+        return logits_B
+
+    return logits
+
+
+def _batches(run: Run | Baseline, logs: Sequence[Path], split: str, data: Path | None) -> Iterator[RawBatch]:
     if logs:
         yield from RawEncoder(run.path).encode_files(logs, batch_size=SCORING_ROWS, labels=True)
         return
@@ -176,7 +220,7 @@ def _batches(run: Run, logs: Sequence[Path], split: str, data: Path | None) -> I
 
 
 def _segment(
-    run: Run,
+    run: Run | Baseline,
     field: CategoricalField,
     ids_R: npt.NDArray[np.int32],
     labels_R: npt.NDArray[np.bool_],

@@ -47,7 +47,7 @@ class Scorer(Protocol):
 
 
 def load(folder: Path | str, *, device: str = "auto", precision: Literal["float32", "bfloat16"] = "float32") -> Scorer:
-    """The scorer of a run folder, or of a model folder that `dmoe export` made.
+    """The scorer of a run folder, one of `dmoe baseline`, or a model folder that `dmoe export` made.
 
     Args:
         device: where a run is scored; model folders are scored on the CPU.
@@ -58,6 +58,10 @@ def load(folder: Path | str, *, device: str = "auto", precision: Literal["float3
     folder = Path(folder)
     # Each way imports its own engine: an ONNX model is scored without torch.
     if not is_model_folder(folder):
+        if (folder / "baseline.json").is_file() and not (folder / "config.yaml").is_file():
+            from dmoe.baselines.scorer import BaselineScorer
+
+            return BaselineScorer.open(folder)
         from dmoe.prediction import Predictor
 
         return Predictor.open(folder, device, precision)

@@ -88,7 +88,8 @@ def _weights(ids_RL: Ids, several: bool) -> Floats:
     if not several:
         return np.ones(ids_RL.shape)
     present_RL = ids_RL != MISSING_ID
-    return present_RL / np.maximum(present_RL.sum(1, keepdims=True), 1)
+    weights_RL: Floats = present_RL / np.maximum(present_RL.sum(1, keepdims=True), 1)
+    return weights_RL
 
 
 def _tamed(numbers_R: Floats) -> Floats:
@@ -128,5 +129,3 @@ def tree_categories(schema: Schema) -> list[int]:
 
 def _shown_tokens(field: MultiValuedField) -> Sequence[int]:
     return range(1, min(field.vocabulary_size, _SHOWN_VALUES + 2))
-
-

@@ -8,7 +8,7 @@ environment.json          versions, hardware, wall time
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dmoe.baselines.models import KINDS, MODELS, EncodedRows, Kind, Model, Tell
+from dmoe.baselines.models import MODELS, EncodedRows, Kind, Model, Tell
+from dmoe.data.config import SPLITS
 from dmoe.data.dataset import SplitReader
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json, write_json, written_aside
@@ -26,10 +27,9 @@ from dmoe.schema import Schema
 from dmoe.validation import validate
 
 MARK = "baseline.json"
-FORMAT_VERSION = 1
 
 # Rows to learn from: the latest ones of a longer split, so that minutes and a few gigabytes are enough.
-MOST_ROWS = 4_000_000
+MOST_ROWS = 2_000_000
 _BATCH_ROWS = 65_536
 EVALUATED = ("valid", "test")
 
@@ -38,7 +38,7 @@ class Facts(BaseModel):
     """What baseline.json holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     kind: Kind
     data: str
     seed: int
@@ -62,7 +62,8 @@ class Baseline:
         if not Baseline.is_one(path):
             raise DataError(f"{path}: has no {MARK}, so it is not a folder of `dmoe baseline`")
         found = Baseline(path)
-        assert found.facts, found.schema  # their errors come here, not at first use
+        for _ in (found.facts, found.schema):  # their errors come here, not at first use
+            pass
         return found
 
     @cached_property
@@ -86,7 +87,9 @@ class Baseline:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such data set folder; pass --data with its present place")
         if Schema.read(folder) != self.schema:
-            raise DataError(f"{folder}: its schema.json differs from that of {self.path}; pass the data set that it has")
+            raise DataError(
+                f"{folder}: its schema.json differs from that of {self.path}; pass the data set that it has"
+            )
         return folder
 
     def load_model(self) -> Model:
@@ -117,7 +120,9 @@ def fit_baseline(
     train, valid = (_read(data, split, memory_bytes) for split in ("train", "valid"))
     for split, rows in (("train", train), ("valid", valid)):
         if len(np.unique(rows.labels_R)) < 2:
-            raise DataError(f"{data / split}: every row has {schema.label} {rows.labels_R[0]:g}; both classes are needed")
+            raise DataError(
+                f"{data / split}: every row has {schema.label} {rows.labels_R[0]:g}; both classes are needed"
+            )
     model: Model = MODELS[kind].fit(train, valid, schema, seed, tell)
     facts = Facts(kind=kind, data=str(data.resolve()), seed=seed, rows=len(train), chosen=model.facts())
     evaluations = {split: evaluate_model(model, data, split) for split in EVALUATED if (data / split).is_dir()}
@@ -146,6 +151,17 @@ def write_evaluations(folder: Path, evaluations: dict[str, dict[str, Any]]) -> N
     (folder / "evaluation").mkdir(exist_ok=True)
     for split, one in evaluations.items():
         write_json(folder / "evaluation" / f"{split}.json", one)
+
+
+def evaluate_baseline(
+    baseline: Baseline, *, splits: Sequence[str] | None = None, data: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """Evaluates it on the named splits, by default all that there are; writes `evaluation/<split>.json`."""
+    folder, model = baseline.data_folder(data), baseline.load_model()
+    chosen = splits or [name for name in SPLITS if (folder / name).is_dir()]
+    found = {split: evaluate_model(model, folder, split) for split in chosen}
+    write_evaluations(baseline.path, found)
+    return found
 
 
 def evaluate_model(model: Model, data: Path, split: str) -> dict[str, Any]:
@@ -185,6 +201,3 @@ def _read(data: Path, split: str, memory_bytes: int) -> EncodedRows:
 def _batches(data: Path, split: str) -> Iterator[EncodedRows]:
     for batch in SplitReader(data, split, batch_size=_BATCH_ROWS).batches():
         yield EncodedRows(batch.ids_BC.numpy(), batch.numeric_BN.numpy(), batch.labels_B.numpy())
-
-
-__all__ = ["EVALUATED", "KINDS", "Baseline", "evaluate_model", "fit_baseline", "write_evaluations"]

@@ -50,12 +50,15 @@ class Model(Protocol):
         """What was chosen, and `parameters`, how many numbers it learnt."""
 
 
-# From the strongest penalty on: L-BFGS starts each from the last, and two in a row that are worse end the search.
-_STRENGTHS = (1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_ITERATIONS = 200
-_WEIGHTS = "logistic.safetensors"
-
 Encoding: TypeAlias = Literal["one-hot", "target"]
+
+# From the strongest penalty on: L-BFGS starts each from the last, and two in a row that are worse end the search.
+_STRENGTHS: dict[Encoding, tuple[float, ...]] = {
+    "one-hot": (1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+    "target": (1e-3, 1.0),  # a few inputs a field: the penalty hardly matters
+}
+_ITERATIONS = 100
+_WEIGHTS = "logistic.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ def _best(
     regression = LogisticRegression(max_iter=_ITERATIONS, warm_start=True)
     best: tuple[float, Logistic] | None = None
     worse = 0
-    for strength in _STRENGTHS:
+    for strength in _STRENGTHS[encoding]:
         regression.set_params(C=strength)
         _fit_quietly(regression, matrix, labels_R)
         weights_K, intercept = regression.coef_[0].copy(), float(regression.intercept_[0])

@@ -6,6 +6,8 @@ Shape suffixes as in `dmoe.baselines.design`; V ids of a field.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,17 +48,17 @@ class TargetEncoding:
         """K."""
         return 3 * len(self.schema.categorical) + self.numbers.columns
 
-    def matrix(self, ids_RC: Ids, numeric_RN: Numbers) -> scipy.sparse.csr_matrix:
+    def matrix(self, ids_RC: Ids, numeric_RN: Numbers) -> Any:
         """(R, K) for rows that are none of those learnt from."""
         return self._matrix(ids_RC, numeric_RN, self.rows_V, self.clicks_V)
 
-    def training_matrix(self, ids_RC: Ids, numeric_RN: Numbers, labels_R: Floats) -> tuple[scipy.sparse.csr_matrix, int]:
+    def training_matrix(self, ids_RC: Ids, numeric_RN: Numbers, labels_R: Floats) -> tuple[Any, int]:
         """(R - first, K) for the rows learnt from, each by the blocks before its own; the first block has none."""
         ends = np.linspace(0, len(ids_RC), BLOCKS + 1).astype(np.int64)
         rows = [np.zeros_like(one) for one in self.rows_V]
         clicks = [np.zeros_like(one) for one in self.clicks_V]
         parts = []
-        for begin, end in zip(ends[:-1], ends[1:], strict=True):
+        for begin, end in pairwise(ends.tolist()):
             if begin:
                 parts.append(self._matrix(ids_RC[begin:end], numeric_RN[begin:end], tuple(rows), tuple(clicks)))
             for index, (field, place) in enumerate(zip(self.schema.categorical, self.schema.id_columns, strict=True)):
@@ -69,7 +71,7 @@ class TargetEncoding:
 
     def _matrix(
         self, ids_RC: Ids, numeric_RN: Numbers, rows_V: tuple[Floats, ...], clicks_V: tuple[Floats, ...]
-    ) -> scipy.sparse.csr_matrix:
+    ) -> Any:
         columns: list[Floats] = []
         for index, (field, place) in enumerate(zip(self.schema.categorical, self.schema.id_columns, strict=True)):
             ids_RL = ids_RC[:, place]

@@ -39,9 +39,7 @@ def command(
     known = next((one for one in KINDS if one == kind), None)
     if known is None:
         raise ConfigError(f"--kind {kind}: must be {' or '.join(KINDS)}{nearest(kind, KINDS)}")
-    found = fit_baseline(
-        known, data, output, seed=seed, overwrite=overwrite, memory_gb=memory_gb, tell=stderr.print
-    )
+    found = fit_baseline(known, data, output, seed=seed, overwrite=overwrite, memory_gb=memory_gb, tell=stderr.print)
     metrics = read_json(found.path / "metrics.json")
     if as_json:
         print_json({"baseline": str(found.path), "kind": known, **metrics})

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dmoe.cli.common import JsonOption, print_json
+from dmoe.cli.common import JsonOption, print_json, show_path, stderr
 
 HELP = """Compare two runs on the same labelled rows, to decide which one to serve.
 
@@ -21,8 +21,8 @@ Examples:
 
 
 def command(
-    first: Annotated[Path, typer.Argument(help="Run folder, the one in use.")],
-    second: Annotated[Path, typer.Argument(help="Run folder, the candidate.")],
+    first: Annotated[Path, typer.Argument(help="Run folder or baseline, the one in use.")],
+    second: Annotated[Path, typer.Argument(help="Run folder or baseline, the candidate.")],
     log: Annotated[
         list[Path] | None,
         typer.Option(help="Raw labelled log to compare on, or folder of them; may be repeated. Default: a split."),
@@ -34,11 +34,10 @@ def command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.comparison import SIGNIFICANCE, compare_runs, worse_segments
-    from dmoe.training.run import Run
+    from dmoe.comparison import SIGNIFICANCE, compare_runs, open_scored, worse_segments
 
     found = compare_runs(
-        Run.open(first), Run.open(second), logs=log or (), split=split, data=data, segments=segment or ()
+        open_scored(first), open_scored(second), logs=log or (), split=split, data=data, segments=segment or ()
     )
     worse = worse_segments(found)
     if as_json:
@@ -59,6 +58,9 @@ def command(
                 f"  {row['value'][:24]:24} {row['rows']:>9} rows  click rate {row['click_rate']:.4f}  predicted "
                 f"{row['predicted'][0]:.4f} -> {row['predicted'][1]:.4f}  logloss {_text(row['logloss'])}  {auc}"
             )
+    for place, run, faults in zip(("FIRST", "SECOND"), (first, second), found["faults"], strict=True):
+        for line in faults:
+            stderr.print(f"warning: {place}, {show_path(run)}: {line}")
     if found["segments"]:
         named = ", ".join(f"{field} {value}" for field, value in worse)
         typer.echo(f"\nsegments with worse logloss beyond chance: {named or 'none'}")

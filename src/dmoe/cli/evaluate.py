@@ -19,16 +19,20 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder or baseline.")],
     split: Annotated[list[str] | None, typer.Option(help="Split to evaluate; may be repeated. Default: all.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data set folder, if it has moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
+    from dmoe.baselines.folder import Baseline, evaluate_baseline
     from dmoe.training.evaluation import evaluate_run
     from dmoe.training.run import Run
 
-    found = evaluate_run(Run.open(run), splits=split, data=data, device=device)
+    if Baseline.is_one(run):
+        found = evaluate_baseline(Baseline.open(run), splits=split, data=data)
+    else:
+        found = evaluate_run(Run.open(run), splits=split, data=data, device=device)
     if as_json:
         print_json(found)
         return
@@ -38,7 +42,7 @@ def command(
             f"calibration error {one['calibration']['expected_calibration_error']:.4f}, "
             f"predicted/observed {one['calibration']['predicted_to_observed']:.3f}"
         )
-        if not one["gate"]:
+        if not one.get("gate"):
             continue
         output = one["correlation"]["output"]
         cka = cka_text(one["similarity"]["output"]["mean"])

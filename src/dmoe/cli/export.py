@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dmoe.cli.common import JsonOption, print_json, show_path
+from dmoe.cli.common import JsonOption, print_json, show_path, stderr
 
 HELP = """Export a run as a model folder that scores raw rows, and prove that it is the same model.
 
@@ -45,6 +45,7 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
+    from dmoe.baselines.beside import run_faults
     from dmoe.export.write import export
     from dmoe.training.run import Run
 
@@ -57,9 +58,13 @@ def command(
         data=data,
         overwrite=overwrite,
     )
+    faults = run_faults(run)
     if as_json:
-        print_json({"model": str(output), "version": manifest.version, **manifest.parity.model_dump()})
+        parity = manifest.parity.model_dump()
+        print_json({"model": str(output), "version": manifest.version, **parity, "faults": faults})
         return
+    for line in faults:
+        stderr.print(f"warning: {line}")
     found = manifest.parity
     typer.echo(
         f"{found.split}: {found.rows} rows, largest difference in probability {found.max_abs_probability:.1e}, "

@@ -38,15 +38,24 @@ def command(
         typer.Option("--from", help="Run whose weights to start from; its tokens are matched by value."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline/--no-baseline",
+            help="Fit the logistic regression of the data set too, once, and say which of both is better.",
+        ),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.allocator import keep_freed_memory
+    from dmoe.baselines.beside import run_faults, stand_beside
     from dmoe.config import changed_config, load_config
     from dmoe.errors import ConfigError
     from dmoe.files import read_json
     from dmoe.training.loop import train
     from dmoe.training.progress import TerminalWatcher
     from dmoe.training.run import Run
+    from dmoe.verdict import against
 
     words = list(arguments or [])
     source = words.pop(0) if words and "=" not in words[0] else None
@@ -70,8 +79,10 @@ def command(
         known = run.environment["started_from"]
         stderr.print(f"{known['kept']} of {known['tokens']} tokens were known to {show_path(earlier.path)}")
     metrics = read_json(run.path / "metrics.json")
+    beside = stand_beside(run, data, memory_gb=config.training.memory_gb, tell=stderr.print) if baseline else None
+    faults = run_faults(run.path)
     if as_json:
-        print_json({"run": str(run.path), **metrics})
+        print_json({"run": str(run.path), **metrics, "baseline": beside, "faults": faults})
         return
     for split in ("valid", "test"):
         if split in metrics:
@@ -79,6 +90,10 @@ def command(
             floor = found["cec_noise_floor"]
             cec = "" if floor is None else f"  {cec_text(found['cec'], floor)}"
             typer.echo(f"{split:5} AUC {found['auc']:.4f}  logloss {found['logloss']:.4f}{cec}")
+    for line in against(beside) if beside else []:
+        typer.echo(line)
+    for line in faults:
+        stderr.print(f"warning: {line}")
     for line in dead_expert_lines(config, metrics["valid"]["dead_columns"] or []):
         stderr.print(line)
     typer.echo(f"run: {show_path(run.path)} (best epoch {metrics['best_epoch']})")

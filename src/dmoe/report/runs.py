@@ -7,11 +7,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from dmoe.baselines.beside import read_beside
+from dmoe.baselines.folder import MARK as BASELINE_MARK
+from dmoe.baselines.folder import Baseline
+from dmoe.baselines.models import NAMES
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json, read_json_lines
 from dmoe.report.formats import EpochLine, Evaluation, FinalMetrics, RunConfig, Scores, StepLine
 from dmoe.schema import Schema
 from dmoe.validation import validate
+from dmoe.verdict import faults_of_run
 from dmoe.yaml_text import read_yaml, settled
 
 EVALUATION_FORMAT_VERSION = 1
@@ -36,6 +41,13 @@ class Run:
     metrics: FinalMetrics | None
     evaluations: dict[str, Evaluation]
     environment: dict[str, Any] | None
+    baseline: str | None = None  # the name of the simple model, if it is one
+    beside: dict[str, Any] | None = None  # comparison.json: the run and its data set's logistic regression
+
+    @property
+    def faults(self) -> list[str]:
+        """What the figures say against it, in words."""
+        return faults_of_run({split: one.model_dump() for split, one in self.evaluations.items()}, self.beside)
 
     @property
     def num_experts(self) -> int:
@@ -102,21 +114,28 @@ def read_run(folder: Path, name: str) -> Run:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected a run folder made by `dmoe train`")
-    for needed in ("config.yaml", "schema.json"):
+    simple = Baseline.open(folder) if Baseline.is_one(folder) else None
+    settings = BASELINE_MARK if simple else "config.yaml"
+    for needed in (settings, "schema.json"):
         if not (folder / needed).is_file():
             raise DataError(f"{folder}: has no {needed}, so it is not a run folder of `dmoe train`")
-    try:
-        values = read_yaml(folder / "config.yaml")
-    except ConfigError as error:
-        raise DataError(str(error)) from None
-    config = _part(RunConfig, values, str(folder / "config.yaml"))
+    baseline = None if simple is None else NAMES[simple.facts.kind]
+    if simple is not None:
+        values = simple.facts.model_dump(mode="json")
+        config = RunConfig.model_validate({"model": {"experts": [{"kind": baseline}]}})
+    else:
+        try:
+            values = read_yaml(folder / "config.yaml")
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+        config = _part(RunConfig, values, str(folder / "config.yaml"))
     evaluations = _evaluations(folder / "evaluation")
     for split, evaluation in evaluations.items():
         _check_experts(evaluation, len(config.model.experts), folder / "evaluation" / f"{split}.json")
     return Run(
         name=name,
         folder=folder,
-        config_text=(folder / "config.yaml").read_text(encoding="utf-8"),
+        config_text=(folder / settings).read_text(encoding="utf-8"),
         config_values=settled(values),
         config=config,
         schema=Schema.read(folder),
@@ -125,6 +144,8 @@ def read_run(folder: Path, name: str) -> Run:
         metrics=_final_metrics(folder / "metrics.json"),
         evaluations=evaluations,
         environment=_read_optional(folder / "environment.json"),
+        baseline=baseline,
+        beside=read_beside(folder),
     )
 
 

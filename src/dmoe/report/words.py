@@ -1,8 +1,9 @@
 """What the report says in sentences: what was trained, on what, and what came of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dmoe.report import numbers
 from dmoe.report.formats import Correlation, Evaluation, Gate, Scores
@@ -49,6 +50,8 @@ def join(words: Sequence[str]) -> str:
 def model(run: Run) -> str:
     """What was trained."""
     names = run.expert_names
+    if run.baseline is not None:
+        return f"A simple model to stand beside the others: {run.baseline}."
     if len(names) == 1:
         return f"A single {names[0]} expert, without gate or mixture."
     tables = run.config.model.tables
@@ -115,6 +118,7 @@ def result(run: Run) -> list[str]:
         ratio = evaluation.calibration.predicted_to_observed
         if ratio is not None:
             sentences.append(f"It predicts {ratio:.3f} times the clicks that happened.")
+    sentences += [f"Attention: {fault}." for fault in run.faults]
     if (detail := run.detail) is not None and run.num_experts > 1:
         sentences += _experts(run, detail)
     return sentences
@@ -197,3 +201,15 @@ def missing(run: Run, part: str) -> str:
     if run.detail is None:
         return f"{run.name} was not evaluated; `dmoe evaluate` on its folder adds these figures."
     return f"The evaluation of {run.name} holds no such figures."
+
+
+def beside(run: Run, split: str, paired: Mapping[str, Any]) -> str:
+    """How the run stands to the logistic regression of its data set on the same rows."""
+    assert run.beside is not None  # the caller has read it
+    parts = []
+    for name, key, better in (("AUC", "auc", 1), ("logloss", "logloss", -1)):
+        one = paired[key]
+        interval = f"{numbers.change(one['low'])} to {numbers.change(one['high'])}"
+        verdict = "not resolved" if one["p"] >= 0.05 else ("better" if one["difference"] * better > 0 else "worse")
+        parts.append(f"{name} {numbers.change(one['difference'])} ({interval}, {verdict})")
+    return f"{run.name} against the {run.beside['name']} on the same {split} rows: {', '.join(parts)}."

@@ -1,0 +1,88 @@
+"""The logistic regression that stands beside every trained model.
+
+It belongs to the data set and is kept in it, `baselines/logistic`, for the next run.
+"""
+
+import json
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from dmoe.baselines.folder import EVALUATED, Baseline, fit_baseline
+from dmoe.baselines.models import NAMES, Tell
+from dmoe.comparison import paired_scores, scored_rows
+from dmoe.errors import DataError
+from dmoe.files import read_json, write_json
+from dmoe.schema import Schema
+from dmoe.training.run import Run
+from dmoe.verdict import faults_of_run
+
+FILE = "comparison.json"
+
+
+def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """Compares a finished run with the logistic regression of its data set; writes RUN/comparison.json.
+
+    `splits` holds, for each held-out split, the paired differences of AUC and logloss, run minus regression.
+    """
+    with tempfile.TemporaryDirectory(prefix="dmoe-") as scratch:
+        baseline = _kept(data, Path(scratch), memory_gb, tell)
+        splits = {}
+        for split in EVALUATED:
+            if (data / split).is_dir():
+                (labels_R, first_R, _), (_, second_R, _) = (
+                    scored_rows(one, (), split, data, ()) for one in (baseline, run)
+                )
+                splits[split] = {name: asdict(one) for name, one in paired_scores(labels_R, first_R, second_R).items()}
+        facts = baseline.facts
+        found = {"name": NAMES[facts.kind], "kind": facts.kind, "chosen": facts.chosen, "splits": splits}
+    write_json(run.path / FILE, found)
+    return found
+
+
+def _kept(data: Path, scratch: Path, memory_gb: float, tell: Tell) -> Baseline:
+    """The baseline of the data set, fitted now if it has none; in `scratch` where its folder cannot be written."""
+    place = data / "baselines" / "logistic"
+    try:
+        place.parent.mkdir(exist_ok=True)
+        lock = FileLock(place.parent / "lock")
+        lock.acquire()
+    except OSError:
+        return fit_baseline("logistic", data, scratch / "logistic", memory_gb=memory_gb, tell=tell)
+    try:
+        with suppress(DataError):
+            if Baseline.is_one(place) and Baseline.open(place).schema == Schema.read(data):
+                return Baseline.open(place)
+        return fit_baseline("logistic", data, place, overwrite=Baseline.is_one(place), memory_gb=memory_gb, tell=tell)
+    finally:
+        lock.release()
+
+
+def read_beside(run: Path) -> dict[str, Any] | None:
+    """What `stand_beside` wrote, None if it did not.
+
+    Raises: DataError if the file is damaged.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {**found, "splits": dict(found["splits"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}); train again, or remove it") from None
+
+
+def run_faults(run: Path) -> list[str]:
+    """What the figures of a run folder say against it; see `dmoe.verdict`.
+
+    Raises: DataError if a file is damaged.
+    """
+    evaluations = {
+        split: read_json(path) for split in EVALUATED if (path := run / "evaluation" / f"{split}.json").is_file()
+    }
+    return faults_of_run(evaluations, read_beside(run))

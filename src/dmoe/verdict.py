@@ -1,0 +1,75 @@
+"""What a model's figures say against it, in plain words: it must not be served in silence.
+
+Imports nothing but the standard library, so that every command can say the same.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+# Predictions and clicks may differ by this share before a word is said.
+CALIBRATION_MARGIN = 0.05
+_STANDARD_ERRORS = 2.0
+_SIGNIFICANCE = 0.05
+
+
+def faults(split: str, evaluation: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> list[str]:
+    """Sentences on one evaluated split, none if nothing is wrong.
+
+    Args:
+        evaluation: with `rows`, `positives`, `logloss`, `relative_information_gain` and `calibration`, as in
+            `evaluation/<split>.json`.
+        beside: paired differences to a baseline on the same rows, model minus baseline, and its `name`.
+    """
+    found = []
+    gain = evaluation.get("relative_information_gain")
+    if gain is not None and gain < 0:
+        found.append(
+            f"on {split} its logloss {evaluation['logloss']:.4f} is worse than predicting the mean click rate for "
+            f"every row ({evaluation['logloss'] / (1 - gain):.4f}); do not serve it as it is"
+        )
+    ratio = (evaluation.get("calibration") or {}).get("predicted_to_observed")
+    positives = evaluation.get("positives") or 0
+    if ratio is not None and positives:
+        off = abs(ratio - 1)
+        if off > CALIBRATION_MARGIN and off > _STANDARD_ERRORS / math.sqrt(positives):
+            what = "more" if ratio > 1 else "fewer"
+            found.append(f"on {split} it predicts {ratio:.3f} times the clicks that happened, {what} than there were")
+    if beside is not None and (sentence := _beaten(split, beside)) is not None:
+        found.append(sentence)
+    return found
+
+
+def _beaten(split: str, beside: Mapping[str, Any]) -> str | None:
+    """A sentence if the baseline is the better one in AUC or logloss beyond chance."""
+    worse = [
+        f"{name} {one['first']:.4f} against {one['second']:.4f} of the model"
+        for name, key, sign in (("AUC", "auc", 1), ("logloss", "logloss", -1))
+        if (one := beside[key])["difference"] * sign < 0 and one["p"] < _SIGNIFICANCE
+    ]
+    if not worse:
+        return None
+    return f"on {split} the {beside['name']} is better beyond chance: {' and '.join(worse)}"
+
+
+def faults_of_run(evaluations: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Any] | None) -> list[str]:
+    """`faults` of the last held-out split that there is: test, else valid.
+
+    Args:
+        evaluations: by split; `beside` what comparison.json of the run folder holds.
+    """
+    split = next((name for name in ("test", "valid") if name in evaluations), None)
+    if split is None:
+        return []
+    paired = beside["splits"].get(split) if beside is not None else None
+    named = None if beside is None or paired is None else {"name": beside["name"], **paired}
+    return faults(split, evaluations[split], named)
+
+
+def against(beside: Mapping[str, Any]) -> list[str]:
+    """One line a split: the baseline's scores, and how far the model is above them."""
+    return [
+        f"{split:5} {beside['name']}: AUC {paired['auc']['first']:.4f}  logloss {paired['logloss']['first']:.4f}  "
+        f"(the model: {paired['auc']['difference']:+.4f}, {paired['logloss']['difference']:+.4f})"
+        for split, paired in beside["splits"].items()
+    ]
