@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -98,11 +98,13 @@ class GateConfig(_Strict):
 class ModelConfig(_Strict):
     """Experts, the tables that they read, the gate and the tower; or one expert by itself, `form: benchmark`.
 
-    An expert may say `fields`, the fields or groups of fields that it reads, beside its own options.
+    An expert may say `fields`, the fields or groups of fields that it reads, beside its own options. `field_std` is the
+    spread of the vectors around which the rows of each field start; 0 starts all of them close to zero.
     """
 
     embedding_dim: int | list[int] = 16
     embedding_storage: Literal["float32", "bfloat16", "float16"] = "float32"
+    field_std: float = Field(default=0.0, ge=0, le=10)
     tables: Literal["shared", "per-expert"] | list[int] = "per-expert"
     experts: list[dict[str, Any]] = Field(
         default=[{"kind": "cin", "units": [276]}, {"kind": "crossnet", "layers": 3}], min_length=1
@@ -239,8 +241,16 @@ class OptimiserConfig(_Strict):
 
 
 class TrainingConfig(_Strict):
-    """The recipe: when to evaluate, when to stop, what is kept."""
+    """The recipe: when to evaluate, when to stop, what is kept.
 
+    `recipe`: with `auto` every key of the run that is left out is chosen by what train measures; see
+    `dmoe.training.recipe`. `unseen`: for each field the share of its tokens that a training step takes for unseen;
+    `auto` estimates it from train, 0 is none. `base_rate`: the model starts at train's click rate.
+    """
+
+    recipe: Literal["fixed", "auto"] = "fixed"
+    unseen: Literal["auto", 0] | dict[str, Annotated[float, Field(ge=0, lt=1)]] = 0
+    base_rate: bool = False
     batch_size: int = Field(default=10_000, ge=1)
     epochs: int = Field(default=10, ge=1)
     evaluations_per_epoch: int = Field(default=1, ge=1)
@@ -252,6 +262,11 @@ class TrainingConfig(_Strict):
     precision: Literal["float32", "bfloat16"] = "float32"
     memory_gb: float = Field(default=4.0, gt=0)
     checkpoint_minutes: float = Field(default=10.0, gt=0)
+
+    @property
+    def unseen_rates(self) -> dict[str, float]:
+        """For each field the share of its tokens to take for unseen, of a configuration that leaves nothing open."""
+        return self.unseen if isinstance(self.unseen, dict) else {}
 
     @field_validator("device")
     @classmethod
@@ -353,7 +368,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     value = parse_yaml(f"value: {text}", f"override '{override}'").get("value")
     parts = key.split(".")
     current: Any = values
-    # A section that the file leaves out is changed from its default, not from nothing.
+    # A list that the file leaves out is changed from its default, not from nothing. A section stays as sparse as it is
+    # written: what nobody said is for `training.recipe: auto` to choose.
     default: Any = RunConfig().model_dump(mode="json")
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
@@ -369,7 +385,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         elif isinstance(current, dict):
             slot = part
             default = default.get(part) if isinstance(default, dict) else None
-            if isinstance(default, dict | list):
+            if isinstance(default, list):
                 current.setdefault(slot, copy.deepcopy(default))
             elif not last:
                 current.setdefault(slot, {})

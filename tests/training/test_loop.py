@@ -71,7 +71,8 @@ def test_alpha_zero_is_the_baseline_to_the_bit(small_data, tmp_path):
 @pytest.mark.parametrize("step", [1, 16, 25])
 def test_an_interrupted_run_resumes_to_the_same_bits(small_data, tmp_path, embedding, storage, step):
     overrides = [f"optimiser.embedding={embedding}", "model.tower_dropout=0.2", "training.epochs=2"]
-    overrides += [f"model.embedding_storage={storage}"]
+    overrides += [f"model.embedding_storage={storage}", "model.field_std=0.1"]
+    overrides += ["training.unseen={site: 0.3, device: 0.1}", "training.base_rate=true"]
     if embedding in ("lazy", "rowwise-adagrad"):
         overrides.append("optimiser.embedding_l2=0")
     config = small_config(*overrides)

@@ -41,7 +41,7 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
                 experts.append(expert_class(kind)(num_fields, widths[table_of_expert[index]], **options))
             except ValueError as error:
                 raise ConfigError(f"model.experts[{index}] ({kind}): {error}") from None
-        return DMoE(
+        model = DMoE(
             token_fields(schema),
             len(schema.numeric),
             widths,
@@ -58,6 +58,9 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
             form=config.form,
             first_order=config.first_order,
         )
+        if config.field_std:
+            model.embedding.spread_fields(config.field_std)
+        return model
 
 
 def token_fields(schema: Schema) -> list[TokenField]:

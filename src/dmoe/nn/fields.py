@@ -186,6 +186,19 @@ class FieldEmbedding(nn.Module):
             weight = found[1].tables.weight
             weight[found[2]] = vectors_VW.repeat(1, weight.shape[1] // vectors_VW.shape[1]).to(weight.dtype)
 
+    @torch.no_grad()
+    def spread_fields(self, std: float) -> None:
+        """Adds to all rows of a vocabulary one vector of normal numbers: a field's tokens start close together.
+
+        Products of embeddings have gradients at once then; from rows near zero they have none, and units die early.
+        """
+        for bank in self.each_bank():
+            if isinstance(bank.tables, MultiTableEmbedding):
+                weight = bank.tables.weight
+                for place in range(len(bank.vocabularies)):
+                    vector_S = torch.randn(weight.shape[1]) * std
+                    weight[bank.tables.field_rows(place)] += vector_S.to(weight)
+
     def _bank_of(self, field: int) -> tuple[int, "Bank", slice] | None:
         """The bank that holds the vocabulary of a field, its number, and the rows there."""
         for number, bank in enumerate(self.each_bank()):

@@ -4,6 +4,7 @@ Shape suffixes: B rows, C id columns, N numeric fields, F fields, D embedding wi
 H units of the alignment layer, W raw width of an expert.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -231,6 +232,11 @@ class DMoE(nn.Module):
             unit_weights=gate.unit_weights_BMH,
             gate_loss=gate.loss,
         )
+
+    @torch.no_grad()
+    def start_at(self, rate: float) -> None:
+        """Sets the last bias to the logit of a click rate: with small weights, that is what is predicted at first."""
+        self.head.bias.fill_(math.log(rate / (1 - rate)))  # type: ignore[operator]
 
     def mixture(self, outputs: Sequence[Tensor], gate: GateOutput) -> Tensor:
         """h (B, H) of eq. 10, for all of a gate's experts."""

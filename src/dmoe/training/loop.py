@@ -15,6 +15,7 @@ from pyarrow.dataset import dataset
 
 from dmoe.config import RunConfig, TrainingConfig
 from dmoe.data.dataset import SplitReader
+from dmoe.data.log_facts import LogFacts, measure_log
 from dmoe.errors import ConfigError, DataError, DmoeError, NonFiniteLossError
 from dmoe.files import append_json_line, read_json_lines, write_json
 from dmoe.nn.build import build_model, build_terms, check_model
@@ -24,6 +25,7 @@ from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpo
 from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.evaluation import SCORING_ROWS, evaluate_split, quick_metrics
 from dmoe.training.progress import Silent, Watcher
+from dmoe.training.recipe import needs_facts, resolved
 from dmoe.training.run import (
     FirstWeights,
     Run,
@@ -32,6 +34,7 @@ from dmoe.training.run import (
     load_tensors,
     peak_memory_bytes,
 )
+from dmoe.training.replacement import Replacement
 from dmoe.training.warm_start import set_given_vectors, warm_start
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
@@ -106,6 +109,9 @@ def train(
         InterruptedRun: SIGINT or SIGTERM came; `resume=True` continues to the same bits.
     """
     schema = Schema.read(data)
+    facts = measure_log(data, schema) if needs_facts(config) else None
+    if facts is not None:
+        config = resolved(config, facts)
     if resume and (output / "config.yaml").is_file():
         run = Run.open(output)
         if run.config != config:
@@ -125,8 +131,9 @@ def train(
             shutil.rmtree(output)
         run = Run.create(output, config, schema, data, first)
     watcher = watcher or Silent()
+    watcher.resolved(run.config)
     try:
-        _Trainer(run, data, watcher, on_evaluation).run_to_end()
+        _Trainer(run, data, watcher, on_evaluation, facts).run_to_end()
     finally:
         watcher.stop()
     return run
@@ -153,7 +160,12 @@ def _check_splits(data: Path, schema: Schema) -> None:
 
 class _Trainer:
     def __init__(
-        self, run: Run, data: Path, watcher: Watcher, on_evaluation: Callable[[DMoE], dict[str, Any]] | None
+        self,
+        run: Run,
+        data: Path,
+        watcher: Watcher,
+        on_evaluation: Callable[[DMoE], dict[str, Any]] | None,
+        facts: LogFacts | None,
     ) -> None:
         self.run, self.data, self.watcher, self.on_evaluation = run, data, watcher, on_evaluation
         config = run.config
@@ -168,6 +180,10 @@ class _Trainer:
         self.valid = SplitReader(data, "valid", batch_size=SCORING_ROWS, memory_bytes=memory)
         self.model = build_model(config.model, run.schema, seed=recipe.seed)
         set_given_vectors(self.model, run.schema, data)
+        if facts is not None and recipe.base_rate:
+            self.model.start_at(facts.rate)
+        rates = recipe.unseen_rates
+        self.replacement = Replacement(run.schema, rates, facts, recipe.seed) if facts and rates else None
         if run.first_weights.is_file():
             self.model.load_state_dict(load_tensors(run.first_weights))
         self.model.to(self.device)
@@ -225,6 +241,8 @@ class _Trainer:
         began = time.monotonic()
         batches = self.reader.batches(self.at.epoch, start_batch=self.at.batch)
         for batch in batches:
+            if self.replacement is not None:
+                batch = self.replacement(batch, self.at.epoch, self.at.batch)
             try:
                 loss = self.engine.step(batch, self.at.step)
             except NonFiniteLossError as error:

@@ -6,12 +6,14 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from dmoe.config import RunConfig
 from dmoe.training.engine import StepLoss
 
 
 class Watcher(Protocol):
-    """Told of every step and evaluation."""
+    """Told of the configuration with nothing left to choose, then of every step and evaluation."""
 
+    def resolved(self, config: RunConfig) -> None: ...
     def start(self, steps: int, done: int) -> None: ...
     def step(self, epoch: int, rows: int, loss: StepLoss) -> None: ...
     def evaluated(self, line: dict[str, object]) -> None: ...
@@ -21,6 +23,7 @@ class Watcher(Protocol):
 class Silent:
     """Shows nothing."""
 
+    def resolved(self, config: RunConfig) -> None: ...
     def start(self, steps: int, done: int) -> None: ...
     def step(self, epoch: int, rows: int, loss: StepLoss) -> None: ...
     def evaluated(self, line: dict[str, object]) -> None: ...
@@ -41,6 +44,10 @@ class TerminalWatcher:
         self.since = time.monotonic()
         self.rows = 0
         self.shown = 0.0
+
+    def resolved(self, config: RunConfig) -> None:
+        for line in recipe_lines(config):
+            self.console.print(line)
 
     def start(self, steps: int, done: int) -> None:
         self.since = time.monotonic()
@@ -94,3 +101,19 @@ class TerminalWatcher:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+
+def recipe_lines(config: RunConfig) -> list[str]:
+    """What `training.recipe: auto` comes to, in a line or two."""
+    model, optimiser, training = config.model, config.optimiser, config.training
+    if training.recipe != "auto":
+        return []
+    rates = training.unseen_rates
+    fields = ", ".join(f"{name} {rate:.1%}" for name, rate in sorted(rates.items(), key=lambda pair: -pair[1])[:5])
+    return [
+        f"recipe: batches of {training.batch_size}, tables {model.embedding_dim} wide, {model.expert_units} units, "
+        f"embedding L2 {optimiser.embedding_l2:g}, {training.evaluations_per_epoch} evaluations an epoch, "
+        f"patience {training.patience} (training.recipe: auto; all of it is in config.yaml)",
+        f"tokens taken for unseen while training: {fields or 'none'}"
+        + (f" and {len(rates) - 5} more fields" if len(rates) > 5 else ""),
+    ]

@@ -1,0 +1,107 @@
+"""`training.recipe: auto`: what a configuration leaves open, chosen by what the train split measures.
+
+Every rule is in terms of its rows and tokens, never of a log's name; reasons and figures: docs/decisions/recipe.md.
+"""
+
+from typing import Any
+
+from dmoe.config import RunConfig
+from dmoe.data.log_facts import LogFacts
+from dmoe.training.replacement import check_rates
+from dmoe.validation import validate
+
+# Alignment units and CIN's feature maps double with the rows from the first size on, up to the paper's.
+_ROWS_OF_SMALL = 5_000_000
+_SMALL_UNITS, _PAPER_UNITS = 64, 500
+_SMALL_MAPS, _PAPER_MAPS = 32, 276
+_PAPER_BATCH = 10_000
+_PAPER_ALPHA = 10.0
+_STEPS_AN_EPOCH = 400
+# The de-correlation of a small batch waits until the experts' outputs have a size.
+_STEPS_BEFORE_LOSS = 150
+
+
+def needs_facts(config: RunConfig) -> bool:
+    """Whether train must be measured before a run of this configuration starts."""
+    training = config.training
+    return training.recipe == "auto" or bool(training.unseen) or training.base_rate
+
+
+def resolved(config: RunConfig, facts: LogFacts) -> RunConfig:
+    """The configuration with nothing left to choose: what it says stays, what it leaves out follows the rules.
+
+    Raises: ConfigError if `training.unseen` names a field that has no tokens.
+    """
+    values = config.model_dump(mode="json")
+    if config.training.recipe == "auto":
+        _choose(config, values, facts)
+    if values["training"]["unseen"] == "auto":
+        values["training"]["unseen"] = {name: round(rate, 4) for name, rate in facts.replacement_rates().items()}
+    found = validate(RunConfig, values, "configuration")
+    check_rates(found.training.unseen_rates, facts.schema)
+    return found
+
+
+def _choose(config: RunConfig, values: dict[str, Any], facts: LogFacts) -> None:
+    model, training = values["model"], values["training"]
+    _fill(
+        training,
+        config.training.model_fields_set,
+        batch_size=batch_size(facts.rows),
+        evaluations_per_epoch=4,
+        patience=2,
+        unseen="auto",
+        base_rate=True,
+    )
+    mixture = config.model.form == "mixture"
+    units = units_of(facts.rows)
+    _fill(model, config.model.model_fields_set, embedding_dim=8 if units < _PAPER_UNITS else 16)
+    if mixture:
+        _fill(model, config.model.model_fields_set, expert_units=units, tower_units=[units], field_std=0.1)
+    for expert, said in zip(model["experts"], config.model.experts, strict=True):
+        if expert["kind"] == "cin" and "units" not in said:
+            expert["units"] = [maps_of(facts.rows)]
+    steps = -(-facts.rows // training["batch_size"])
+    for term, said in zip(values["decorrelation"], config.decorrelation, strict=True):
+        wait = 0 if training["batch_size"] >= _PAPER_BATCH else min(_STEPS_BEFORE_LOSS, steps // 3)
+        _fill(
+            term,
+            said.model_fields_set,
+            alpha=alpha_of(training["batch_size"], model["expert_units"]),
+            start_step=wait,
+            warmup_steps=wait,
+        )
+
+
+def _fill(section: dict[str, Any], said: set[str], **chosen: Any) -> None:
+    section |= {key: value for key, value in chosen.items() if key not in said}
+
+
+def batch_size(rows: int) -> int:
+    """At least 400 steps an epoch where that leaves batches of 256 rows, in powers of two up to the paper's 10,000."""
+    size = 256
+    while size * 2 <= rows / _STEPS_AN_EPOCH and size < 8192:
+        size *= 2
+    return size if size < 8192 else _PAPER_BATCH
+
+
+def units_of(rows: int) -> int:
+    """Units of the alignment layers and the tower."""
+    return min(_PAPER_UNITS, _SMALL_UNITS * _growth(rows))
+
+
+def maps_of(rows: int) -> int:
+    """Feature maps of CIN."""
+    return min(_PAPER_MAPS, _SMALL_MAPS * _growth(rows))
+
+
+def _growth(rows: int) -> int:
+    factor = 1
+    while rows >= _ROWS_OF_SMALL * factor:
+        factor *= 2
+    return factor
+
+
+def alpha_of(batch_rows: int, units: int) -> float:
+    """The paper's alpha of 10 carried over: eq. 12 divides by the rows of a batch, and the loss grows with its width."""
+    return round(_PAPER_ALPHA * (batch_rows - 1) / (_PAPER_BATCH - 1) * _PAPER_UNITS / units, 3)
