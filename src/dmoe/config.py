@@ -307,8 +307,8 @@ class RunConfig(_Strict):
         return self
 
     def to_yaml(self) -> str:
-        """The resolved configuration, every default spelled out."""
-        values = self.model_dump(mode="json")
+        """The configuration, every default spelled out but those that `training.recipe: auto` has yet to choose."""
+        values = self.model_dump(mode="json", exclude_unset=self.training.recipe == "auto")
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
 

@@ -122,7 +122,8 @@ def test_tables_in_16_bits_are_predicted_with_as_evaluated(folder, call, tmp_pat
     probabilities = dmoe.load(run).predict_proba(raw_rows_of(folder, "test"))
     clicks = raw_rows_of(folder, "test")["click"].astype(int)
     auc = json.loads(evaluated.out)["test"]["auc"]
-    assert roc_auc_score(clicks, probabilities) == pytest.approx(auc, abs=1e-6)
+    # Two rows whose probabilities differ in the last bit may change places.
+    assert roc_auc_score(clicks, probabilities) == pytest.approx(auc, abs=1e-5)
 
 
 def test_unseen_and_missing_values_are_scored(folder):
@@ -177,7 +178,8 @@ def test_every_built_in_expert_names_its_equation_and_source(call):
 
 
 def test_both_scales_of_alpha_are_said(folder, call, tmp_path):
-    result = call("train", "d-moe", *SMALL, "--data", folder / "data", "--output", tmp_path / "run")
+    words = ["train", "d-moe", *SMALL, "decorrelation.0.alpha=10"]
+    result = call(*words, "--data", folder / "data", "--output", tmp_path / "run")
     assert "alpha 10 at scale paper = 0.625 at scale dimension-free" in result.err.replace("\n", " ")
 
 

@@ -1,7 +1,7 @@
 """`dmoe train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +51,7 @@ def command(
     from dmoe.baselines.beside import run_faults, stand_beside
     from dmoe.config import changed_config, load_config
     from dmoe.errors import ConfigError
-    from dmoe.files import read_json
+    from dmoe.files import read_json, read_json_lines
     from dmoe.training.loop import train
     from dmoe.training.progress import TerminalWatcher
     from dmoe.training.run import Run
@@ -69,8 +69,6 @@ def command(
         config = changed_config(Run.open(start).config, words)
     else:
         config = load_config(source, words)
-    for line in alpha_lines(config):
-        stderr.print(line)
     keep_freed_memory()
     earlier = Run.open(start) if start else None
     watcher = TerminalWatcher(stderr)
@@ -94,7 +92,8 @@ def command(
         typer.echo(line)
     for line in faults:
         stderr.print(f"warning: {line}")
-    for line in dead_expert_lines(config, metrics["valid"]["dead_columns"] or []):
+    warnings = dead_expert_lines(run.config, metrics["valid"]["dead_columns"] or [])
+    for line in [*warnings, *fall_lines(read_json_lines(run.path / "metrics.jsonl"))]:
         stderr.print(line)
     typer.echo(f"run: {show_path(run.path)} (best epoch {metrics['best_epoch']})")
 
@@ -110,17 +109,13 @@ def dead_expert_lines(config: "RunConfig", dead_columns: list[int]) -> list[str]
     ]
 
 
-def alpha_lines(config: "RunConfig") -> list[str]:  # type: ignore[name-defined]  # noqa: F821
-    """Each term's alpha at both scales: the same weight reads differently by a factor d."""
-    from dmoe.decorrelation import scales_of_alpha
-
-    lines = []
-    for term in config.decorrelation:
-        scaled = term.loss in ("corr", "cov")
-        if scaled and term.location in ("output", "pre-activation") and term.alpha > 0:
-            units = config.model.expert_units
-            paper, free = scales_of_alpha(term.alpha, term.scale, units, units)
-            lines.append(
-                f"{term.loss} at {term.location}: alpha {paper:g} at scale paper = {free:g} at scale dimension-free"
-            )
-    return lines
+def fall_lines(evaluations: list[dict[str, Any]]) -> list[str]:
+    """A warning if no evaluation after the first epoch is as good on the validation split as the best one in it."""
+    first = [line["valid"]["auc"] for line in evaluations if line["epoch"] == 1]
+    later = [line["valid"]["auc"] for line in evaluations if line["epoch"] > 1]
+    if not first or not later or max(later) >= max(first):
+        return []
+    return [
+        f"warning: valid AUC fell after the first epoch, from {max(first):.4f} to {max(later):.4f}: rows seen again "
+        "are learnt by heart. The best weights are kept; training.epochs=1 would have done (docs/training.md, One epoch)"
+    ]

@@ -4,6 +4,7 @@ Shape suffixes: R rows of a chunk, C id columns, V rows of a vocabulary.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,12 @@ def measure_log(data: Path, schema: Schema) -> LogFacts:
         _count(ids_RC[first:], offsets_C, later)
         positives += int(batch.labels_B.double().sum())
         done += len(batch)
-    bounds = offsets[1:-1]
-    counts = np.split(earlier + later, bounds)
+    counts, before, after = (
+        [array[start:stop] for start, stop in pairwise(offsets)] for array in (earlier + later, earlier, later)
+    )
     random = dict(schema.source.get("split") or {}).get("kind") in ("random", "stratified")
-    before, after = (counts, counts) if random else (np.split(earlier, bounds), np.split(later, bounds))
+    if random:
+        before = after = counts
     unseen = {}
     for field, after_V in zip(fields, after, strict=True):
         sharing = [number for number, other in enumerate(fields) if other.vocabulary_name == field.vocabulary_name]

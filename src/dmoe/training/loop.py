@@ -26,6 +26,7 @@ from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.evaluation import SCORING_ROWS, evaluate_split, quick_metrics
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import needs_facts, resolved
+from dmoe.training.replacement import Replacement
 from dmoe.training.run import (
     FirstWeights,
     Run,
@@ -34,7 +35,6 @@ from dmoe.training.run import (
     load_tensors,
     peak_memory_bytes,
 )
-from dmoe.training.replacement import Replacement
 from dmoe.training.warm_start import set_given_vectors, warm_start
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.

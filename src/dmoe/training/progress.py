@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dmoe.config import RunConfig
+from dmoe.decorrelation import scales_of_alpha
 from dmoe.training.engine import StepLoss
 
 
@@ -46,7 +47,7 @@ class TerminalWatcher:
         self.shown = 0.0
 
     def resolved(self, config: RunConfig) -> None:
-        for line in recipe_lines(config):
+        for line in [*recipe_lines(config), *alpha_lines(config)]:
             self.console.print(line)
 
     def start(self, steps: int, done: int) -> None:
@@ -117,3 +118,17 @@ def recipe_lines(config: RunConfig) -> list[str]:
         f"tokens taken for unseen while training: {fields or 'none'}"
         + (f" and {len(rates) - 5} more fields" if len(rates) > 5 else ""),
     ]
+
+
+def alpha_lines(config: RunConfig) -> list[str]:
+    """Each term's alpha at both scales: the same weight reads differently by a factor d."""
+    lines = []
+    for term in config.decorrelation:
+        scaled = term.loss in ("corr", "cov")
+        if scaled and term.location in ("output", "pre-activation") and term.alpha > 0:
+            units = config.model.expert_units
+            paper, free = scales_of_alpha(term.alpha, term.scale, units, units)
+            lines.append(
+                f"{term.loss} at {term.location}: alpha {paper:g} at scale paper = {free:g} at scale dimension-free"
+            )
+    return lines

@@ -62,12 +62,12 @@ def _choose(config: RunConfig, values: dict[str, Any], facts: LogFacts) -> None:
         if expert["kind"] == "cin" and "units" not in said:
             expert["units"] = [maps_of(facts.rows)]
     steps = -(-facts.rows // training["batch_size"])
-    for term, said in zip(values["decorrelation"], config.decorrelation, strict=True):
+    for term, given in zip(values["decorrelation"], config.decorrelation, strict=True):
         wait = 0 if training["batch_size"] >= _PAPER_BATCH else min(_STEPS_BEFORE_LOSS, steps // 3)
         _fill(
             term,
-            said.model_fields_set,
-            alpha=alpha_of(training["batch_size"], model["expert_units"]),
+            given.model_fields_set,
+            alpha=alpha_of(model["expert_units"]),
             start_step=wait,
             warmup_steps=wait,
         )
@@ -102,6 +102,6 @@ def _growth(rows: int) -> int:
     return factor
 
 
-def alpha_of(batch_rows: int, units: int) -> float:
-    """The paper's alpha of 10 carried over: eq. 12 divides by the rows of a batch, and the loss grows with its width."""
-    return round(_PAPER_ALPHA * (batch_rows - 1) / (_PAPER_BATCH - 1) * _PAPER_UNITS / units, 3)
+def alpha_of(units: int) -> float:
+    """The paper's alpha of 10 carried over to another width: the term of eq. 12 is alpha · rms(r) / units."""
+    return round(_PAPER_ALPHA * units / _PAPER_UNITS, 3)
