@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from dmoe.data.dataset import SplitReader
 from dmoe.errors import ConfigError, DataError, NonFiniteLossError
 from dmoe.files import read_json, read_json_lines
+from dmoe.schema import FORMAT_VERSION
 from dmoe.training.engine import StepLoss
 from dmoe.training.evaluation import quick_metrics
 from dmoe.training.loop import InterruptedRun, train
@@ -233,7 +234,7 @@ def test_a_run_of_another_format_version_is_refused(small_data, tmp_path):
     schema = json.loads((run.path / "schema.json").read_text())
     schema["format_version"] = 99
     (run.path / "schema.json").write_text(json.dumps(schema))
-    with pytest.raises(DataError, match="format version 99, but this dmoe reads version 1"):
+    with pytest.raises(DataError, match=f"format version 99, but this dmoe reads version {FORMAT_VERSION}"):
         Run.open(run.path)
 
 

@@ -117,5 +117,5 @@ def fall_lines(evaluations: list[dict[str, Any]]) -> list[str]:
         return []
     return [
         f"warning: valid AUC fell after the first epoch, from {max(first):.4f} to {max(later):.4f}: rows seen again "
-        "are learnt by heart. The best weights are kept; training.epochs=1 would have done (docs/training.md, One epoch)"
+        "are learnt by heart. The best weights are kept; training.epochs=1 would do (docs/training.md, One epoch)"
     ]
