@@ -186,7 +186,7 @@ def test_both_scales_of_alpha_are_said(folder, call, tmp_path):
 def test_a_dead_expert_is_named(folder, call, tmp_path, monkeypatch):
     words = ["train", "d-moe", *SMALL, "--data", folder / "data"]
     alive = call(*words, "--output", tmp_path / "alive")
-    assert (alive.code, "warning" in alive.err) == (0, False)
+    assert (alive.code, "is dead" in alive.err) == (0, False)
     # It takes a long training to lose an expert for sure, so what the evaluation finds is put in its place.
     summary = loop.summary_of
     found = {"dead_columns": [16, 15], "cec": None}
