@@ -16,6 +16,7 @@ import torch
 from dmoe.baselines.folder import Baseline
 from dmoe.data.dataset import SplitReader
 from dmoe.data.encode import RawBatch, RawEncoder
+from dmoe.data.unseen import ValueCounts
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import DataError, UserError
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
@@ -136,7 +137,8 @@ def compare_runs(
     data: Path | None = None,
     segments: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Metrics of both, their differences, and a table for each field of `segments`.
+    """Metrics of both, their differences, and a table for each field of `segments`. Under `far_above` the fields of
+    which the rows of `logs` have far more unseen or missing values than the training of either run showed.
 
     Rows are those of `logs`, raw and labelled, which each run encodes with its own vocabularies; else those of a
     split of the data set that both runs were trained on.
@@ -154,13 +156,17 @@ def compare_runs(
         if segment not in places:
             raise UserError(f"--segment {segment}: no categorical field of {first.path}{nearest(segment, places)}")
     columns = [places[segment][1] for segment in segments]
-    scored = [scored_rows(run, logs, split, data, columns) for run in (first, second)]
+    counts = [ValueCounts(run.schema) for run in (first, second)]
+    scored = [
+        scored_rows(run, logs, split, data, columns, one) for run, one in zip((first, second), counts, strict=True)
+    ]
     (labels_R, first_R, ids_RS), (other_labels_R, second_R, _) = scored
     if not np.array_equal(labels_R, other_labels_R):
         raise DataError("the runs gave the rows different labels; prepare both with the same label column")
     return {
         "rows": len(labels_R),
         "positives": int(labels_R.sum()),
+        "far_above": [[finding.values() for finding in one.findings()] for one in counts],
         **{name: asdict(one) for name, one in paired_scores(labels_R, first_R, second_R).items()},
         "calibration": [_calibration(labels_R, logits_R) for logits_R in (first_R, second_R)],
         "faults": [_faults(labels_R, logits_R) for logits_R in (first_R, second_R)],
@@ -180,13 +186,18 @@ def _calibration(labels_R: npt.NDArray[np.bool_], logits_R: Floats) -> dict[str,
 
 
 def scored_rows(
-    run: Run | Baseline, logs: Sequence[Path], split: str, data: Path | None, columns: Sequence[int]
+    run: Run | Baseline,
+    logs: Sequence[Path],
+    split: str,
+    data: Path | None,
+    columns: Sequence[int],
+    counts: ValueCounts | None = None,
 ) -> tuple[npt.NDArray[np.bool_], Floats, npt.NDArray[np.int32]]:
     """Labels (R,), logits (R,), and the ids of the chosen columns (R, S)."""
     score = _scorer(run)
     labels, logits, ids = [], [], []
     with torch.inference_mode():
-        for batch in _batches(run, logs, split, data):
+        for batch in _batches(run, logs, split, data, counts):
             if batch.labels_B is None:
                 raise DataError(f"{logs[0]}: has no column '{run.schema.label}'; comparing needs labels")
             labels.append(batch.labels_B.numpy() > 0)
@@ -211,9 +222,12 @@ def _scorer(run: Run | Baseline) -> Callable[[RawBatch], Floats]:
     return logits
 
 
-def _batches(run: Run | Baseline, logs: Sequence[Path], split: str, data: Path | None) -> Iterator[RawBatch]:
+def _batches(
+    run: Run | Baseline, logs: Sequence[Path], split: str, data: Path | None, counts: ValueCounts | None
+) -> Iterator[RawBatch]:
+    """`counts` is added to by rows of raw logs only: those of a split are in the data set that was trained on."""
     if logs:
-        yield from RawEncoder(run.path).encode_files(logs, batch_size=SCORING_ROWS, labels=True)
+        yield from RawEncoder(run.path).encode_files(logs, batch_size=SCORING_ROWS, labels=True, counts=counts)
         return
     for batch in SplitReader(run.data_folder(data), split, batch_size=SCORING_ROWS).batches():
         yield RawBatch(batch.ids_BC, batch.numeric_BN, batch.labels_B)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dmoe.cli.common import JsonOption, print_json, show_path, stderr
+from dmoe.cli.common import JsonOption, print_json, show_path, stderr, warn
 
 HELP = """Compare two runs on the same labelled rows, to decide which one to serve.
 
@@ -35,11 +35,15 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.comparison import SIGNIFICANCE, compare_runs, open_scored, worse_segments
+    from dmoe.data.unseen import Finding
 
     found = compare_runs(
         open_scored(first), open_scored(second), logs=log or (), split=split, data=data, segments=segment or ()
     )
     worse = worse_segments(found)
+    for run, findings in zip((first, second), found["far_above"], strict=True):
+        for one in findings:
+            warn(f"{show_path(run)}: {Finding(**one).text()}")
     if as_json:
         print_json({**found, "worse_segments": worse})
         return

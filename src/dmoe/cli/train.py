@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dmoe.cli.common import JsonOption, cec_text, print_json, show_path, stderr
+from dmoe.cli.common import JsonOption, cec_text, print_json, show_path, stderr, warn
 
 HELP = """Train a model and write a run folder.
 
@@ -50,6 +50,7 @@ def command(
     from dmoe.allocator import keep_freed_memory
     from dmoe.baselines.beside import run_faults, stand_beside
     from dmoe.config import changed_config, load_config
+    from dmoe.data.unseen import Finding
     from dmoe.errors import ConfigError
     from dmoe.files import read_json, read_json_lines
     from dmoe.training.loop import train
@@ -76,6 +77,15 @@ def command(
     if earlier:
         known = run.environment["started_from"]
         stderr.print(f"{known['kept']} of {known['tokens']} tokens were known to {show_path(earlier.path)}")
+        for finding in known["far_above"]:
+            warn(
+                f"--from {show_path(earlier.path)}: "
+                + Finding(**finding).text(
+                    "values of the training rows were never seen by that run",
+                    "its own held-out rows",
+                    "what it learnt of the field does not help these rows",
+                )
+            )
     metrics = read_json(run.path / "metrics.json")
     beside = stand_beside(run, data, memory_gb=config.training.memory_gb, tell=stderr.print) if baseline else None
     faults = run_faults(run.path)

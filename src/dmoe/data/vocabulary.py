@@ -122,6 +122,12 @@ def _placed(values: Iterable[Column]) -> Iterator[pa.RecordBatch]:
         start += len(column)
 
 
+def read_counts(folder: Path, field: CategoricalField) -> npt.NDArray[np.int64]:
+    """The training rows (values, of a multi-valued field) that have each token, in the order of `read_vocabulary`."""
+    counts: npt.NDArray[np.int64] = pq.read_table(vocabulary_path(folder, field.vocabulary_name))["count"].to_numpy()
+    return counts
+
+
 def read_vocabulary(folder: Path, field: CategoricalField) -> dict[str, int]:
     """Value to id, tokens only.
 

@@ -35,7 +35,7 @@ from dmoe.training.run import (
     load_tensors,
     peak_memory_bytes,
 )
-from dmoe.training.warm_start import set_given_vectors, warm_start
+from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_start
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
 _MINIMAL_GAIN = 1e-6
@@ -143,7 +143,7 @@ def _first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) ->
     model = build_model(config.model, schema, seed=config.training.seed)
     set_given_vectors(model, schema, data)
     kept, tokens = warm_start(model, schema, data, start)
-    return FirstWeights(start.path, kept, tokens, model.state_dict())
+    return FirstWeights(start.path, kept, tokens, unknown_values(schema, data, start), model.state_dict())
 
 
 def _check_splits(data: Path, schema: Schema) -> None:

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmoe.config import RunConfig, check_device
+from dmoe.data.unseen import Finding
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json, write_json, written_aside
 from dmoe.nn.build import build_model
@@ -42,11 +43,13 @@ _REPORTED = ("dmoe", "torch", "numpy", "numba", "duckdb", "pyarrow", "scikit-lea
 
 @dataclass(frozen=True, slots=True)
 class FirstWeights:
-    """Weights of an earlier run to start from: `kept` of `tokens` tokens were known to it."""
+    """Weights of an earlier run to start from: `kept` of `tokens` tokens were known to it; `unknown` are the fields
+    of which it knows far fewer values than its own held-out rows had."""
 
     run: Path
     kept: int
     tokens: int
+    unknown: list[Finding]
     weights: dict[str, Tensor]
 
 
@@ -77,7 +80,12 @@ class Run:
             facts: dict[str, Any] = {"data": str(data.resolve())}
             if first is not None:
                 save_tensors(Run(aside).first_weights, first.weights, {})
-                facts["started_from"] = {"run": str(first.run.resolve()), "kept": first.kept, "tokens": first.tokens}
+                facts["started_from"] = {
+                    "run": str(first.run.resolve()),
+                    "kept": first.kept,
+                    "tokens": first.tokens,
+                    "far_above": [finding.values() for finding in first.unknown],
+                }
             (aside / "environment.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
             if path.is_dir():
                 path.rmdir()

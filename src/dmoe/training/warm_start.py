@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pyarrow.dataset import dataset
 from torch import Tensor
 
 from dmoe.data.pretrained import read_vectors
-from dmoe.data.vocabulary import read_vocabulary
+from dmoe.data.unseen import Finding, is_far_above, source_columns
+from dmoe.data.vocabulary import read_counts, read_vocabulary
 from dmoe.errors import ConfigError
 from dmoe.nn.model import DMoE
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, Schema
@@ -31,6 +33,7 @@ def set_given_vectors(model: DMoE, schema: Schema, data: Path) -> None:
 
 def warm_start(model: DMoE, schema: Schema, data: Path, run: Run) -> tuple[int, int]:
     """Copies the best weights of `run` into `model`, in place; how many tokens of the data it knew, of how many.
+    `unknown_values` says how many of its training values those are.
 
     A row of a table goes where its token now is, whatever its id was; the rows of missing and unseen values keep
     their places; tokens that the earlier run did not know keep their initial rows, and given vectors that are not
@@ -68,6 +71,31 @@ def warm_start(model: DMoE, schema: Schema, data: Path, run: Run) -> tuple[int, 
         target[torch.from_numpy(ids_new)] = source[torch.from_numpy(ids_old)]
     model.load_state_dict({**weights, **{name: own[name] for name in tables}})
     return kept, total
+
+
+def unknown_values(schema: Schema, data: Path, run: Run) -> list[Finding]:
+    """The fields of which far more training values are no tokens of `run`, or are missing, than its rows showed."""
+    columns = source_columns(schema)
+    rows = dataset(data / "train", format="parquet").count_rows()
+    found = []
+    for field in schema.fields:
+        known = run.schema.coverage.get(field.name)
+        if known is None:
+            continue
+        if isinstance(field, CategoricalField) and field.vocabulary_name == field.name:
+            old = next(one for one in run.schema.categorical if one.name == field.name)
+            tokens = read_vocabulary(run.path, old)
+            counts = read_counts(data, field)
+            is_new = np.array([value not in tokens for value in read_vocabulary(data, field)], dtype=bool)
+            unseen, values = int(counts[is_new].sum()), int(counts.sum())
+            if is_far_above(unseen, values, known.expected_unseen):
+                column = columns.get(field.name, field.name)
+                found.append(Finding(field.name, column, "unseen", unseen, values, known.expected_unseen))
+        missing = round(rows * schema.coverage[field.name].missing["train"]) if field.name in schema.coverage else 0
+        if is_far_above(missing, rows, known.expected_missing):
+            column = columns.get(field.name, field.name)
+            found.append(Finding(field.name, column, "missing", missing, rows, known.expected_missing))
+    return found
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, tables: Collection[str]) -> torch.Size:
