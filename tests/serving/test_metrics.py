@@ -5,10 +5,14 @@ import math
 import numpy as np
 import pytest
 
+from dmoe.data.unseen import ValueCounts
 from dmoe.export.manifest import ScoreBin
+from dmoe.schema import NumericField, Schema
 from dmoe.serving.metrics import Metrics, ScoreDrift
 
 REFERENCE = [ScoreBin(upper=0.1, share=0.5), ScoreBin(upper=0.3, share=0.3), ScoreBin(upper=1.0, share=0.2)]
+
+NONE = ValueCounts(Schema(label="y", fields=(NumericField(name="price"),)))
 
 
 def test_scores_fall_into_their_bins() -> None:
@@ -37,8 +41,8 @@ def test_the_index_is_the_formula() -> None:
 
 def test_only_the_present_version_is_shown() -> None:
     metrics = Metrics()
-    metrics.render("first", ScoreDrift(REFERENCE))
-    text = metrics.render("second", ScoreDrift(REFERENCE)).decode()
+    metrics.render("first", ScoreDrift(REFERENCE), NONE)
+    text = metrics.render("second", ScoreDrift(REFERENCE), NONE).decode()
     assert "first" not in text
     assert 'dmoe_model_info{version="second"} 1.0' in text
     assert 'dmoe_scores{upper="0.3",version="second"} 0.0' in text

@@ -116,7 +116,7 @@ class ValueCounts:
         self.rows = 0
         self.missing_F, self.values_F, self.unseen_F = (np.zeros(len(self.fields), np.int64) for _ in range(3))
 
-    def tallied(self, ids_RC: npt.NDArray[np.integer], missing_N: Iterable[int] = ()) -> Tallied:
+    def tallied(self, ids_RC: npt.NDArray[np.integer], missing_N: npt.ArrayLike = ()) -> Tallied:
         """The counts of encoded rows in which missing values have id 0, whatever `missing_as` says.
 
         Args:
@@ -131,9 +131,8 @@ class ValueCounts:
             missing_F[:number] = empty_C[self._starts]
             values_F[:number] = rows * self._lengths - np.add.reduceat(empty_C, self._starts)
             unseen_F[:number] = np.add.reduceat((ids_RC == OOV_ID).sum(0), self._starts)
-        for index, missing in enumerate(missing_N, start=number):
-            missing_F[index] = missing
-            values_F[index] = rows - missing
+        missing_F[number:] = missing_N
+        values_F[number:] = rows - missing_F[number:]
         return rows, missing_F, values_F, unseen_F
 
     def add(self, tallied: Tallied) -> None:

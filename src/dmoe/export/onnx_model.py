@@ -17,7 +17,7 @@ from dmoe.data.kept import ScoredRows, set_apart
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.parse import RawRows
 from dmoe.data.sources import Source, needed_columns, table_rows
-from dmoe.data.unseen import Tallied, ValueCounts, missing_rows, warn
+from dmoe.data.unseen import Tallied, ValueCounts, warn
 from dmoe.errors import DataError
 from dmoe.export.extra import require
 from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
@@ -145,7 +145,9 @@ class OnnxModel:
         """What `counts` is to add for rows, of which `values_RC` is the output `VALUES`, None without such fields."""
         rows = len(next(iter(features.values())))
         ids_RC = np.empty((rows, 0), np.int64) if values_RC is None else values_RC
-        return counts.tallied(ids_RC, missing_rows(features[field.name] for field in self.schema.numeric))
+        numeric = [features[field.name] for field in self.schema.numeric]
+        missing_N = np.isnan(np.concatenate(numeric, axis=1)).sum(0) if numeric else np.zeros(0, np.int64)
+        return counts.tallied(ids_RC, missing_N)
 
     @property
     def counted(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from dmoe.data.ordered_pool import usable_threads
 from dmoe.errors import DmoeError
 from dmoe.export.fields import Features
-from dmoe.export.manifest import OUTPUTS
+from dmoe.export.manifest import OUTPUTS, VALUES
 from dmoe.serving import openapi
 from dmoe.serving.arrow import write_table
 from dmoe.serving.batcher import Batcher, Outputs, QueueFull
@@ -188,7 +188,7 @@ class Application:
             began = time.perf_counter()
             try:
                 async with asyncio.timeout(self.settings.timeout_s):
-                    answer, rows = await self._answer(served, kind, body, request.query_params.get("outputs"))
+                    answer, rows, headers = await self._answer(served, kind, body, request.query_params.get("outputs"))
             except TimeoutError:
                 raise RequestError(504, f"not scored within {self.settings.timeout_s:g} s; send fewer rows") from None
             except QueueFull:
@@ -196,7 +196,7 @@ class Application:
         self.metrics.seconds.observe(time.perf_counter() - began)
         self.metrics.rows.inc(rows)
         request.scope.setdefault("state", {})["log"] = {"rows": rows, "version": served.version}
-        return Response(answer, media_type=kind)
+        return Response(answer, media_type=kind, headers=headers)
 
     async def _body(self, request: Request, reserved: Reserved) -> bytes:
         return await read_body(
@@ -206,7 +206,10 @@ class Application:
             timeout_s=self.settings.read_timeout_s,
         )
 
-    async def _answer(self, served: Served, kind: str, body: bytes, outputs: str | None) -> tuple[bytes, int]:
+    async def _answer(
+        self, served: Served, kind: str, body: bytes, outputs: str | None
+    ) -> tuple[bytes, int, dict[str, str]]:
+        """The body of the answer, its rows, and the headers that name fields of many unseen values."""
         large = len(body) >= _LARGE_BODY
         loop = asyncio.get_running_loop()
         parse = self._parse_arrow if kind == openapi.ARROW else self._parse_json
@@ -214,18 +217,22 @@ class Application:
             features, names, label = await loop.run_in_executor(self._parsing, parse, served, body, outputs)
         else:
             features, names, label = parse(served, body, outputs)
-        found = await self.batcher.score(served.model, features, names)
+        found = await self.batcher.score(served.model, features, [*names, *served.model.counted])
+        values_RC = found.pop(VALUES, None)
         for values in found.values():
             if not np.isfinite(values).all():
                 row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
                 raise RequestError(400, f"row {row} has no finite score: a number is too far from those of training")
         if "probability" in found:
             served.drift.add(found["probability"])
+        headers = served.unseen.add(features, values_RC)
+        for finding in served.unseen.due():
+            log("unseen", version=served.version, **finding.values(), message=finding.text())
         encode = _encode_arrow if kind == openapi.ARROW else self._encode_json
         rows = len(next(iter(found.values())))
         if large:
-            return await loop.run_in_executor(self._parsing, encode, served, found, label), rows
-        return encode(served, found, label), rows
+            return await loop.run_in_executor(self._parsing, encode, served, found, label), rows, headers
+        return encode(served, found, label), rows, headers
 
     def _parse_json(self, served: Served, body: bytes, outputs: str | None) -> tuple[Features, list[str], str | None]:
         if outputs is not None:
@@ -278,7 +285,7 @@ class Application:
 
     async def _metrics(self) -> Response:
         served = self.slot.current
-        text = self.metrics.render(served.version, served.drift)
+        text = self.metrics.render(served.version, served.drift, served.unseen.counts)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dmoe.data.unseen import ValueCounts
 from dmoe.export.extra import require
 from dmoe.export.manifest import ScoreBin
 
@@ -61,6 +62,18 @@ class Metrics:
         self.swaps = self._make(client.Counter, "dmoe_model_swaps", "Models exchanged since the start", ["result"])
         self._model = self._make(client.Gauge, "dmoe_model_info", "1 for the version that is served", ["version"])
         self._scores = self._make(client.Gauge, "dmoe_scores", "Scores of this version by bin", ["version", "upper"])
+        self._values = self._make(
+            client.Gauge,
+            "dmoe_field_values",
+            "Values of served rows by field: seen in training, unseen, and rows without a value (missing)",
+            ["version", "field", "kind"],
+        )
+        self._expected = self._make(
+            client.Gauge,
+            "dmoe_field_expected_share",
+            "Share of unseen values, and of rows without a value (missing), that training's own rows had",
+            ["version", "field", "kind"],
+        )
         self._drift = self._make(
             client.Gauge, "dmoe_score_stability_index", "Drift of scores from those of training rows", ["version"]
         )
@@ -68,13 +81,22 @@ class Metrics:
     def _make(self, kind: Any, name: str, text: str, labels: Sequence[str] = (), **options: Any) -> Any:
         return kind(name, text, labels, registry=self._registry, **options)
 
-    def render(self, version: str, drift: ScoreDrift) -> bytes:
+    def render(self, version: str, drift: ScoreDrift, counts: ValueCounts) -> bytes:
         """The exposition text; only the present version is shown."""
-        for gauge in (self._model, self._scores, self._drift):
+        for gauge in (self._model, self._scores, self._drift, self._values, self._expected):
             gauge.clear()
         self._model.labels(version).set(1)
         for upper, count in drift.bins():
             self._scores.labels(version, f"{upper:.6g}").set(count)
         self._drift.labels(version).set(drift.stability_index())
+        for one in counts.values():
+            kinds = {"missing": one["missing"]}
+            if "unseen" in one:
+                kinds |= {"seen": one["values"] - one["unseen"], "unseen": one["unseen"]}
+            for kind, count in kinds.items():
+                self._values.labels(version, one["field"], kind).set(count)
+            for kind in ("unseen", "missing"):
+                if one.get(f"expected_{kind}") is not None:
+                    self._expected.labels(version, one["field"], kind).set(one[f"expected_{kind}"])
         text: bytes = self._client.generate_latest(self._registry)
         return text

@@ -96,6 +96,13 @@ def infer_body(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 INFER_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "One score a row, in the form of the request",
+        "headers": {
+            f"X-Dmoe-{kind}": {
+                "description": f"Fields with far more {kind.lower()} values than in training: field;share, …",
+                "schema": {"type": "string"},
+            }
+            for kind in ("Unseen", "Missing")
+        },
         "content": {JSON: {"schema": INFER_RESPONSE}, ARROW: {"schema": {"type": "string", "format": "binary"}}},
     }
 }

@@ -12,6 +12,7 @@ from dmoe.export.fields import Features
 from dmoe.export.onnx_model import OnnxModel
 from dmoe.serving.metrics import ScoreDrift
 from dmoe.serving.rows import RowReader
+from dmoe.serving.unseen import UnseenWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Served:
     reader: RowReader
     version: str
     drift: ScoreDrift
+    unseen: UnseenWatch
 
     @staticmethod
     def open(path: Path) -> "Served":
@@ -34,7 +36,8 @@ class Served:
         for _ in range(3):  # the first calls allocate
             if not math.isfinite(float(model.graph.run(row, ["logit"])["logit"][0, 0])):
                 raise DmoeError(f"{path}: does not score a row of missing values; export the run again")
-        return Served(model, RowReader(model), model.manifest.version, ScoreDrift(model.manifest.reference_scores))
+        drift = ScoreDrift(model.manifest.reference_scores)
+        return Served(model, RowReader(model), model.manifest.version, drift, UnseenWatch(model))
 
 
 def _missing_row(model: OnnxModel) -> Features:
