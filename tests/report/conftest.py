@@ -56,6 +56,12 @@ def write_run(
             {"kind": "numeric", "name": "price", "transform": "log", "mean": 1.5, "scale": 0.25},
         ],
         "source": {"label": "click", "note": "a & b"},
+        "coverage": {
+            field: {"unseen": {"train": 0.004, "valid": 0.031, "test": 0.0625}, "missing": {"train": 0.0}},
+            "hour": {"unseen": {"train": 0.0, "valid": 0.0, "test": 0.0}, "missing": {"train": 0.0}},
+            "device_model": {"unseen": {"train": 0.01, "valid": 0.12, "test": 0.1475}, "missing": {"train": 0.2}},
+            "price": {"missing": {"train": 0.1}},
+        },
     }
     (folder / "schema.json").write_text(json.dumps(schema))
     random = np.random.default_rng(len(kinds) + round(alpha) + round(cec * 1e4))
@@ -170,6 +176,10 @@ def write_evaluation(
             ],
         }
 
+    def apart(rows: int, auc: float | None) -> dict[str, Any]:
+        scores = {"auc": auc and auc - 0.0625, "logloss": 0.41234, "predicted_to_observed": 1.25}
+        return {"with": {"rows": rows, **scores}, "without": {"rows": 100_000 - rows, **scores, "auc": auc}}
+
     logloss = 0.39 + (0.002 if split == "valid" else 0.0) - (auc - 0.75)
     evaluation = {
         "format_version": 1,
@@ -179,6 +189,15 @@ def write_evaluation(
         "auc": auc,
         "logloss": logloss,
         "relative_information_gain": 0.1437,
+        "unseen": {
+            "any": apart(20_000, auc),
+            "fields": [
+                {"field": "device_model", "values": 80_000, "unseen": 11_800, "scores": apart(11_800, auc)},
+                {"field": "hour", "values": 100_000, "unseen": 0, "scores": None},
+                {"field": "site", "values": 90_000, "unseen": 900, "with_missing": True, "scores": apart(900, None)},
+            ],
+            "far_above": [],
+        },
         "calibration": {"bins": bins, "expected_calibration_error": 0.00412, "predicted_to_observed": 1.0123},
         "experts": [
             {"index": index, "name": kind, "table": index, "parameters": 159_000 + 1000 * index}

@@ -15,7 +15,7 @@ from dmoe.report import write_report
 from tests.report.conftest import HOSTILE, MakeRun, write_run
 from tests.report.page import Page
 
-SECTIONS = ["result", "training", "scores", "calibration", "correlation", "gate", "experts"]
+SECTIONS = ["result", "training", "scores", "unseen", "calibration", "correlation", "gate", "experts"]
 SETTINGS = ["data", "configuration", "environment"]
 
 
@@ -101,6 +101,14 @@ def test_detail_sections_hold_the_figures_of_the_evaluation(three: Page) -> None
     # Fields come by falling spread, not in the file's order.
     assert re.findall(r"(\w+) , spread", three.text("gate"))[:3] == ["site_id", "device_model", "hour"]
     assert "14 20,000 12.00% 0.450 0.550" in three.text("gate")
+    # The fields with the largest shares of unseen values first, those without any left out.
+    unseen = three.text("unseen")
+    assert "device_model 1.00% 12.00% 14.75% site_id 0.40% 3.10% 6.25%" in unseen
+    assert "20.00% of the rows of test have a value that training never saw" in unseen
+    assert "any field with 20,000 0.68" in unseen
+    assert "device_model with 11,800 0.68" in unseen
+    assert "site (or missing) with 900 – 0.41234 1.250 site (or missing) without 99,100 – 0.41234 1.250" in unseen
+    assert "hour" not in unseen
     assert "cin 0 159,000 0.74660 −0.00400 0.39240 +0.00300 0.74160 −0.00900" in three.text("experts")
     assert "peak_memory_bytes 1.50 GiB" in three.text("environment")
     assert "device_model categorical 7,259 2" in three.text("data")
@@ -138,7 +146,7 @@ def test_unfinished_unevaluated_run_says_so_in_every_section(make_run: MakeRun, 
     assert "Training has not finished" in page.text("result")
     assert "It has no score yet" in page.text("result")
     assert "No evaluation was logged yet" in page.text("training")
-    for section in ("scores", "calibration", "correlation", "gate", "experts"):
+    for section in ("scores", "unseen", "calibration", "correlation", "gate", "experts"):
         assert "run was not evaluated" in page.text(section)
     assert "run has no environment.json" in page.text("environment")
 

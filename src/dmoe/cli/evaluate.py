@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dmoe.cli.common import JsonOption, cec_text, cka_text, print_json
+from dmoe.cli.common import JsonOption, cec_text, cka_text, print_json, warn
 
 HELP = """AUC, logloss, calibration, cross-expert correlation, gate and expert statistics of a run.
 
@@ -26,6 +26,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.baselines.folder import Baseline, evaluate_baseline
+    from dmoe.data.unseen import Finding
     from dmoe.training.evaluation import evaluate_run
     from dmoe.training.run import Run
 
@@ -33,6 +34,9 @@ def command(
         found = evaluate_baseline(Baseline.open(run), splits=split, data=data)
     else:
         found = evaluate_run(Run.open(run), splits=split, data=data, device=device)
+    for name, one in found.items():
+        for finding in (one.get("unseen") or {}).get("far_above", ()):
+            warn(f"{name}: {Finding(**finding).text()}")
     if as_json:
         print_json(found)
         return

@@ -190,6 +190,14 @@ def source_columns(schema: Schema) -> dict[str, str]:
     return {name: config.source_column(name) for name in config.fields.names()}
 
 
+def merging_fields(schema: Schema) -> set[str]:
+    """The fields in whose encoded rows missing values have the id of unseen ones."""
+    if not schema.source:
+        return set()
+    config = DataConfig.model_validate(schema.source)
+    return {field.name for field in schema.categorical if config.missing_is_oov(field.name)}
+
+
 def warn(counts: ValueCounts) -> None:
     """One `UnseenValuesWarning` for each finding, at the line that called the caller of this."""
     for finding in counts.findings():

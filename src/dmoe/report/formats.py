@@ -166,6 +166,39 @@ class ExpertScores(Scores):
     expert: int | str
 
 
+class UnseenScores(Scores):
+    """Of the rows with an unseen value, or of those without."""
+
+    rows: int
+    predicted_to_observed: Number = None
+
+
+class Apart(_Part):
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    with_unseen: UnseenScores = Field(alias="with")
+    without: UnseenScores
+
+
+class UnseenField(_Part):
+    """`with_missing`: its unseen values cannot be told from missing ones."""
+
+    field: str
+    values: int
+    unseen: int
+    with_missing: bool = False
+    scores: Apart | None = None
+
+    @property
+    def share(self) -> float:
+        return self.unseen / max(self.values, 1)
+
+
+class Unseen(_Part):
+    any: Apart
+    fields: tuple[UnseenField, ...] = ()
+
+
 class Evaluation(_Part):
     """evaluation/<split>.json."""
 
@@ -176,6 +209,7 @@ class Evaluation(_Part):
     logloss: Number = None
     relative_information_gain: Number = None
     calibration: Calibration | None = None
+    unseen: Unseen | None = None
     experts: tuple[Expert, ...] = ()
     correlation: dict[str, Correlation] = Field(default_factory=dict)
     gate: Gate | None = None

@@ -91,6 +91,9 @@ def page_environment() -> jinja2.Environment:
     environment.globals |= {
         "words": words,
         "gate_fields": _gate_fields,
+        "unseen_shares": tables.unseen_shares,
+        "unseen_scores": tables.unseen_scores,
+        "unseen_words": words.unseen,
         "max_gate_values": MAX_GATE_VALUES,
         "absent": numbers.ABSENT,
         "source_text": _source_text,

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dmoe.report import numbers, words
-from dmoe.report.formats import Correlation, Evaluation, ExpertScores
+from dmoe.report.formats import Apart, Correlation, Evaluation, ExpertScores
 from dmoe.report.runs import Run
+
+MAX_UNSEEN_FIELDS = 12
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,25 @@ def warnings(runs: Sequence[Run]) -> list[str]:
             counts = words.join([f"{name} {numbers.whole(count)}" for name, (count, _) in rows.items()])
             found.append(f"The {split} rows differ ({counts}): differences on {split} mean little.")
     return found
+
+
+def unseen_shares(run: Run) -> list[tuple[str, list[float | None]]]:
+    """By field the share of unseen values in train, valid and test, the largest first; fields that have some."""
+    known = [
+        (name, [one.unseen.get(split) for split in ("train", "valid", "test")])
+        for name, one in run.schema.coverage.items()
+        if any(one.unseen.values())
+    ]
+    return sorted(known, key=lambda one: -max(share or 0.0 for share in one[1]))[:MAX_UNSEEN_FIELDS]
+
+
+def unseen_scores(detail: Evaluation) -> list[tuple[str, Apart]]:
+    """Scores with and without unseen values: of any field, then of the fields with the largest shares."""
+    if detail.unseen is None or not detail.unseen.any.with_unseen.rows:
+        return []
+    worst = sorted((one for one in detail.unseen.fields if one.scores), key=lambda one: -one.share)
+    fields = [(f"{one.field} (or missing)" if one.with_missing else one.field, one.scores) for one in worst]
+    return [("any field", detail.unseen.any), *((name, scores) for name, scores in fields if scores is not None)]
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -194,6 +194,22 @@ def gate(run: Run, measured: Gate) -> str:
     return text + "."
 
 
+def unseen(detail: Evaluation) -> str:
+    """What unseen values do to the scores of a split."""
+    if detail.unseen is None:
+        return ""
+    apart = detail.unseen.any
+    rows = apart.with_unseen.rows
+    if not rows:
+        return f"No row of {detail.split} has a value that training never saw."
+    text = f"{numbers.percent(rows / detail.rows)} of the rows of {detail.split} have a value that training never saw"
+    if apart.with_unseen.auc is not None and apart.without.auc is not None:
+        text += (
+            f": AUC is {numbers.score(apart.with_unseen.auc)} on them, {numbers.score(apart.without.auc)} on the others"
+        )
+    return text + "."
+
+
 def missing(run: Run, part: str) -> str:
     """Why a section has nothing to show for a run."""
     if run.num_experts == 1 and part in ("correlation", "gate", "experts"):

@@ -23,6 +23,7 @@ from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, MultiValuedField, Schema, vocabulary_path
 from dmoe.training.run import Run, choose_device
+from dmoe.training.unseen_rows import UnseenRows
 
 # Rows scored at once, the same wherever rows are scored: a matrix product may round differently for another
 # number of rows, and predictions on raw rows are to equal those on encoded rows to the bit.
@@ -127,6 +128,7 @@ def evaluate_split(
     correlations = _Correlations(locations, num_experts) if num_experts > 1 else None
     similarity = LinearCKA(num_experts) if num_experts > 1 else None
     gate = _GateUsage(reader.schema, num_experts) if num_experts > 1 else None
+    unseen = UnseenRows(reader.schema)
     labels: list[np.ndarray] = []
     logits: list[np.ndarray] = []
     without: list[list[np.ndarray]] = [[] for _ in range(num_experts)]
@@ -135,6 +137,7 @@ def evaluate_split(
     for batch, output in scored_batches(model, reader.batches(), device):
         labels.append(batch.labels_B.numpy())
         logits.append(_numpy(output.logit))
+        unseen.update(batch)
         if correlations is None or gate is None or similarity is None:
             continue
         correlations.update(output)
@@ -155,6 +158,7 @@ def evaluate_split(
         "logloss": logloss(labels_R, logits_R),
         "relative_information_gain": relative_information_gain(labels_R, logits_R),
         "calibration": asdict(calibration(labels_R, 1 / (1 + np.exp(-logits_R)))),
+        "unseen": unseen.result(labels_R, logits_R),
         "experts": _describe_experts(model),
         "correlation": correlations.result() if correlations else {},
         "similarity": {"output": similarity_json(similarity)} if similarity else {},
