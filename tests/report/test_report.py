@@ -15,7 +15,7 @@ from dmoe.report import write_report
 from tests.report.conftest import HOSTILE, MakeRun, write_run
 from tests.report.page import Page
 
-SECTIONS = ["result", "training", "scores", "unseen", "calibration", "correlation", "gate", "experts"]
+SECTIONS = ["result", "before", "training", "scores", "unseen", "calibration", "correlation", "gate", "experts"]
 SETTINGS = ["data", "configuration", "environment"]
 
 
@@ -406,3 +406,16 @@ def test_text_and_lines_have_contrast_on_light_and_dark() -> None:
             for i in (1, 3, 5)
         )
         assert _contrast(colour["ink"], mixed) >= 4.5
+
+
+def test_what_preparing_warned_of_stands_before_training(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    write_report([run], tmp_path / "none.html")
+    assert "The run has no warnings.json" in (tmp_path / "none.html").read_text(encoding="utf-8")
+    (run / "warnings.json").write_text('{"warnings": []}')
+    write_report([run], tmp_path / "none.html")
+    assert "Nothing was found to warn of" in (tmp_path / "none.html").read_text(encoding="utf-8")
+    text = "'<paid>' is the label under another name"
+    (run / "warnings.json").write_text(json.dumps({"warnings": [{"kind": "is the label", "text": text}]}))
+    write_report([run], tmp_path / "one.html")
+    assert "&lt;paid&gt;&#39; is the label under another name" in (tmp_path / "one.html").read_text(encoding="utf-8")

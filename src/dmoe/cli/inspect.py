@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dmoe.cli.common import JsonOption, print_json, stderr
+from dmoe.cli.common import JsonOption, print_json, stderr, warn
 from dmoe.errors import ConfigError
 
 HELP = """Show what is in a raw log or a data set folder, and suggest a data.yaml.
 
 For each column or field: kind, distinct values, missing values, bits that it tells about the label (mutual
-information, the most telling first). The data.yaml goes to stdout, everything else to stderr.
+information, the most telling first); and warnings of fields that give the label away, of copied rows and of a label
+that drifts. The data.yaml goes to stdout, everything else to stderr.
 
 \b
 Examples:
@@ -63,6 +64,8 @@ def command(
         f"{found.rows:,} rows{part}, {found.rejected:,} not readable; label '{found.label}', rate {found.rate:.4f}",
         markup=False,
     )
+    for warning in found.warnings:
+        warn(warning.text)
     typer.echo(found.yaml(), nl=False)
 
 
@@ -71,6 +74,7 @@ def _inspect_data(folder: Path, as_json: bool) -> None:
 
     from dmoe.data.base import Base
     from dmoe.data.contents import groups_of, information, read_contents
+    from dmoe.data.leak_sample import suspicions
     from dmoe.schema import CategoricalField
 
     data = Base.read(folder)
@@ -87,8 +91,9 @@ def _inspect_data(folder: Path, as_json: bool) -> None:
     entries: list[dict[str, Any]] = [
         {"name": field.name, "information": bits[field.name], **data.summary["fields"][field.name]} for field in fields
     ]
+    warnings = [one.values() for one in suspicions(data)]
     if as_json:
-        print_json({"groups": groups, "fields": entries, "data_yaml": config})
+        print_json({"groups": groups, "fields": entries, "warnings": warnings, "data_yaml": config})
         return
     table = _table("field", "kind", "vocabulary", "missing in train", "unseen in test", "bits")
     for field, entry in zip(fields, entries, strict=True):
@@ -106,6 +111,8 @@ def _inspect_data(folder: Path, as_json: bool) -> None:
     for one in contents:
         stderr.print(f"{one.group.name}: {one.rows:,} rows, label rate {one.positives / one.rows:.4f}", markup=False)
         _print_rates([("", positives / rows) for rows, positives in one.blocks])
+    for warning in warnings:
+        warn(warning["text"])
     typer.echo(config, nl=False)
 
 

@@ -236,6 +236,8 @@ def _show(summary: dict[str, Any], output: Path) -> None:
     if empty:
         held = f"{len(empty)} of {len(summary['files'])} input files hold no rows"
         stderr.print(f"  {held}, the first: {empty[0]}", markup=False)
+    for one in summary["warnings"]:
+        warn(one["text"])
     for reason, count in summary["rejects"].items():
         stderr.print(f"  {count:,} rejected: {reason}", markup=False)
     stderr.print(f"data set: {show_path(output)}", markup=False)

@@ -26,6 +26,7 @@ from dmoe.data.config import SPLITS, DataConfig
 from dmoe.data.engines import Engine, EngineName, EngineOptions, open_engine
 from dmoe.data.fit import Fitter
 from dmoe.data.inputs import check_outside, split_inputs
+from dmoe.data.leak_sample import suspicions
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.pretrained import file_facts
 from dmoe.data.rejects import Reject, RejectLog
@@ -98,7 +99,9 @@ def run(
             check_result(checks, schema, rows)
         if base is not None:
             values = base.take_over(folder, values)
-        with_coverage(schema, values).write(folder)
+        schema = with_coverage(schema, values)
+        schema.write(folder)
+        values["warnings"] = [one.values() for one in suspicions(Base(folder, schema, values))]
         write_json(folder / "summary.json", values)
         return values
 

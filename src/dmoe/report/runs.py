@@ -41,6 +41,7 @@ class Run:
     metrics: FinalMetrics | None
     evaluations: dict[str, Evaluation]
     environment: dict[str, Any] | None
+    warnings: tuple[str, ...] | None = None
     baseline: str | None = None  # the name of the simple model, if it is one
     beside: dict[str, Any] | None = None  # comparison.json: the run and its data set's logistic regression
 
@@ -146,6 +147,7 @@ def read_run(folder: Path, name: str) -> Run:
         environment=_read_optional(folder / "environment.json"),
         baseline=baseline,
         beside=read_beside(folder),
+        warnings=_warnings(folder / "warnings.json"),
     )
 
 
@@ -182,6 +184,12 @@ def _lines(model: type[PartT], path: Path) -> Iterable[PartT]:
 
 def _read_optional(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
+
+
+def _warnings(path: Path) -> tuple[str, ...] | None:
+    """What preparing the data warned of, None if the run does not say."""
+    values = _read_optional(path)
+    return None if values is None else tuple(str(one["text"]) for one in values["warnings"])
 
 
 def _final_metrics(path: Path) -> FinalMetrics | None:

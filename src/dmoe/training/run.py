@@ -1,6 +1,7 @@
 """The run folder: what is in it, how it is written and read back.
 
 config.yaml, schema.json, vocabulary/   what was trained, and all that encoding a raw row needs
+warnings.json                           what preparing the data warned of
 model.safetensors                       the best weights so far
 metrics.jsonl, steps.jsonl              one line an evaluation; one line every few steps
 metrics.json, evaluation/<split>.json   the final figures
@@ -76,6 +77,8 @@ class Run:
             schema.write(aside)
             if (data / "vocabulary").is_dir():
                 shutil.copytree(data / "vocabulary", aside / "vocabulary")
+            if (data / "summary.json").is_file():
+                write_json(aside / "warnings.json", {"warnings": read_json(data / "summary.json").get("warnings", [])})
             (aside / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
             facts: dict[str, Any] = {"data": str(data.resolve())}
             if first is not None:

@@ -55,10 +55,11 @@ class ColumnFacts:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The facts of a column, and its times if it holds some."""
+    """The facts of a column, its times if it holds some, the numbers of its texts if it holds those."""
 
     facts: ColumnFacts
     times: Times | None = None
+    numbers_V: Floats | None = None
 
 
 def left_out(name: str, why: str) -> Found:
@@ -108,7 +109,7 @@ class Reader:
             unseen,
             gains,
         )
-        return Found(facts, choice.times)
+        return Found(facts, choice.times, choice.numbers_V)
 
     def _choose(self, column: TextColumn, top: list[tuple[str, int]], rows: int) -> "_Choice":
         distinct = len(column.texts)
@@ -228,7 +229,10 @@ class Reader:
         given = numbers_V[fits]
         fraction = bool(pc.any(pc.match_substring_regex(texts.filter(fits), _FRACTION)).as_py())
         often = [text for text, _ in top if text not in words][:3]
-        counts = not fraction and len(given) > _FEW_VALUES and any(float(text) in (0, 1, 2) for text in often)
+        counts = not fraction and not unique and any(float(text) in (0, 1, 2) for text in often)
+        counts = counts and len(given) > _FEW_VALUES
+        if unique and not fraction and (np.diff(numbers_V[column.codes_N[column.codes_N >= 0]]) > 0).all():
+            return _Choice("row id", note=note or "rises with the row")
         natural = counts or (fraction and len(given) > _FEW_DECIMALS)
         number = _Choice("numeric", missing_words=words, numbers_V=numbers_V, note=note)
         told = ""

@@ -5,6 +5,7 @@ N rows that were read.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dmoe.data.inputs import expand_inputs, folder_columns
 from dmoe.data.inspection.columns import LogRows, TextColumn, read_rows
 from dmoe.data.inspection.kinds import ColumnFacts, Found, Reader, left_out
 from dmoe.data.inspection.suggest import Suggestion, suggest
+from dmoe.data.leaks import UNSEEN_ADVICE, SampleColumn, Suspicion, field_suspicions, label_suspicions, unseen_suspicion
 from dmoe.data.lines import read_line_chunks
 from dmoe.data.parse import guess_delimiter, split_line
 from dmoe.data.streams import is_parquet
@@ -45,6 +47,7 @@ class Inspection:
     rates: list[tuple[str, int, float]]
     config: dict[str, Any]
     comments: dict[str, str] = field(default_factory=dict)
+    warnings: list[Suspicion] = field(default_factory=list)
 
     def yaml(self) -> str:
         """The data.yaml, with what else its columns may be as comments."""
@@ -91,7 +94,35 @@ def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> I
         _rates(labels_N, next((one for one in seen if one.times is not None), None), columns),
         suggestion.config,
         suggestion.comments,
+        _suspicions(seen, columns, labels_N, judge),
     )
+
+
+def _suspicions(
+    seen: Sequence[Found], columns: dict[str, TextColumn], labels_N: npt.NDArray[np.int64], judge: Judge
+) -> list[Suspicion]:
+    """What is suspicious about the fields that are suggested, and about the label along the rows."""
+    found = list(label_suspicions([("the log", labels_N)]))
+    rows = len(judge.labels_N)
+    for one in seen:
+        facts = one.facts
+        if facts.kind not in ("categorical", "numeric"):
+            continue
+        column = columns[facts.name]
+        size = len(column.texts)
+        codes_N = column.codes_N[:rows].astype(np.int64)
+        codes_N[codes_N < 0] = size
+        numbers_N = None if one.numbers_V is None else np.append(one.numbers_V, np.nan)[codes_N]
+        words = partial(_quoted, column)
+        sample = SampleColumn(facts.name, codes_N, size + 1, size, words, numbers_N, is_number=facts.kind == "numeric")
+        told = field_suspicions(sample, judge, judge.fit_N)
+        new = unseen_suspicion(facts.name, "later rows", facts.unseen.get(1, 0.0), UNSEEN_ADVICE)
+        found += told or ([new] if new is not None else [])
+    return found
+
+
+def _quoted(column: TextColumn, code: int) -> str:
+    return repr(column.texts[code].as_py()) if code < len(column.texts) else "a missing one"
 
 
 def _format(path: Path) -> tuple[dict[str, Any], list[str]]:
