@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 
-def parse_line(line: str, delimiter: str, quote: str | None) -> list[str] | None:
-    """RFC 4180 for one line, character by character; None if a quote is out of place."""
+def parse_line(line: str, delimiter: str, quote: str | None) -> list[str] | str:
+    """RFC 4180 for one line, character by character; the reason if a quote is out of place."""
     values, value, position, state = [], "", 0, "start"
     while position < len(line):
         character = line[position]
@@ -22,15 +22,15 @@ def parse_line(line: str, delimiter: str, quote: str | None) -> list[str] | None
             value, state = "", "start"
         elif character == quote and quote is not None:
             if state == "open":
-                return None
+                return "stray quote"
             value += quote if state == "closed" else ""
             state = "quoted"
         elif state == "closed":
-            return None
+            return "stray quote"
         else:
             value += character
             state = "open"
-    return None if state == "quoted" else [*values, value]
+    return "quote left open at the end of the line" if state == "quoted" else [*values, value]
 
 
 def parse_file(
@@ -60,8 +60,8 @@ def parse_file(
             rejects.append((number, "NUL byte"))
         elif "\r" in text:
             rejects.append((number, "carriage return inside a line"))
-        elif (values := parse_line(text, delimiter, quote)) is None:
-            rejects.append((number, "stray quote"))
+        elif isinstance(values := parse_line(text, delimiter, quote), str):
+            rejects.append((number, values))
         elif len(values) != columns:
             rejects.append((number, f"wrong number of columns: {len(values)}, not {columns}"))
         else:

@@ -7,7 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dmoe.data.lines import LineChunk, read_line_chunks
-from dmoe.data.parse import Layout, RawRows, guess_delimiter, parse_lines, split_line
+from dmoe.data.parse import Layout, RawRows, parse_lines
+from dmoe.data.quoting import Quoting, guess_delimiter, split_line
 
 from . import reference
 
@@ -38,7 +39,7 @@ clean_value = st.text(st.characters(exclude_characters="\r\n\0", codec="utf-8"),
 
 
 def parse(data: bytes, first_line: int = 1, quote: str | None = '"', delimiter: str = ",") -> RawRows:
-    return parse_lines(LineChunk(first_line, data), Layout(NAMES, delimiter, quote, NAMES), "log.csv")
+    return parse_lines(LineChunk(first_line, data), Layout(NAMES, Quoting(delimiter, quote), NAMES), "log.csv")
 
 
 @settings(max_examples=600, deadline=None)

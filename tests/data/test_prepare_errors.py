@@ -91,7 +91,7 @@ BAD_ROWS: list[tuple[bytes, str | None, str, str]] = [
     (b"1,\xc3(,1", None, "not UTF-8", "1,\\xc3(,1"),
     (b"1,a\0b,1", None, "NUL byte", "1,a\\x00b,1"),
     (b'1,a"b,1', None, "stray quote", '1,a"b,1'),
-    (b'1,"a,1', None, "stray quote", '1,"a,1'),
+    (b'1,"a,1', None, "quote left open at the end of the line", '1,"a,1'),
     (b"1,a\rb,1", None, "carriage return inside a line", "1,a\rb,1"),
 ]
 

@@ -210,6 +210,7 @@ def _bytes(text: str) -> int:
 
 
 def _show(summary: dict[str, Any], output: Path) -> None:
+    from dmoe.data.rejects import HINTS, kind_of
     from dmoe.data.unseen import Finding
 
     table = Table(box=None, pad_edge=False)
@@ -239,5 +240,6 @@ def _show(summary: dict[str, Any], output: Path) -> None:
     for one in summary["warnings"]:
         warn(one["text"])
     for reason, count in summary["rejects"].items():
-        stderr.print(f"  {count:,} rejected: {reason}", markup=False)
+        hint = HINTS.get(kind_of(reason))
+        stderr.print(f"  {count:,} rejected: {reason}{f' ({hint})' if hint else ''}", markup=False)
     stderr.print(f"data set: {show_path(output)}", markup=False)

@@ -29,7 +29,8 @@ class Format(_Strict):
     """How the bytes of an input file become named columns.
 
     `columns` names the columns of a file without a header. `missing` lists the texts that stand for "no
-    value". A quoted value may hold delimiters and doubled quotes, but no line break.
+    value". A quoted value may hold delimiters and doubled quotes; with `escape: backslash` also `\\"` for a quote,
+    and with `line_breaks` line breaks.
     """
 
     kind: Literal["auto", "csv", "parquet"] = "auto"
@@ -37,6 +38,8 @@ class Format(_Strict):
     columns: tuple[str, ...] | None = None
     delimiter: str = "auto"
     quote: Literal['"', "'"] | None = '"'
+    escape: Literal["backslash"] | None = None
+    line_breaks: bool = False
     missing: tuple[str, ...] = ("",)
 
     @field_validator("delimiter")
@@ -48,6 +51,8 @@ class Format(_Strict):
 
     @model_validator(mode="after")
     def _header_or_columns(self) -> "Format":
+        if self.quote is None and (self.escape or self.line_breaks):
+            raise ValueError("'escape' and 'line_breaks' are about quoted values, but 'quote' is null")
         if self.header and self.columns is not None:
             raise ValueError("'columns' names the columns of a file without a header; set 'header: false' too")
         if not self.header and not self.columns:

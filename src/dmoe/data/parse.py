@@ -1,8 +1,8 @@
 """Lines of delimited text as columns of text, and the lines that are not rows.
 
-A line is a row if it is UTF-8 without NUL bytes and stray carriage returns, its quotes stand as RFC 4180 has
-them (a quoted value begins and ends at a delimiter, inner quotes are doubled; no line break inside), and it
-has the declared number of columns. Empty lines are no rows and are counted apart.
+A line (or several, where values hold line breaks) is a row if it is UTF-8 without NUL bytes and stray carriage
+returns, its quotes stand as `quoting` has them, it has the declared number of columns, and is not the header again.
+Empty lines are no rows and are counted apart.
 
 N rows of a chunk.
 """
@@ -11,7 +11,6 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -19,12 +18,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 
-from dmoe.data.config import DELIMITERS
 from dmoe.data.lines import BYTE_ORDER_MARK, LineChunk
+from dmoe.data.quoting import Quoting
 from dmoe.data.rejects import (
     CARRIAGE_RETURN,
+    LEFT_OPEN,
+    NEVER_CLOSED,
     NOT_UTF8,
     NUL_BYTE,
+    REPEATED_HEADER,
     STRAY_QUOTE,
     WRONG_COLUMNS,
     Reject,
@@ -35,12 +37,13 @@ from dmoe.errors import DmoeError
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns of one text file in order, its delimiter and quote, and the columns that are wanted."""
+    """The columns of one text file in order, how its values stand apart, the columns that are wanted, and the bytes of
+    its header, which are no row where they come again."""
 
     names: tuple[str, ...]
-    delimiter: str
-    quote: str | None
+    quoting: Quoting
     wanted: tuple[str, ...]
+    header: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +59,25 @@ class RawRows:
 
 def parse_lines(chunk: LineChunk, layout: Layout, file: str) -> RawRows:
     """The rows of a chunk of lines. `file` names it in rejects."""
-    data = chunk.data
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n")
-        if data.endswith(b"\r"):  # the last line of the file
-            data = data[:-1] + b"\n"
-    starts, ends = _line_bounds(data)
+    data, inside = _with_line_feeds(chunk)
+    starts, ends, numbers = _line_bounds(data, inside)
     faults = _byte_faults(data, starts, ends, layout)
     kept = ends > starts
     blank = int(len(kept) - kept.sum())
-    lines = np.flatnonzero(kept)
-    if faults:
-        kept[list(faults)] = False
-        lines = np.flatnonzero(kept)
-        data = b"\n".join(data[starts[line] : ends[line]] for line in lines)
-        starts, ends = _line_bounds(data)
-    else:
-        starts, ends = starts[kept], ends[kept]
-    table, wrong = _read_columns(data, layout)
-    rejects = [Reject(file, chunk.first_line + line, None, reason, text) for line, (reason, text) in faults.items()]
+    escaped = layout.quoting.escape and b"\\" in data
+    rejects = [
+        Reject(file, chunk.first_line + int(numbers[record]), None, reason, text)
+        for record, (reason, text) in faults.items()
+    ]
+    kept[list(faults)] = False
+    starts, ends, lines = starts[kept], ends[kept], numbers[kept]
+    if faults or escaped:
+        rows = [data[start:end] for start, end in zip(starts, ends, strict=True)]
+        rows = [layout.quoting.plain(row) for row in rows] if escaped else rows
+        data = b"\n".join(rows)
+        ends = np.cumsum(np.array([len(row) + 1 for row in rows], dtype=np.int64)) - 1
+        starts = ends - np.array([len(row) for row in rows], dtype=np.int64)
+    table, wrong = _read_columns(data, layout, bool(inside))
     for row, found in wrong.items():
         reason = f"{WRONG_COLUMNS}: {found}, not {len(layout.names)}"
         text = shorten(data[starts[row] : ends[row]])
@@ -92,41 +95,36 @@ def _only_chunk(column: Any) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def split_line(line: str, delimiter: str, quote: str | None) -> list[str] | None:
-    """The values of one line, or None if its quotes are stray."""
-    if quote is None:
-        return line.split(delimiter)
-    data = line.encode("utf-8", "surrogatepass")
-    if not _row_pattern(delimiter, quote).fullmatch(data):
-        return None
-    values, position = [], 0
-    while position <= len(data):
-        found = _value_pattern(delimiter, quote).match(data, position)
-        assert found is not None  # an empty value matches too
-        value = found[0].decode("utf-8", "surrogatepass")
-        values.append(value[1:-1].replace(quote * 2, quote) if value.startswith(quote) else value)
-        position = found.end() + len(delimiter)
-    return values
+def _with_line_feeds(chunk: LineChunk) -> tuple[bytes, tuple[int, ...]]:
+    """The lines without the carriage returns at their ends, and where the line feeds inside values are then."""
+    data, inside = chunk.data, chunk.inside
+    if b"\r" not in data:
+        return data, inside
+    if not inside:
+        data = data.replace(b"\r\n", b"\n")
+    else:
+        buffer = np.frombuffer(data, np.uint8)
+        goes = np.zeros(len(data), dtype=bool)
+        goes[:-1] = (buffer[:-1] == ord("\r")) & (buffer[1:] == ord("\n"))
+        goes[np.array(inside) - 1] = False  # values keep theirs
+        inside = tuple((np.array(inside) - np.cumsum(goes)[list(inside)]).tolist())
+        data = buffer[~goes].tobytes()
+    if data.endswith(b"\r"):  # the last line of the file
+        data = data[:-1] + b"\n"
+    return data, inside
 
 
-def guess_delimiter(line: str, quote: str | None, fits: "Mapping[str, bool] | None" = None) -> str:
-    """The delimiter that makes most columns of a line; one that `fits` the expected columns goes first."""
-
-    def score(delimiter: str) -> tuple[bool, int]:
-        values = split_line(line, delimiter, quote) or []
-        return bool(fits and fits.get(delimiter)), len(values)
-
-    return max(DELIMITERS, key=score)
-
-
-def _line_bounds(data: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where each line starts, and where it ends before its line feed."""
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+def _line_bounds(
+    data: bytes, inside: tuple[int, ...]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each record starts, where it ends before its line feed, and the number of its first line from 0."""
+    feeds = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+    ends = np.setdiff1d(feeds, inside, assume_unique=True) if inside else feeds
     if data and not data.endswith(b"\n"):
         ends = np.append(ends, len(data))
     starts = np.zeros_like(ends)
     starts[1:] = ends[:-1] + 1
-    return starts, ends
+    return starts, ends, np.searchsorted(feeds, starts) if inside else np.arange(len(starts))
 
 
 def _byte_faults(
@@ -147,15 +145,24 @@ def _byte_faults(
         for line in lines_where(buffer >= 0x80):
             if not is_utf8(data[starts[line] : ends[line]]):
                 blame(line, NOT_UTF8)
-    for byte, reason in ((0, NUL_BYTE), (ord("\r"), CARRIAGE_RETURN)):
-        if byte in data:
-            for line in lines_where(buffer == byte):
-                blame(line, reason)
-    if layout.quote and layout.quote.encode() in data:
-        pattern = _row_pattern(layout.delimiter, layout.quote)
-        for line in lines_where(buffer == ord(layout.quote)):
-            if not pattern.fullmatch(data, starts[line], ends[line]):
-                blame(line, STRAY_QUOTE)
+    quoting = layout.quoting
+    if b"\0" in data:
+        for line in lines_where(buffer == 0):
+            blame(line, NUL_BYTE)
+    if b"\r" in data:
+        for line in lines_where(buffer == ord("\r")):
+            if not (quoting.line_breaks and quoting.is_row(data, starts[line], ends[line])):
+                blame(line, CARRIAGE_RETURN)
+    if layout.header is not None and layout.header in data:
+        for found in re.finditer(rb"(?m)^(?:\xef\xbb\xbf)?" + re.escape(layout.header) + rb"$", data):
+            line = int(np.searchsorted(starts, found.start()))
+            if line < len(starts) and starts[line] == found.start() and ends[line] == found.end():
+                blame(line, REPEATED_HEADER)
+    if quoting.quote and quoting.quote.encode() in data:
+        for line in lines_where(buffer == ord(quoting.quote)):
+            if not quoting.is_row(data, starts[line], ends[line]):
+                is_open = quoting.is_open(data, starts[line], ends[line])
+                blame(line, (NEVER_CLOSED if quoting.line_breaks else LEFT_OPEN) if is_open else STRAY_QUOTE)
     return faults
 
 
@@ -167,19 +174,7 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-@cache
-def _value_pattern(delimiter: str, quote: str) -> re.Pattern[bytes]:
-    q, d = re.escape(quote), re.escape(delimiter)
-    return re.compile(f"(?:{q}(?:[^{q}]|{q}{q})*+{q}|[^{q}{d}]*+)".encode(), re.DOTALL)
-
-
-@cache
-def _row_pattern(delimiter: str, quote: str) -> re.Pattern[bytes]:
-    value, d = _value_pattern(delimiter, quote).pattern.decode(), re.escape(delimiter)
-    return re.compile(f"{value}(?:{d}{value})*+".encode(), re.DOTALL)
-
-
-def _read_columns(data: bytes, layout: Layout) -> tuple[pa.Table, dict[int, int]]:
+def _read_columns(data: bytes, layout: Layout, line_breaks: bool) -> tuple[pa.Table, dict[int, int]]:
     """The wanted columns as text, and the rows with a wrong number of columns: row -> its number."""
     wrong: dict[int, int] = {}
     if not data.strip(b"\n"):
@@ -200,11 +195,11 @@ def _read_columns(data: bytes, layout: Layout) -> tuple[pa.Table, dict[int, int]
         # One block on this thread: rows are then numbered, and chunks are what runs in parallel.
         read_options=pyarrow.csv.ReadOptions(column_names=numbers, block_size=len(data) + 1, use_threads=False),
         parse_options=pyarrow.csv.ParseOptions(
-            delimiter=layout.delimiter,
-            quote_char=layout.quote or False,
+            delimiter=layout.quoting.delimiter,
+            quote_char=layout.quoting.quote or False,
             double_quote=True,
             escape_char=False,
-            newlines_in_values=False,
+            newlines_in_values=line_breaks,
             ignore_empty_lines=True,
             invalid_row_handler=skip,
         ),

@@ -15,12 +15,22 @@ NOT_UTF8 = "not UTF-8"
 NUL_BYTE = "NUL byte"
 CARRIAGE_RETURN = "carriage return inside a line"
 STRAY_QUOTE = "stray quote"
+LEFT_OPEN = "quote left open at the end of the line"
+NEVER_CLOSED = "quote that no line after it closes"
+REPEATED_HEADER = "repeats the header"
 WRONG_COLUMNS = "wrong number of columns"
 BAD_LABEL = "label is not 0 or 1"
 NOT_A_NUMBER = "not a number"
 OUT_OF_RANGE = "number out of range"
 NOT_A_TIME = "not a time of the declared format"
 NO_TIME = "time of the split is missing"
+
+# What the user may do about the rows of a reason.
+HINTS = {
+    WRONG_COLUMNS: "Is format.delimiter (or format.columns) right for this file?",
+    LEFT_OPEN: "If quoted values hold line breaks, set format.line_breaks: true",
+    STRAY_QUOTE: 'If \\" stands for a quote, set format.escape: backslash; if quotes mean nothing, format.quote: null',
+}
 
 _TEXT: pa.DataType = pa.string()
 _COLUMNS = pa.schema({"file": _TEXT, "line": pa.int64(), "column": _TEXT, "reason": _TEXT, "text": _TEXT})
@@ -40,6 +50,11 @@ class Reject:
     def __str__(self) -> str:
         column = f" column '{self.column}':" if self.column is not None else ""
         return f"{self.file}:{self.line}:{column} {self.reason}: {self.text!r}"
+
+
+def kind_of(reason: str) -> str:
+    """A reason without its figures."""
+    return reason.partition(":")[0]
 
 
 def shorten(text: str | bytes) -> str:
@@ -67,8 +82,8 @@ class RejectLog:
     def describe(self, count: int = 3) -> str:
         """The first rejects, one a line, and a hint if they look like a wrong delimiter."""
         lines = [f"  {reject}" for reject in self.rejects[:count]]
-        if self.rejects and self.rejects[0].reason.startswith(WRONG_COLUMNS):
-            lines.append("  Is format.delimiter (or format.columns) right for this file?")
+        reasons = dict.fromkeys(kind_of(reject.reason) for reject in self.rejects[:count])
+        lines += [f"  {HINTS[reason]}" for reason in reasons if reason in HINTS]
         return "\n".join(lines)
 
     def by_reason(self) -> dict[str, int]:

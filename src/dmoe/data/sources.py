@@ -15,7 +15,8 @@ from dmoe.data.coded import Column
 from dmoe.data.config import DELIMITERS, DataConfig
 from dmoe.data.inputs import folder_columns
 from dmoe.data.lines import LineChunk, read_line_chunks
-from dmoe.data.parse import Layout, RawRows, guess_delimiter, is_utf8, parse_lines, split_line
+from dmoe.data.parse import Layout, RawRows, is_utf8, parse_lines
+from dmoe.data.quoting import Quoting, Records, guess_delimiter, split_line
 from dmoe.data.streams import is_parquet
 from dmoe.errors import DataError
 
@@ -84,8 +85,13 @@ class Source:
         if first is None:
             return
         layout, beside, skipped = self._layout(first)
+        if layout.quoting.line_breaks:
+            # Which lines belong together is known by the number of columns only.
+            records = Records(layout.quoting, len(layout.names))
+            chunks = read_line_chunks(self.path, records=records)
+            first = next(chunk for chunk in chunks if chunk.data.strip(b"\r\n"))
         if skipped:
-            first = LineChunk(first.first_line + skipped, _after_line(first.data, skipped), first.end)
+            first = _after_lines(first, skipped)
         rows = False
         for chunk in chain([first], chunks):
             if chunk.data:
@@ -111,17 +117,18 @@ class Source:
         delimiter = form.delimiter
         if delimiter == "auto":
             delimiter = guess_delimiter(line, form.quote, {d: self._fits(line, d) for d in DELIMITERS})
-        values = split_line(line, delimiter, form.quote)
+        quoting = Quoting(delimiter, form.quote, form.escape is not None, form.line_breaks)
+        values = split_line(line, delimiter, form.quote, escape=quoting.escape)
         if form.columns is not None:
             names = form.columns
             if self.scoring and values is not None and len(values) == len(names) - 1:
                 names = tuple(name for name in names if name != self.config.label)
             wanted, beside = self._wanted(names)
-            return Layout(names, delimiter, form.quote, wanted), beside, 0
+            return Layout(names, quoting, wanted), beside, 0
         if values is None:
             raise DataError(f"{self.path}:{line_number}: stray quote in the header")
         wanted, beside = self._wanted(values)
-        return Layout(tuple(values), delimiter, form.quote, wanted), beside, number + 1
+        return Layout(tuple(values), quoting, wanted, raw), beside, number + 1
 
     def _fits(self, line: str, delimiter: str) -> bool:
         values = split_line(line, delimiter, self.config.format.quote) or []
@@ -213,9 +220,10 @@ def _typed(column: Column) -> Column:
     return column.cast(pa.string()) if pa.types.is_null(column.type) else column
 
 
-def _after_line(data: bytes, count: int) -> bytes:
+def _after_lines(chunk: LineChunk, count: int) -> LineChunk:
     position = 0
     for _ in range(count):
-        found = data.find(b"\n", position)
-        position = len(data) if found < 0 else found + 1
-    return data[position:]
+        found = chunk.data.find(b"\n", position)
+        position = len(chunk.data) if found < 0 else found + 1
+    inside = tuple(at - position for at in chunk.inside)
+    return LineChunk(chunk.first_line + count, chunk.data[position:], chunk.end, inside)

@@ -21,7 +21,7 @@ from dmoe.data.inspection.kinds import ColumnFacts, Found, Reader, left_out
 from dmoe.data.inspection.suggest import Suggestion, suggest
 from dmoe.data.leaks import UNSEEN_ADVICE, SampleColumn, Suspicion, field_suspicions, label_suspicions, unseen_suspicion
 from dmoe.data.lines import read_line_chunks
-from dmoe.data.parse import guess_delimiter, split_line
+from dmoe.data.quoting import guess_delimiter, split_line
 from dmoe.data.streams import is_parquet
 from dmoe.data.trial import Judge
 from dmoe.data.values import Fault, parse_label, parse_number
