@@ -251,7 +251,7 @@ def test_harmed_files_prepared_to_the_end(tmp_path: Path) -> None:
         if isinstance(found, str) or len({label for _, label in found.rows}) < 2 or len(found.rows) < 40:
             continue  # too little is left for splits of both classes
         prepared += 1
-        summary: dict[str, Any] = prepare(plan, [str(log)], tmp_path / "data", force=True)
+        summary: dict[str, Any] = prepare(plan, [str(log)], tmp_path / "data", force=True, max_rejects=1000)
         assert summary["rows"] == {
             "read": len(found.rows) + len(found.rejects),
             "encoded": len(found.rows),

@@ -19,7 +19,7 @@ HELP = """Turn raw logs into a data set folder: vocabularies and encoded Parquet
 
 Reads CSV, TSV (plain, or compressed by gzip, zstd, bzip2, xz or lz4) and Parquet. A folder stands for the data files
 below it, and the names of its folders (day=2026-01-01) are columns. Rows that cannot be encoded go to
-rejects.parquet, with file, line and reason; with more of them than --max-rejects nothing is written. After Ctrl-C or
+rejects.parquet, with file, line and reason; where they are not few or not by chance nothing is written. After Ctrl-C or
 a kill the same command goes on where the work stopped.
 
 \b
@@ -89,7 +89,18 @@ def command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads; by default one per processor.", show_default=False)
     ] = None,
-    max_rejects: Annotated[int, typer.Option(min=0, help="Rejected rows to put up with.")] = 1000,
+    max_rejects: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Rejected rows to put up with, whatever they are; by default at most 1 in 1,000, and only by chance.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_rejects: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REASON", help="Put up with all rows rejected for this reason; may be repeated."),
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option("--no-check", help="Given splits need not be the published files that a recipe names."),
@@ -115,6 +126,7 @@ def command(
             "memory_bytes": _bytes(memory),
             "threads": threads,
             "max_rejects": max_rejects,
+            "allow_rejects": tuple(allow_rejects or ()),
             "force": force,
             "check": not no_check,
             "progress": progress,

@@ -26,10 +26,11 @@ from dmoe.data.config import SPLITS, DataConfig
 from dmoe.data.engines import Engine, EngineName, EngineOptions, open_engine
 from dmoe.data.fit import Fitter
 from dmoe.data.inputs import check_outside, split_inputs
+from dmoe.data.judging import Judge, witnesses
 from dmoe.data.leak_sample import suspicions
 from dmoe.data.ordered_pool import OrderedPool, usable_threads
 from dmoe.data.pretrained import file_facts
-from dmoe.data.rejects import Reject, RejectLog
+from dmoe.data.rejects import REASONS
 from dmoe.data.restart import Journal, restartable
 from dmoe.data.shards import SHARD_ROWS
 from dmoe.data.sources import PARQUET_ROWS, Piece, Source
@@ -39,6 +40,7 @@ from dmoe.data.write import SplitWriter
 from dmoe.errors import ConfigError, DataError, DmoeError
 from dmoe.files import write_json
 from dmoe.schema import Schema
+from dmoe.validation import nearest
 
 _LEAST_MEMORY = 1 << 30
 _MARKS = ("schema.json", "summary.json")
@@ -46,8 +48,10 @@ _MARKS = ("schema.json", "summary.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareOptions:
-    """How to work; of these only `shard_rows` shows in the result, and `max_rejects` in whether there is one.
+    """How to work; of these only `shard_rows` shows in the result.
 
+    Rejected rows must be few and by chance, those of the reasons in `allow_rejects` aside; with `max_rejects` so many
+    are allowed whatever they are.
     `progress(step, done, share)` is called after every chunk. `force` replaces a data set folder at the output.
     `check` compares given splits with the published files that the configuration names under `checks`.
     """
@@ -56,7 +60,8 @@ class PrepareOptions:
     spark_master: str | None = None
     memory_bytes: int = 2 << 30
     threads: int | None = None
-    max_rejects: int = 1000
+    max_rejects: int | None = None
+    allow_rejects: tuple[str, ...] = ()
     shard_rows: int = SHARD_ROWS
     force: bool = False
     check: bool = True
@@ -83,6 +88,9 @@ def run(
     if options.memory_bytes < _LEAST_MEMORY:
         least, given = _LEAST_MEMORY >> 20, options.memory_bytes >> 20
         raise DataError(f"--memory: needs at least {least} MiB, got {given} MiB")
+    for reason in options.allow_rejects:
+        if reason not in REASONS:
+            raise ConfigError(f"--allow-rejects: no reason '{reason}'{nearest(reason, REASONS)}")
     if options.spark_master is not None and options.engine != "spark":
         raise ConfigError("--spark-master goes with --engine spark only")
     sources = split_inputs(config, inputs, needs_train=base is None)
@@ -135,7 +143,8 @@ class _Work:
     ) -> None:
         self.config, self.sources, self.folder, self.journal = config, sources, folder, journal
         self.options, self.progress = options, options.progress
-        self.rejects = RejectLog(options.max_rejects)
+        self.judge = Judge(options.max_rejects, options.allow_rejects)
+        self.rejects = self.judge.log
         self.stage = Stage(
             work.resolve(),
             [name for name in categorical_names(config) if name not in quantile_names(config)],
@@ -190,7 +199,7 @@ class _Work:
             tally = FileTally(str(path))
             before = sum(sizes[:number])
             for entry in chain(self.journal.of("piece", file=number), self._parsed(number, path, engine, pool)):
-                self.rejects.add([Reject(*values) for values in entry["rejects"]])
+                self.judge.add(entry)
                 self.stage.append(entry["name"], entry["rows"], entry["values"])
                 tally.add(entry["rows"], len(entry["rejects"]), entry["blank_lines"])
                 self.progress("read", self.stage.num_rows, (before + entry["end"]) / max(sum(sizes), 1))
@@ -199,8 +208,7 @@ class _Work:
                 runs.append((split, tally.encoded))
         if not self.rejects.rejects and not self.stage.num_rows:
             raise DataError(_no_rows([path for path, _ in self.sources]))
-        if not self.stage.num_rows:
-            raise DataError(f"every row was rejected, the first:\n{self.rejects.describe()}")
+        self.judge.finish()
         return tallies, runs
 
     def _parsed(self, number: int, path: Path, engine: Engine, pool: OrderedPool) -> Iterator[dict[str, Any]]:
@@ -212,8 +220,7 @@ class _Work:
         read = partial(_read_piece, self.config, self.stage.spill, number)
         pieces = islice(enumerate(Source(path, self.config).pieces()), done, None)
         for entry in engine.map(read, pieces, pool):
-            if len(entry["rejects"]) <= self.rejects.limit:
-                self.note("piece", **entry)
+            self.note("piece", **entry)
             yield entry
         self.note("file", file=number)
 
@@ -236,7 +243,8 @@ class _Work:
 def _read_piece(config: DataConfig, spill: Spill, file: int, numbered: tuple[int, Piece]) -> dict[str, Any]:
     """Parses and spills a piece; gives its entry in the journal. An engine may run this on another machine."""
     index, piece = numbered
-    rows = convert(piece.read(), config)
+    raw = piece.read()
+    rows = convert(raw, config)
     name = f"{file}-{index}"
     return {
         "file": file,
@@ -244,6 +252,7 @@ def _read_piece(config: DataConfig, spill: Spill, file: int, numbered: tuple[int
         "rows": len(rows),
         "values": spill.write(name, rows) if len(rows) else [],
         "rejects": [(one.file, one.line, one.column, one.reason, one.text) for one in rows.rejects],
+        **witnesses(raw, rows),
         "blank_lines": rows.blank_lines,
         "end": piece.end,
     }

@@ -7,8 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dmoe.errors import DataError
-
 TEXT_LIMIT = 200
 
 NOT_UTF8 = "not UTF-8"
@@ -24,6 +22,11 @@ NOT_A_NUMBER = "not a number"
 OUT_OF_RANGE = "number out of range"
 NOT_A_TIME = "not a time of the declared format"
 NO_TIME = "time of the split is missing"
+
+REASONS = (
+    NOT_UTF8, NUL_BYTE, CARRIAGE_RETURN, STRAY_QUOTE, LEFT_OPEN, NEVER_CLOSED, REPEATED_HEADER, WRONG_COLUMNS,
+    BAD_LABEL, NOT_A_NUMBER, OUT_OF_RANGE, NOT_A_TIME, NO_TIME,
+)  # fmt: skip
 
 # What the user may do about the rows of a reason.
 HINTS = {
@@ -67,17 +70,9 @@ def shorten(text: str | bytes) -> str:
 
 @dataclass
 class RejectLog:
-    """Collects rejects in input order, and stops at more than `limit`."""
+    """Rejects in input order."""
 
-    limit: int
     rejects: list[Reject] = field(default_factory=list)
-
-    def add(self, rejects: list[Reject]) -> None:
-        """Raises: DataError when there are more than `limit`."""
-        self.rejects += rejects
-        if len(self.rejects) > self.limit:
-            more = f"more than {self.limit} rows were rejected" if self.limit else "a row was rejected"
-            raise DataError(f"{more}, the first:\n{self.describe()}\nFix the input, or allow more by --max-rejects")
 
     def describe(self, count: int = 3) -> str:
         """The first rejects, one a line, and a hint if they look like a wrong delimiter."""
