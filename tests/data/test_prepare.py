@@ -258,7 +258,7 @@ def test_bad_rows_go_and_the_others_stay(
             "fields": {"categorical": ["v"], "numeric": ["n"]},
         }
     )
-    summary = prepare(plan, [str(log)], folder / "data")
+    summary = prepare(plan, [str(log)], folder / "data", max_rejects=1000)
     parsed, rejected, _ = reference.parse_file(data, 3, ",", '"', header=True)
     good = []
     for line, (y, v, n) in parsed:
