@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dmoe.baselines.folder import Baseline
-from dmoe.data.dataset import SplitReader
+from dmoe.data.dataset import read_once
 from dmoe.data.encode import RawBatch, RawEncoder
 from dmoe.data.unseen import ValueCounts
 from dmoe.data.vocabulary import read_vocabulary
@@ -229,7 +229,7 @@ def _batches(
     if logs:
         yield from RawEncoder(run.path).encode_files(logs, batch_size=SCORING_ROWS, labels=True, counts=counts)
         return
-    for batch in SplitReader(run.data_folder(data), split, batch_size=SCORING_ROWS).batches():
+    for batch in read_once(run.data_folder(data), split, batch_size=SCORING_ROWS).batches():
         yield RawBatch(batch.ids_BC, batch.numeric_BN, batch.labels_B)
 
 

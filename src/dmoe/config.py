@@ -53,8 +53,10 @@ def check_device(device: str) -> str:
     Raises: ValueError if it names no kind of device that dmoe trains on.
     """
     kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got '{device}'")
+    if kind == "mps":
+        raise ValueError("device mps is not supported: it lacks float64 and sums that repeat; use cpu")
+    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got '{device}'")
     return device
 
 

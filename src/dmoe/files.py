@@ -1,5 +1,10 @@
-"""Files that are whole or absent: written aside, then renamed."""
+"""Files and folders that are whole or absent: written aside, brought to the disk, then renamed.
 
+A folder that takes the place of another one waits until that is moved to `.NAME.replaced` beside it; whatever fails in
+between, the earlier one is put back, or stays there.
+"""
+
+import errno
 import json
 import os
 import shutil
@@ -8,23 +13,145 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dmoe.errors import DataError
+from filelock import FileLock, Timeout
+
+from dmoe.errors import DataError, DmoeError
+
+# What file systems say that cannot bring a folder to the disk, or need not.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A sibling path to write to; it becomes `path` when the block ends well, and vanishes when it does not."""
+def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A sibling path to write to; it becomes `path` when the block ends well, and vanishes when it does not.
+
+    A file takes the place of an earlier one; a folder does so only with `replace`, and the earlier one is removed when
+    the new one stands in its place.
+
+    Raises: OSError if the disk is full, or a folder is to be made where one with files is.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
-        aside.replace(path)
+        sync_tree(aside)
+        if replace and aside.is_dir() and path.exists():
+            take_place(aside, path)
+        else:
+            aside.replace(path)
+            sync(path.parent)
     except BaseException:
         with suppress(OSError):
-            if aside.is_dir():
-                shutil.rmtree(aside)
-            else:
-                aside.unlink(missing_ok=True)
+            remove(aside)
         raise
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk. Raises: OSError if that fails."""
+    if path.is_dir() and os.name == "nt":
+        return
+    # Windows syncs only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """`sync` of a file, or of a folder and all that is in it."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path):
+            for name in names:
+                sync(Path(folder) / name)
+            sync(Path(folder))
+    else:
+        sync(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes were writing aside in a folder. For its only writer."""
+    for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
+        remove(path)
+
+
+def replaced_path(path: Path) -> Path:
+    """Where what was at `path` waits while something else takes its place."""
+    return path.with_name(f".{path.name}.replaced")
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Moves the whole folder `new` to `path`; what was there is removed afterwards.
+
+    Raises: OSError if a renaming fails; what was at `path` is then there again, or, if even that fails, DmoeError says
+    where it is.
+    """
+    set_aside(path)
+    try:
+        new.rename(path)
+    except BaseException:
+        put_back(path)
+        raise
+    sync(path.parent)
+    drop_replaced(path)
+
+
+def set_aside(path: Path) -> None:
+    """Moves what is at `path`, if anything, out of the way. Raises: OSError."""
+    if path.exists() or path.is_symlink():
+        remove(replaced_path(path))  # an older one, which a kill kept from being removed
+        path.rename(replaced_path(path))
+
+
+def put_back(path: Path) -> None:
+    """Moves what was set aside back to `path`, if nothing is there.
+
+    Raises: DmoeError naming its place if that fails.
+    """
+    replaced = replaced_path(path)
+    if replaced.exists() and not path.exists():
+        try:
+            replaced.rename(path)
+            sync(path.parent)
+        except OSError as error:
+            raise DmoeError(
+                f"{path}: what was there is kept as {replaced}, for it could not be moved back ({error.strerror})"
+            ) from None
+
+
+def drop_replaced(path: Path) -> None:
+    """Removes what was set aside; a remainder that cannot be removed loses nothing."""
+    with suppress(OSError):
+        remove(replaced_path(path))
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Inside, no other process writes to `folder`; the lock of a process that has ended does not count.
+
+    Raises: DataError if another process is at it.
+    """
+    held = FileLock(folder / ".lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise DataError(
+            f"{folder}: another process is writing to it; wait until it has ended, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,15 +180,46 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(value)
 
 
-def append_json_line(path: Path, value: Any) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, allow_nan=False) + "\n")
+def append_json_line(path: Path, value: Any, *, durable: bool = False) -> None:
+    """Adds a line; one that a kill or a full disk cut short before is dropped first.
+
+    With `durable` it is on the disk when the call ends. Raises: OSError if the disk is full; the file then ends as
+    before.
+    """
+    line = json.dumps(value, allow_nan=False).encode() + b"\n"
+    with path.open("a+b", buffering=0) as stream:
+        end = _end_of_last_line(stream)
+        stream.truncate(end)
+        try:
+            if stream.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if durable:
+                os.fsync(stream.fileno())
+        except OSError:
+            stream.truncate(end)
+            raise
+
+
+def _end_of_last_line(stream: Any) -> int:
+    end = int(stream.seek(0, os.SEEK_END))
+    while end:
+        start = max(end - 4096, 0)
+        stream.seek(start)
+        held: bytes = stream.read(end - start)
+        if (at := held.rfind(b"\n")) >= 0:
+            return start + at + 1
+        end = start
+    return 0
+
+
+def write_json_lines(path: Path, values: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(value, allow_nan=False) + "\n" for value in values))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, none if it is absent; a last line cut short by a kill is left out.
 
-    Raises: DataError if it is not UTF-8.
+    Raises: DataError if it is not UTF-8, or a line before the last is damaged.
     """
     if not path.is_file():
         return []
@@ -70,9 +228,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: damaged: byte {error.start} is not UTF-8") from None
     lines = []
-    for text in texts:
+    for number, text in enumerate(texts, 1):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
-            break
+            if number < len(texts):
+                raise DataError(f"{path}: line {number} is damaged; the lines after it are whole") from None
     return lines

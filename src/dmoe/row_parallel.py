@@ -6,6 +6,7 @@ either abort when a second thread enters (workqueue) or when the process forks a
 """
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
@@ -56,10 +57,14 @@ def map_chunks(total: int, chunk: int, work: Callable[[int, int], Any]) -> list[
     if workers <= 1:
         return [work(*part) for part in chunks]
     results: list[Any] = [None] * len(chunks)
-    remaining = iter(range(len(chunks)))  # next() on it is atomic under the interpreter lock
+    remaining = deque(range(len(chunks)))  # its pops are atomic, with an interpreter lock or without
 
     def drain() -> None:
-        for index in remaining:
+        while True:
+            try:
+                index = remaining.popleft()
+            except IndexError:
+                return
             results[index] = work(*chunks[index])
 
     helpers = [_executor(workers - 1).submit(drain) for _ in range(workers - 1)]
@@ -75,8 +80,9 @@ def _executor(workers: int) -> ThreadPoolExecutor:
     return _executors[workers]
 
 
-# A forked child inherits the executors but none of their threads.
-os.register_at_fork(after_in_child=_executors.clear)
+if hasattr(os, "register_at_fork"):  # where processes fork
+    # A forked child inherits the executors but none of their threads.
+    os.register_at_fork(after_in_child=_executors.clear)
 
 
 def empty_table(rows: int, columns: int, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dmoe.errors import ConfigError, DataError
+from dmoe.files import write_text
 from dmoe.validation import validate
 
 FORMAT_VERSION = 2
@@ -175,7 +176,7 @@ class Schema(BaseModel):
         return [field.vocabulary_size for field in self.categorical]
 
     def write(self, folder: Path) -> None:
-        (folder / "schema.json").write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_text(folder / "schema.json", self.model_dump_json(indent=2) + "\n")
 
     @staticmethod
     def read(folder: Path) -> "Schema":

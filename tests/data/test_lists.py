@@ -27,9 +27,9 @@ from dmoe.data.inspection import inspect_log
 from dmoe.data.lists import as_ids, as_lists, padded, split_values
 from dmoe.data.prepare import prepare
 from dmoe.data.update import update
-from dmoe.errors import ConfigError, DataError
+from dmoe.errors import ConfigError, DataError, Interrupted
 from dmoe.schema import Schema
-from dmoe.training.loop import InterruptedRun, train
+from dmoe.training.loop import train
 from dmoe.validation import validate
 from tests.training.test_loop import StopAt
 
@@ -262,7 +262,7 @@ def test_a_model_learns_from_lists_and_vectors_and_scores_raw_rows(folder: Path,
 def test_an_interrupted_run_resumes_to_the_same_bits(folder: Path, tmp_path: Path, embedding: str) -> None:
     config_ = load_config(None, [*RUN, "training.epochs=2", f"optimiser.embedding={embedding}"])
     whole = train(config_, folder / "data", tmp_path / "whole")
-    with pytest.raises(InterruptedRun):
+    with pytest.raises(Interrupted):
         train(config_, folder / "data", tmp_path / "cut", watcher=StopAt(5))
     cut = train(config_, folder / "data", tmp_path / "cut", resume=True)
     weights = whole.load_weights()

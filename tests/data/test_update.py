@@ -161,10 +161,13 @@ def test_a_kill_while_the_old_data_is_replaced_loses_nothing(tmp_path: Path, mon
     with pytest.raises(KeyboardInterrupt):
         update(tmp_path / "data", [str(logs[1])])
     monkeypatch.undo()
-    assert not (tmp_path / "data").exists()
+    assert (tmp_path / "data" / "schema.json").exists()
+    # As a kill between the two renames leaves it.
+    (tmp_path / "data").rename(tmp_path / ".data.replaced")
     update(tmp_path / "data", [str(logs[1])])
     assert data_files(tmp_path / "data") == data_files(tmp_path / "whole")
     assert not (tmp_path / ".data.work").exists()
+    assert not (tmp_path / ".data.replaced").exists()
 
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:

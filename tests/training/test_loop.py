@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dmoe.data.dataset import SplitReader
-from dmoe.errors import ConfigError, DataError, NonFiniteLossError
+from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.files import read_json, read_json_lines
 from dmoe.schema import FORMAT_VERSION
 from dmoe.training.engine import StepLoss
 from dmoe.training.evaluation import quick_metrics
-from dmoe.training.loop import InterruptedRun, train
+from dmoe.training.loop import train
 from dmoe.training.progress import Silent
 from dmoe.training.run import Run
 from tests.training.conftest import small_config, write_data
@@ -78,7 +78,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(small_data, tmp_path, embed
         overrides.append("optimiser.embedding_l2=0")
     config = small_config(*overrides)
     whole = train(config, small_data, tmp_path / "whole")
-    with pytest.raises(InterruptedRun, match="resume"):
+    with pytest.raises(Interrupted, match="resume"):
         train(config, small_data, tmp_path / "cut", watcher=StopAt(step))
     assert not (tmp_path / "cut" / "metrics.json").exists()
     resumed = train(config, small_data, tmp_path / "cut", resume=True)
@@ -94,7 +94,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(small_data, tmp_path, embed
 
 @pytest.mark.parametrize("name", ["model.head.weight", "embedding.0.last_step", "adam.exp_avg.head.bias"])
 def test_a_state_of_another_model_is_refused(small_data, tmp_path, name):
-    with pytest.raises(InterruptedRun):
+    with pytest.raises(Interrupted):
         train(small_config(), small_data, tmp_path / "run", watcher=StopAt(3))
     (path,) = (tmp_path / "run" / "checkpoint").glob("*/state.safetensors")
     tensors = load_file(path)

@@ -20,7 +20,7 @@ def command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
     data: Annotated[Path | None, typer.Option(help="Data set folder, if it has moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.training.evaluation import correlate_run

@@ -22,7 +22,7 @@ def command(
     run: Annotated[Path, typer.Argument(help="Run folder or baseline.")],
     split: Annotated[list[str] | None, typer.Option(help="Split to evaluate; may be repeated. Default: all.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data set folder, if it has moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.baselines.folder import Baseline, evaluate_baseline

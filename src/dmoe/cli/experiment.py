@@ -1,6 +1,5 @@
 """`dmoe experiment`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,8 @@ def command(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of a cell; results depend on it a little.")] = 1,
     memory: Annotated[
-        float | None, typer.Option(min=0.0, help="GiB that cells may use together. Default: 80% of the machine's.")
+        float | None,
+        typer.Option(min=0.0, help="GiB that cells may use together. Default: 80% of what there is for it."),
     ] = None,
     budget: Annotated[
         float | None, typer.Option(min=0.0, help="Core-hours that this call may use; the next call goes on.")
@@ -57,21 +57,24 @@ def command(
     keep_weights: Annotated[bool, typer.Option("--keep-weights", help="Keep the weights of finished cells.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.errors import DmoeError
+    from dmoe.errors import ConfigError, DmoeError
     from dmoe.experiments.display import TerminalDisplay
     from dmoe.experiments.results import write_results
     from dmoe.experiments.runner import Limits, Runner
     from dmoe.experiments.start import start
     from dmoe.experiments.summary import Summary
+    from dmoe.machine import memory_bytes, usable_threads
     from dmoe.report.experiment import write_experiment_report
     from dmoe.report.experiment_tables import scores
 
     folder = start(names, data=data, output=output, seeds=seeds, size=size, changes=changes or (), truth=truth)
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = memory_bytes() if memory is None else int(memory * 2**30)
+    if available is None:
+        raise ConfigError("this system does not say how much memory there is; pass --memory")
     limits = Limits(
-        jobs=jobs or max(processors // threads, 1),
+        jobs=jobs or max(usable_threads() // threads, 1),
         threads=threads,
-        memory=int(memory * 2**30) if memory is not None else _most_memory(),
+        memory=available if memory is not None else int(0.8 * available),
         core_seconds=budget * 3600 if budget is not None else None,
         keep_weights=keep_weights,
     )
@@ -101,8 +104,3 @@ def command(
     if state.failed:
         reasons = sorted(set(state.failed.values()))
         raise DmoeError(f"{len(state.failed)} cells failed and are tried again next time: {'; '.join(reasons)}")
-
-
-def _most_memory() -> int:
-    """80 % of the machine's memory, in bytes."""
-    return int(0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

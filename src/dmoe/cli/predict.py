@@ -38,7 +38,7 @@ def command(
     strict: Annotated[
         bool, typer.Option("--strict", help="Write nothing if a field has far more unseen or missing values.")
     ] = False,
-    device: Annotated[str, typer.Option(help="For a run: auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="For a run: auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[
         Literal["float32", "bfloat16"],
         typer.Option(help="For a run: of matrix products; bfloat16 is faster where the processor has units for it."),

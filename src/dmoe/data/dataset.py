@@ -63,6 +63,7 @@ class SplitReader:
         self._order_type: type[np.int32 | np.int64] = np.int32 if self.num_rows <= np.iinfo(np.int32).max else np.int64
         bytes_per_row = 4 * (self.schema.num_ids + len(self.schema.numeric)) + 1 + np.dtype(self._order_type).itemsize
         self.in_memory = self.num_rows * bytes_per_row <= memory_bytes
+        self.used_bytes = self.num_rows * bytes_per_row if self.in_memory else memory_bytes
         window_rows = memory_bytes // WINDOWS_AT_ONCE // bytes_per_row if shuffle else CHUNK_ROWS
         self._window_rows = max(1, window_rows // batch_size) * batch_size
         self._loaded: Rows | None = None
@@ -157,6 +158,14 @@ class SplitReader:
         order: NDArray[np.signedinteger] = np.arange(size, dtype=self._order_type)
         generator.shuffle(order)
         return order
+
+
+def read_once(data: Path, split: str, *, batch_size: int) -> SplitReader:
+    """A reader for one pass in file order, which holds a few chunks and not the split.
+
+    Raises: as `SplitReader`.
+    """
+    return SplitReader(data, split, batch_size=batch_size, memory_bytes=1)
 
 
 def _batch(rows: Rows) -> Batch:

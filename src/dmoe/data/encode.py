@@ -21,13 +21,14 @@ from dmoe.data.config import DataConfig
 from dmoe.data.inputs import expand_inputs
 from dmoe.data.kept import Kept, joined, set_apart
 from dmoe.data.numbers import encode_numbers
-from dmoe.data.ordered_pool import OrderedPool, usable_threads
+from dmoe.data.ordered_pool import OrderedPool
 from dmoe.data.parse import RawRows
 from dmoe.data.quantiles import coded_buckets
 from dmoe.data.sources import Piece, Source, needed_columns, table_rows
 from dmoe.data.unseen import ValueCounts, missing_rows
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import ConfigError, DataError
+from dmoe.machine import usable_threads
 from dmoe.schema import MISSING_ID, OOV_ID, Schema
 from dmoe.validation import validate
 

@@ -1,6 +1,5 @@
 """Work on several threads whose results come in the order of the work."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,13 +8,6 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def usable_threads() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OrderedPool:

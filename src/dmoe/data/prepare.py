@@ -28,7 +28,7 @@ from dmoe.data.fit import Fitter
 from dmoe.data.inputs import check_outside, split_inputs
 from dmoe.data.judging import Judge, witnesses
 from dmoe.data.leak_sample import suspicions
-from dmoe.data.ordered_pool import OrderedPool, usable_threads
+from dmoe.data.ordered_pool import OrderedPool
 from dmoe.data.pretrained import file_facts
 from dmoe.data.rejects import REASONS
 from dmoe.data.restart import Journal, restartable
@@ -39,6 +39,7 @@ from dmoe.data.summary import FileTally, Progress, Summary, with_coverage
 from dmoe.data.write import SplitWriter
 from dmoe.errors import ConfigError, DataError, DmoeError
 from dmoe.files import write_json
+from dmoe.machine import usable_threads
 from dmoe.schema import Schema
 from dmoe.validation import nearest
 
@@ -122,7 +123,8 @@ def _plan(
     return {
         "config": config.model_dump(mode="json"),
         "files": files,
-        "vectors": [file_facts(Path(options.file)) for options in config.fields.pretrained.values()],
+        # Those of a base are kept with it.
+        "vectors": [file_facts(Path(options.file)) for options in config.fields.pretrained.values() if base is None],
         "base": None if base is None else [str(base.folder.resolve()), base.summary],
         "sizes": [lines.CHUNK_BYTES, PARQUET_ROWS, options.shard_rows],
         "versions": [version(name) for name in ("dmoe", "pyarrow", "numpy", "duckdb")],
@@ -271,4 +273,8 @@ def _readable_errors(output: Path) -> Iterator[None]:
     except OSError as error:
         code = f" ({errno.errorcode[error.errno]})" if error.errno is not None else ""
         reason = error.strerror or str(error).split("\n", 1)[0]
-        raise DmoeError(f"{output}: cannot be written: {reason}{code}; nothing was left there") from None
+        raise DmoeError(f"{output}: cannot be written: {reason}{code}; {_left(output)}") from None
+
+
+def _left(output: Path) -> str:
+    return "what was there before is untouched" if output.exists() else "nothing was left there"

@@ -6,14 +6,24 @@ A step is journaled after its files are closed, so what the journal names is who
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from dmoe.errors import DataError
-from dmoe.files import append_json_line, read_json_lines, write_text
+from dmoe.files import (
+    append_json_line,
+    put_back,
+    read_json_lines,
+    replaced_path,
+    sync,
+    sync_tree,
+    take_place,
+    write_json_lines,
+    write_text,
+)
 
 
 class Journal:
@@ -22,8 +32,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.entries = read_json_lines(path)
-        # A kill may have cut the last line short; what is appended must not continue it.
-        write_text(path, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self.entries))
+        # A kill may have cut the last line short.
+        write_json_lines(path, self.entries)
 
     def add(self, kind: str, **values: Any) -> None:
         """Raises: OSError if the disk is full."""
@@ -40,11 +50,15 @@ class Journal:
         return max((float(entry["seconds"]) for entry in self.entries if "seconds" in entry), default=0.0)
 
 
-def put_back(output: Path) -> None:
+def recover(output: Path) -> None:
     """Puts an earlier output back that a kill caught between being moved away and being replaced."""
-    replaced = _home(output) / "replaced"
-    if replaced.exists() and not output.exists():
-        replaced.rename(output)
+    if output.exists() or not replaced_path(output).exists():
+        return
+    home = _home(output)
+    home.mkdir(exist_ok=True)
+    lock = FileLock(home / "lock")
+    with suppress(Timeout), lock.acquire(timeout=0):  # a process that holds it is about to put the new one there
+        put_back(output)
 
 
 def _home(output: Path) -> Path:
@@ -59,12 +73,13 @@ def restartable(
 
     All three live in `.<output>.work` beside `output`. An exception removes it; an interrupt or a kill leaves it,
     and the next call with an equal `plan` finds its journal, files and all. A call with another plan starts
-    anew. With `force` an existing `output` is replaced if it holds the files `marks`, which say that we made it.
+    anew. With `force` an existing `output` is replaced if it holds the files `marks`, which say that we made it; it is
+    removed when the new one stands in its place, and whatever fails before leaves it there.
 
     Raises: DataError if `output` exists and is not to be, or must not be, replaced, or another process is at
     the same work; OSError.
     """
-    put_back(output)
+    recover(output)
     exists = output.exists() or output.is_symlink()
     if exists and not force:
         raise DataError(f"{output}: already exists; choose another --output, or replace it by --force")
@@ -87,10 +102,13 @@ def restartable(
             work.mkdir()
             write_text(planned, text)
         yield result, work, Journal(home / "journal.jsonl")
+        sync_tree(result)
         if exists:
-            output.rename(home / "replaced")
-        result.rename(output)
-        shutil.rmtree(home)
+            take_place(result, output)
+        else:
+            result.rename(output)
+            sync(output.parent)
+        shutil.rmtree(home, ignore_errors=True)
     except Exception:
         # Not a KeyboardInterrupt: that is a pause.
         shutil.rmtree(home, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Any
 from dmoe.data.base import Base
 from dmoe.data.config import DataConfig, Split
 from dmoe.data.prepare import PrepareOptions, run
-from dmoe.data.restart import put_back
+from dmoe.data.restart import recover
 from dmoe.validation import validate
 
 
@@ -24,7 +24,7 @@ def update(
 
     Raises: as `prepare`.
     """
-    put_back(data)
+    recover(data)
     base = Base.read(data)
     config = base.config().model_copy(update={"checks": None})
     if split is not None:

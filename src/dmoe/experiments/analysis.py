@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from dmoe.data.dataset import SplitReader
+from dmoe.data.dataset import read_once
 from dmoe.decorrelation import CrossExpertCorrelation
 from dmoe.experiments import planted
 from dmoe.experiments.similarity import LinearCKA, error_correlation, information_abundance
@@ -33,7 +33,7 @@ class CorrelationWatch:
     """CEC of the expert outputs over the validation split, to be noted at every evaluation of a training run."""
 
     def __init__(self, data: Path) -> None:
-        self.reader = SplitReader(data, "valid", batch_size=SCORING_ROWS)
+        self.reader = read_once(data, "valid", batch_size=SCORING_ROWS)
 
     def __call__(self, model: DMoE) -> dict[str, Any]:
         """`cec` and `dead_columns` as further keys of the evaluation's line; nothing for a single expert."""
@@ -82,7 +82,7 @@ def _scored(
     model: DMoE, data: Path, split: str, *, keep: bool
 ) -> tuple[Any, Any, list[Any], LinearCKA | None, list[planted.Floats]]:
     """Labels, logits, the logits of each expert alone, CKA of the outputs, and the outputs of the first rows."""
-    reader = SplitReader(data, split, batch_size=SCORING_ROWS)
+    reader = read_once(data, split, batch_size=SCORING_ROWS)
     several = model.num_experts > 1
     cka = LinearCKA(model.num_experts) if several else None
     labels, logits = [], []

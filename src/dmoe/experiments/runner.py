@@ -9,11 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO, Protocol
 
 from filelock import FileLock, Timeout
@@ -26,6 +24,7 @@ from dmoe.experiments.grid import Arm
 from dmoe.experiments.plan import Wanted
 from dmoe.files import write_json
 from dmoe.schema import Schema
+from dmoe.stopping import StopRequest, stop_requests
 
 POLL_SECONDS = 0.1
 # What Python, torch and the compiled row kernels take before any model.
@@ -115,10 +114,10 @@ class Runner:
                 raise ConfigError(
                     f"{self.folder.path}: another `dmoe experiment` is at work there; wait for it or stop it"
                 ) from None
-            stop = stack.enter_context(_stop_requests())
+            stop = stack.enter_context(stop_requests())
             return self._run(stop)
 
-    def _run(self, stop: list[int]) -> State:
+    def _run(self, stop: StopRequest) -> State:
         seeds = self.asked.seed_numbers
         # Cells that failed before are tried again.
         for key in self.folder.failed():
@@ -131,7 +130,7 @@ class Runner:
             self._check_memory(one)
         try:
             while True:
-                if stop:
+                if stop.made:
                     raise Interrupted(
                         f"interrupted with {state.left} of {state.expected} cells to go; the same command continues"
                     )
@@ -234,21 +233,3 @@ def _end(running: list[Running]) -> None:
     for one in running:
         one.process.wait()
         one.log.close()
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """The list is filled when SIGINT or SIGTERM comes; a second one interrupts at once."""
-    requests: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if requests:
-            raise KeyboardInterrupt
-        requests.append(number)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dmoe.data.batch import Batch
-from dmoe.data.dataset import SplitReader
+from dmoe.data.dataset import SplitReader, read_once
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import DmoeError
 from dmoe.export.extra import require
@@ -137,7 +137,7 @@ def _unscaled(field: NumericField, values: Floats) -> Floats:
 def compare(model: DMoE, score: Scorer, data: Path) -> dict[str, Any]:
     """`Parity` of a scorer with the torch model, on the test split, or valid where there is none."""
     split = "test" if (data / "test").is_dir() else "valid"
-    reader = SplitReader(data, split, batch_size=SCORING_ROWS)
+    reader = read_once(data, split, batch_size=SCORING_ROWS)
     labels, ours, torches, probabilities = [], [], [], [0.0]
     for batch, output in scored_batches(model, reader.batches(), torch.device("cpu")):
         probability_B, logit_B = score(batch)
@@ -158,9 +158,12 @@ def compare(model: DMoE, score: Scorer, data: Path) -> dict[str, Any]:
     }
 
 
-def reference_scores(score: Scorer, data: Path) -> list[dict[str, float]]:
-    """Bins of about equal shares of the scores of training rows, a random 100,000 of them at most."""
-    reader = SplitReader(data, "train", batch_size=SCORING_ROWS, shuffle=True)
+def reference_scores(score: Scorer, data: Path, memory_bytes: int) -> list[dict[str, float]]:
+    """Bins of about equal shares of the scores of training rows, a random 100,000 of them at most.
+
+    `memory_bytes`: up to this the rows are drawn from all, beyond it from a window.
+    """
+    reader = SplitReader(data, "train", batch_size=SCORING_ROWS, shuffle=True, memory_bytes=memory_bytes)
     batches: Iterator[Batch] = islice(reader.batches(), math.ceil(_REFERENCE_ROWS / SCORING_ROWS))
     scores = np.concatenate([score(batch)[0] for batch in batches])
     edges = np.unique(np.quantile(scores, np.arange(1, _REFERENCE_BINS) / _REFERENCE_BINS))

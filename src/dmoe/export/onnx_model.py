@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dmoe.data.inputs import expand_inputs
 from dmoe.data.kept import ScoredRows, set_apart
-from dmoe.data.ordered_pool import OrderedPool, usable_threads
+from dmoe.data.ordered_pool import OrderedPool
 from dmoe.data.parse import RawRows
 from dmoe.data.sources import Source, needed_columns, table_rows
 from dmoe.data.unseen import Tallied, ValueCounts, warn
@@ -23,6 +23,7 @@ from dmoe.export.extra import require
 from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
 from dmoe.export.lookup import TokenTable
 from dmoe.export.manifest import OUTPUTS, VALUES, Manifest
+from dmoe.machine import usable_threads
 from dmoe.rows import as_arrow, as_paths
 from dmoe.schema import Schema, vocabulary_path
 

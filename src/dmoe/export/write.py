@@ -23,7 +23,7 @@ from dmoe.export.manifest import MANIFEST, MANIFEST_FORMAT, OUTPUTS, Format, Man
 from dmoe.export.onnx_model import Graph, token_tables
 from dmoe.export.tables import ScoringModel
 from dmoe.export.torch_model import Program
-from dmoe.files import write_json, written_aside
+from dmoe.files import put_back, write_json, written_aside
 from dmoe.schema import Schema, vocabulary_path
 from dmoe.training.evaluation import expert_names
 from dmoe.training.run import Run
@@ -54,19 +54,18 @@ def export(
     Raises: DataError if the run or its data set is not whole, or something is at `output` already; DmoeError if
     the export does not give the run's scores; MissingExtraError.
     """
+    put_back(output)
     if output.exists() and not (overwrite and (output / MANIFEST).is_file()):
         raise DataError(f"{output}: exists already; pass --overwrite to replace a model folder, or choose another")
     if max_graph_tokens < 0:
         raise UserError(f"--max-graph-tokens must be at least 0, got {max_graph_tokens}")
     folder = run.data_folder(data)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(output) as aside:
+    with written_aside(output, replace=True) as aside:
         aside.mkdir()
         run.schema.write(aside)
         inputs = _write_model(run, aside, format, tables, max_graph_tokens)
         _prove(run, aside, folder, format, tables, inputs)
-        if output.exists():
-            shutil.rmtree(output)
     return Manifest.read(output)
 
 
@@ -182,7 +181,7 @@ def _prove(run: Run, folder: Path, data: Path, format: Format, tables: TableType
             ],
             "experts": expert_names(model),
             "parity": parity,
-            "reference_scores": reference_scores(scorer, data),
+            "reference_scores": reference_scores(scorer, data, int(run.config.training.memory_gb * 2**30)),
             "versions": {name: version(name) for name in packages},
             "files": checksums(folder),
         },

@@ -139,6 +139,10 @@ class MultiTableEmbedding(nn.Module):
         self._optimiser = optimiser
         self.sparse = optimiser.sparse_gradient
 
+    def detach(self) -> None:
+        """Ends what `attach` began; no update may be held back any more."""
+        self._optimiser = None
+
     @contextmanager
     def updates_held_back(self) -> Iterator[None]:
         """Inside, `state_dict` gives the rows as they are, for a state that holds the optimiser's as well."""

@@ -1,7 +1,8 @@
-"""The exact state of a run in progress: weights, optimiser, position and random streams.
+"""The exact state of a run in progress: weights, optimiser, position and the random streams of every device.
 
 `checkpoint/<step>/` holds `state.safetensors` and `state.json`; `checkpoint/latest` names the one to use. A new
-state is whole before `latest` points to it, so a kill at any moment leaves a state to resume from.
+state is whole before `latest` points to it, so a kill at any moment leaves a state to resume from. The state of a
+run that only its final evaluation is left of has no tensors: the best weights are all that it needs.
 """
 
 import shutil
@@ -16,6 +17,8 @@ from dmoe.errors import DataError
 from dmoe.files import read_json, write_json, write_text, written_aside
 from dmoe.training.run import load_tensors, save_tensors
 
+_RANDOM = "random."
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -29,18 +32,24 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     folder = run / "checkpoint"
     folder.mkdir(exist_ok=True)
     name = f"{checkpoint.position['step']:09d}-{checkpoint.position['evaluations']:05d}"
+    if checkpoint.position["finished"]:
+        name += "-finished"
     if not (folder / name).exists():
         with written_aside(folder / name) as aside:
             aside.mkdir()
-            tensors = {**checkpoint.tensors, "random.cpu": torch.get_rng_state()}
-            if torch.cuda.is_available():
-                tensors["random.cuda"] = torch.cuda.get_rng_state()
-            save_tensors(aside / "state.safetensors", tensors, {})
+            save_tensors(aside / "state.safetensors", {**checkpoint.tensors, **_random_streams()}, {})
             write_json(aside / "state.json", checkpoint.position)
     write_text(folder / "latest", name + "\n")
     for other in folder.iterdir():
         if other.is_dir() and other.name != name:
             shutil.rmtree(other)
+
+
+def _random_streams() -> dict[str, Tensor]:
+    streams = {f"{_RANDOM}cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        streams |= {f"{_RANDOM}cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    return streams
 
 
 def load_checkpoint(run: Path) -> Checkpoint | None:
@@ -55,10 +64,12 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     if not folder.is_dir():
         raise DataError(f"{latest}: points to {folder.name}, which is not there; train again with --overwrite")
     tensors = load_tensors(folder / "state.safetensors")
-    torch.set_rng_state(tensors.pop("random.cpu"))
-    cuda_state = tensors.pop("random.cuda", None)
-    if cuda_state is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda_state)
+    for name in [name for name in tensors if name.startswith(_RANDOM)]:
+        stream, device = tensors.pop(name), torch.device(name.removeprefix(_RANDOM))
+        if device.type == "cpu":
+            torch.set_rng_state(stream)
+        elif torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(stream, device)
     return Checkpoint(tensors, read_json(folder / "state.json"))
 
 

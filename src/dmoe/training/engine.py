@@ -124,6 +124,15 @@ class Engine:
         for optimiser in self.embeddings:
             optimiser.flush()
 
+    def release(self) -> None:
+        """Ends training: all rows are brought up to date, and the memory of the optimisers is given back."""
+        self.flush()
+        self._zero_gradients()
+        for table in self.tables:
+            table.detach()
+        self.embeddings.clear()
+        self.adam.state.clear()
+
     def set_lr(self, lr: float) -> None:
         self.adam.param_groups[0]["lr"] = lr
         for optimiser in self.embeddings:

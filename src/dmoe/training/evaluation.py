@@ -3,21 +3,22 @@
 Shape suffixes: B rows of a batch, R rows of the split, M experts, H units of the alignment layer.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from pyarrow.dataset import dataset
 from pyarrow.parquet import ParquetFile
 from torch import Tensor
 
 from dmoe.data.batch import Batch
-from dmoe.data.dataset import SplitReader
+from dmoe.data.dataset import SplitReader, read_once
 from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
-from dmoe.errors import DmoeError, UserError
-from dmoe.files import write_json
+from dmoe.errors import DataError, DmoeError, UserError
+from dmoe.files import only_writer, write_json
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
 from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
@@ -33,6 +34,9 @@ SCORING_ROWS = 8192
 SHOWN_VALUES = 12
 
 EVALUATION_FORMAT = 1
+
+# What the unbiased estimate of CKA needs.
+_LEAST_ROWS = 4
 
 SPLITS = ("train", "valid", "test")
 LOCATIONS: tuple[Location, ...] = ("output", "pre-activation", "intermediate", "input")
@@ -56,8 +60,8 @@ def quick_metrics(model: DMoE, reader: SplitReader, device: torch.device) -> dic
     labels, logits = [], []
     for batch, output in scored_batches(model, reader.batches(), device):
         labels.append(batch.labels_B.numpy())
-        logits.append(output.logit.double().cpu().numpy())
-    labels_R, logits_R = np.concatenate(labels), np.concatenate(logits)
+        logits.append(_numpy(output.logit))
+    labels_R, logits_R = np.concatenate(labels), _joined(logits)
     return {"auc": auc(labels_R, logits_R), "logloss": logloss(labels_R, logits_R)}
 
 
@@ -70,13 +74,14 @@ def evaluate_run(
     """
     folder = run.data_folder(data)
     chosen = choose_device(device)
-    model = run.load_model().to(chosen)
-    found = {}
-    for split in splits or [name for name in SPLITS if (folder / name).is_dir()]:
-        found[split] = evaluate_split(model, run.path, folder, split, device=chosen)
-    (run.path / "evaluation").mkdir(exist_ok=True)
-    for split, one in found.items():
-        write_json(run.path / "evaluation" / f"{split}.json", one)
+    with only_writer(run.path):
+        model = run.load_model().to(chosen)
+        found = {}
+        for split in splits or [name for name in SPLITS if (folder / name).is_dir()]:
+            found[split] = evaluate_split(model, run.path, folder, split, device=chosen)
+        (run.path / "evaluation").mkdir(exist_ok=True)
+        for split, one in found.items():
+            write_json(run.path / "evaluation" / f"{split}.json", one)
     return found
 
 
@@ -92,7 +97,8 @@ def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str
     model = run.load_model().to(chosen)
     correlations = _Correlations(LOCATIONS, model.num_experts)
     similarity = LinearCKA(model.num_experts)
-    reader = SplitReader(folder, split, batch_size=SCORING_ROWS)
+    check_split(folder, split, model.num_experts)
+    reader = read_once(folder, split, batch_size=SCORING_ROWS)
     for _, output in scored_batches(model, reader.batches(), chosen):
         correlations.update(output)
         similarity.update(output.expert_outputs)
@@ -107,6 +113,27 @@ def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str
     }
 
 
+def check_split(data: Path, split: str, num_experts: int) -> None:
+    """Whether a split can be evaluated: the figures of two rows, or of one class, are not defined.
+
+    Raises: DataError saying what it lacks.
+    """
+    reader = read_once(data, split, batch_size=1)  # its errors come first
+    least = _LEAST_ROWS if num_experts > 1 else 2
+    if reader.num_rows < least:
+        raise DataError(
+            f"{data / split}: has {reader.num_rows} rows, too few to be evaluated; at least {least} are needed. "
+            "Prepare the data with a larger share"
+        )
+    label = reader.schema.label
+    classes = dataset(data / split, format="parquet").to_table(columns=[label])[0].unique().to_pylist()
+    if len(classes) < 2:
+        raise DataError(
+            f"{data / split}: every row has {label} {classes[0]}; AUC needs both classes. "
+            "Prepare the data with another split"
+        )
+
+
 def evaluate_split(
     model: DMoE,
     folder: Path,
@@ -114,16 +141,19 @@ def evaluate_split(
     split: str,
     *,
     device: torch.device,
+    at_batch: Callable[[], None] = lambda: None,
     locations: Sequence[Location] = ("output", "pre-activation"),
 ) -> dict[str, Any]:
     """The contents of `evaluation/<split>.json`.
 
     Args:
         folder: the run folder, for its vocabularies; `data`: the data set folder.
+        at_batch: is called at each batch; what it raises ends the evaluation.
         locations: where cross-expert correlation (eq. 14) is measured.
-    Raises: DataError if the split is absent or holds one class only.
+    Raises: DataError if the split is absent, holds one class only or too few rows.
     """
-    reader = SplitReader(data, split, batch_size=SCORING_ROWS)
+    check_split(data, split, model.num_experts)
+    reader = read_once(data, split, batch_size=SCORING_ROWS)
     num_experts = model.num_experts
     correlations = _Correlations(locations, num_experts) if num_experts > 1 else None
     similarity = LinearCKA(num_experts) if num_experts > 1 else None
@@ -135,6 +165,7 @@ def evaluate_split(
     alone: list[list[np.ndarray]] = [[] for _ in range(num_experts)]
 
     for batch, output in scored_batches(model, reader.batches(), device):
+        at_batch()
         labels.append(batch.labels_B.numpy())
         logits.append(_numpy(output.logit))
         unseen.update(batch)
@@ -147,7 +178,7 @@ def evaluate_split(
             without[expert].append(_numpy(_logit_without(model, output, expert)))
             alone[expert].append(_numpy(model.predict_from_mixture(output.expert_outputs[expert])))
 
-    labels_R, logits_R = np.concatenate(labels), np.concatenate(logits)
+    labels_R, logits_R = np.concatenate(labels), _joined(logits)
     several = num_experts > 1
     return {
         "format_version": EVALUATION_FORMAT,
@@ -169,8 +200,13 @@ def evaluate_split(
 
 
 def _numpy(logit_B: Tensor) -> np.ndarray:
-    array: np.ndarray = logit_B.double().cpu().numpy()
+    array: np.ndarray = logit_B.cpu().numpy()
     return array
+
+
+def _joined(logits: list[np.ndarray]) -> np.ndarray:
+    """Logits of all batches, for sums in float64."""
+    return np.concatenate(logits).astype(np.float64)
 
 
 def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
@@ -186,7 +222,7 @@ def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
 
 
 def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:
-    logits_R = np.concatenate(logits)
+    logits_R = _joined(logits)
     return {"expert": expert, "auc": auc(labels_R, logits_R), "logloss": logloss(labels_R, logits_R)}
 
 
@@ -281,7 +317,7 @@ class _GateUsage:
         self.weights = [np.zeros((num_experts, slots + 1)) for slots in self.slots]
 
     def update(self, batch: Batch, gate_BM: Tensor) -> None:
-        weights_BM = gate_BM.double().cpu().numpy()
+        weights_BM = gate_BM.cpu().double().numpy()
         labels_B = batch.labels_B.numpy()
         self.rows += len(labels_B)
         self.sum_M += weights_BM.sum(0)

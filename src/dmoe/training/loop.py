@@ -1,29 +1,38 @@
 """Training from a data set folder to a run folder: the recipe of the benchmark lineage, resumable to the bit."""
 
-import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from pyarrow.dataset import dataset
 
 from dmoe.config import RunConfig, TrainingConfig
 from dmoe.data.dataset import SplitReader
 from dmoe.data.log_facts import LogFacts, measure_log
-from dmoe.errors import ConfigError, DataError, DmoeError, NonFiniteLossError
-from dmoe.files import append_json_line, read_json_lines, write_json
+from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
+from dmoe.files import (
+    append_json_line,
+    drop_replaced,
+    only_writer,
+    put_back,
+    read_json_lines,
+    remove,
+    remove_leftovers,
+    replaced_path,
+    set_aside,
+    write_json,
+    write_json_lines,
+)
 from dmoe.nn.build import build_model, build_terms, check_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import Schema
+from dmoe.stopping import StopRequest, stop_requests
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
 from dmoe.training.engine import Engine, StepLoss
-from dmoe.training.evaluation import SCORING_ROWS, evaluate_split, quick_metrics
+from dmoe.training.evaluation import SCORING_ROWS, check_split, evaluate_split, quick_metrics
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import needs_facts, resolved
 from dmoe.training.replacement import Replacement
@@ -41,12 +50,6 @@ from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_sta
 _MINIMAL_GAIN = 1e-6
 # About this many points make the training curve of one epoch.
 _CURVE_POINTS = 100
-
-
-class InterruptedRun(DmoeError):
-    """Training was interrupted; the run folder holds a checkpoint to resume from. Exit code 130."""
-
-    exit_code = 130
 
 
 @dataclass(slots=True)
@@ -104,11 +107,13 @@ def train(
     `on_evaluation` says of the model at each evaluation becomes further keys of that line of metrics.jsonl.
 
     Raises:
-        ConfigError, DataError: what was asked for or read is wrong; nothing of an earlier run is touched.
+        ConfigError, DataError: what was asked for or read is wrong, or another process is at the run; nothing of an
+            earlier run is touched.
         NonFiniteLossError: the loss diverged; the message names the batch.
-        InterruptedRun: SIGINT or SIGTERM came; `resume=True` continues to the same bits.
+        Interrupted: SIGINT or SIGTERM came; `resume=True` continues to the same bits.
     """
     schema = Schema.read(data)
+    put_back(output)  # where a kill came between setting an earlier run aside and making the new one
     facts = measure_log(data, schema) if needs_facts(config) else None
     if facts is not None:
         config = resolved(config, facts)
@@ -124,19 +129,48 @@ def train(
             raise DataError(f"{output}: this run is complete; there is nothing to resume")
     else:
         choose_device(config.training.device)
-        _check_splits(data, schema)
+        _check_splits(data, len(config.model.experts))
         check_model(config.model, config.decorrelation, schema)
         first = _first_weights(config, schema, data, start) if start else None
         if overwrite and (output / "config.yaml").is_file():
-            shutil.rmtree(output)
-        run = Run.create(output, config, schema, data, first)
+            _set_run_aside(output)
+        try:
+            run = Run.create(output, config, schema, data, first)
+        except BaseException:
+            put_back(output)
+            raise
     watcher = watcher or Silent()
     watcher.resolved(run.config)
-    try:
-        _Trainer(run, data, watcher, on_evaluation, facts).run_to_end()
-    finally:
-        watcher.stop()
+    with only_writer(output), _earlier_run_back_on_failure(run):
+        remove_leftovers(output)
+        try:
+            _Trainer(run, data, watcher, on_evaluation, facts).run_to_end()
+        finally:
+            watcher.stop()
     return run
+
+
+def _set_run_aside(output: Path) -> None:
+    """Makes room for a new run; the one that is there is dropped when the new one has weights."""
+    with only_writer(output):
+        if replaced_path(output).exists() and not Run(output).weights.is_file():
+            remove(output)  # an attempt that a kill ended before it had any
+        else:
+            set_aside(output)
+
+
+@contextmanager
+def _earlier_run_back_on_failure(run: Run) -> Iterator[None]:
+    """Puts the run that was replaced back if the new one fails before it has weights."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except BaseException:
+        if replaced_path(run.path).exists() and not run.weights.is_file():
+            remove(run.path)
+            put_back(run.path)
+        raise
 
 
 def _first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) -> FirstWeights:
@@ -146,16 +180,12 @@ def _first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) ->
     return FirstWeights(start.path, kept, tokens, unknown_values(schema, data, start), model.state_dict())
 
 
-def _check_splits(data: Path, schema: Schema) -> None:
-    """Both classes must be in train and valid, said before an epoch is spent."""
-    for split in ("train", "valid"):
-        SplitReader(data, split, batch_size=1)  # its errors come first
-        classes = dataset(data / split, format="parquet").to_table(columns=[schema.label])[0].unique().to_pylist()
-        if len(classes) < 2:
-            raise DataError(
-                f"{data / split}: every row has {schema.label} {classes[0]}; AUC needs both classes. "
-                "Prepare the data with another split"
-            )
+def _check_splits(data: Path, num_experts: int) -> None:
+    """What the evaluations need of the data, said before an epoch is spent."""
+    check_split(data, "train", 1)
+    for split in ("valid", "test"):
+        if split == "valid" or (data / split).is_dir():
+            check_split(data, split, num_experts)
 
 
 class _Trainer:
@@ -177,7 +207,9 @@ class _Trainer:
         self.reader = SplitReader(
             data, "train", batch_size=recipe.batch_size, shuffle=True, seed=recipe.seed, memory_bytes=memory
         )
-        self.valid = SplitReader(data, "valid", batch_size=SCORING_ROWS, memory_bytes=memory)
+        # The train split comes first; what it leaves is for the other, whose order is the same either way.
+        left = max(1, memory - self.reader.used_bytes)
+        self.valid = SplitReader(data, "valid", batch_size=SCORING_ROWS, memory_bytes=left)
         self.model = build_model(config.model, run.schema, seed=recipe.seed)
         set_given_vectors(self.model, run.schema, data)
         if facts is not None and recipe.base_rate:
@@ -204,20 +236,24 @@ class _Trainer:
         per_epoch = self.reader.num_batches
         every = max(1, -(-per_epoch // self.recipe.evaluations_per_epoch))
         self.watcher.start(per_epoch * self.recipe.epochs, self.at.step)
-        with _stop_requests() as requests:
+        with stop_requests() as requests:
             while not self.at.finished:
                 self._epoch(every, requests)
                 if self.at.epoch == self.recipe.epochs:
                     self.at.finished = True
+                if self.at.finished:
+                    # The best weights are saved: nothing else is needed from here on.
+                    save_checkpoint(self.run.path, Checkpoint({}, asdict(self.at)))
             self.watcher.stop()
-            self._finish()
+            self._finish(requests)
 
     def _resume(self) -> None:
         checkpoint = load_checkpoint(self.run.path)
         if checkpoint is not None:
             try:
-                self.engine.load_state(checkpoint.tensors)
                 self.at = _Position(**checkpoint.position)
+                if not self.at.finished:
+                    self.engine.load_state(checkpoint.tensors)
             except (RuntimeError, LookupError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise DataError(
@@ -230,11 +266,9 @@ class _Trainer:
             path = self.run.path / name
             if path.is_file():
                 kept = [line for line in read_json_lines(path) if line["step"] <= self.at.step]
-                path.unlink()
-                for line in kept[: self.at.evaluations] if name == "metrics.jsonl" else kept:
-                    append_json_line(path, line)
+                write_json_lines(path, kept[: self.at.evaluations] if name == "metrics.jsonl" else kept)
 
-    def _epoch(self, every: int, requests: "_Requests") -> None:
+    def _epoch(self, every: int, requests: StopRequest) -> None:
         per_epoch = self.reader.num_batches
         curve_every = max(1, per_epoch // _CURVE_POINTS)
         saved = time.monotonic()
@@ -267,11 +301,11 @@ class _Trainer:
                 began = now
                 if self.at.finished:
                     return
-            if requests.stop or now - saved > self.recipe.checkpoint_minutes * 60:
+            if requests.made or now - saved > self.recipe.checkpoint_minutes * 60:
                 self._save_checkpoint()
                 saved = time.monotonic()
-                if requests.stop:
-                    raise InterruptedRun(
+                if requests.made:
+                    raise Interrupted(
                         f"interrupted at step {self.at.step}; `dmoe train … --output {self.run.path} --resume` "
                         "continues exactly here"
                     )
@@ -303,7 +337,7 @@ class _Trainer:
         }
         if self.on_evaluation is not None:
             line |= self.on_evaluation(self.model)
-        append_json_line(self.run.path / "metrics.jsonl", line)
+        append_json_line(self.run.path / "metrics.jsonl", line, durable=True)
         self.watcher.evaluated(line)
         self.at.evaluations += 1
         self.at.restart_sums()
@@ -311,24 +345,40 @@ class _Trainer:
             self.at.best, self.at.best_step, self.at.best_epoch = monitored, self.at.step, self.at.epoch + 1
             self.at.failures = 0
             self.run.save_weights(self.model.state_dict())
+            drop_replaced(self.run.path)
         else:
             self.at.failures += 1
-            self.at.lr = max(self.at.lr * self.optimiser.lr_decay, self.optimiser.min_lr)
+            # A floor above the learning rate is none: it never rises.
+            self.at.lr = min(self.at.lr, max(self.at.lr * self.optimiser.lr_decay, self.optimiser.min_lr))
             self.engine.set_lr(self.at.lr)
             self.at.finished = self.at.failures >= self.recipe.patience
 
     def _save_checkpoint(self) -> None:
         save_checkpoint(self.run.path, Checkpoint(self.engine.state(), asdict(self.at)))
 
-    def _finish(self) -> None:
-        """Reloads the best weights, evaluates them on every held-out split and writes the final figures."""
-        model = self.run.load_model().to(self.device)
+    def _finish(self, requests: StopRequest) -> None:
+        """Reloads the best weights, evaluates them on every held-out split and writes the final figures.
+
+        The optimisers and the rows in memory go first, so that this takes no more memory than training did.
+        """
+
+        def stop_if_asked() -> None:
+            if requests.made:
+                raise Interrupted(
+                    f"interrupted in the final evaluation; `dmoe train … --output {self.run.path} --resume` does "
+                    "only that"
+                )
+
+        self.engine.release()
+        del self.engine, self.reader, self.valid
+        self.run.load_weights_into(self.model)
+        model = self.model.eval()
         (self.run.path / "evaluation").mkdir(exist_ok=True)
         final: dict[str, Any] = {}
         for split in ("valid", "test"):
             if not (self.data / split).is_dir():
                 continue
-            found = evaluate_split(model, self.run.path, self.data, split, device=self.device)
+            found = evaluate_split(model, self.run.path, self.data, split, device=self.device, at_batch=stop_if_asked)
             write_json(self.run.path / "evaluation" / f"{split}.json", found)
             final[split] = summary_of(found)
         final |= {
@@ -363,32 +413,3 @@ def summary_of(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _curve_point(loss: StepLoss) -> dict[str, float]:
     return {"loss": loss.total, "logloss": loss.logloss, "decorrelation": loss.decorrelation}
-
-
-@dataclass(slots=True)
-class _Requests:
-    stop: bool = False
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_Requests]:
-    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once."""
-    requests = _Requests()
-
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if requests.stop:
-            raise KeyboardInterrupt
-        requests.stop = True
-
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:
-        # Not the main thread: whoever runs us there handles signals.
-        pass
-    try:
-        yield requests
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -10,14 +10,15 @@ start.safetensors                       weights of an earlier run to start from,
 checkpoint/                             the exact state to resume from, absent once training is complete
 """
 
-import json
+import errno
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -25,20 +26,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmoe.config import RunConfig, check_device
 from dmoe.data.unseen import Finding
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import read_json, write_json, written_aside
+from dmoe.files import read_json, write_json, write_text, written_aside
 from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import FORMAT_VERSION, Schema
 from dmoe.validation import validate
 from dmoe.yaml_text import read_yaml
 
+# Numbers copied at once from a file of weights.
+_LOADED_AT_ONCE = 1 << 24
 _REPORTED = ("dmoe", "torch", "numpy", "numba", "duckdb", "pyarrow", "scikit-learn")
 
 
@@ -67,19 +70,16 @@ class Run:
         Raises: DataError if something is there already.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise DataError(
-                f"{path}: exists already; pass --resume to continue it, --overwrite to replace it, "
-                "or choose another --output"
-            )
+            raise _exists(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
+        with _no_other(path), written_aside(path) as aside:
             aside.mkdir()
             schema.write(aside)
             if (data / "vocabulary").is_dir():
                 shutil.copytree(data / "vocabulary", aside / "vocabulary")
             if (data / "summary.json").is_file():
                 write_json(aside / "warnings.json", {"warnings": read_json(data / "summary.json").get("warnings", [])})
-            (aside / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+            write_text(aside / "config.yaml", config.to_yaml())
             facts: dict[str, Any] = {"data": str(data.resolve())}
             if first is not None:
                 save_tensors(Run(aside).first_weights, first.weights, {})
@@ -89,9 +89,7 @@ class Run:
                     "tokens": first.tokens,
                     "far_above": [finding.values() for finding in first.unknown],
                 }
-            (aside / "environment.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-            if path.is_dir():
-                path.rmdir()
+            write_json(aside / "environment.json", facts)
         return Run(path)
 
     @staticmethod
@@ -111,6 +109,11 @@ class Run:
     def first_weights(self) -> Path:
         """What training started from, if not from chance; kept until it is complete, so that a kill loses nothing."""
         return self.path / "start.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        """The best weights so far."""
+        return self.path / "model.safetensors"
 
     @cached_property
     def schema(self) -> Schema:
@@ -151,20 +154,22 @@ class Run:
         return folder
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
-        save_tensors(self.path / "model.safetensors", weights, {"format_version": str(FORMAT_VERSION)})
+        save_tensors(self.weights, weights, {"format_version": str(FORMAT_VERSION)})
 
     def load_weights(self) -> dict[str, Tensor]:
         """The best weights.
 
         Raises: DataError if training has not got that far, or the file is damaged.
         """
-        path = self.path / "model.safetensors"
-        if not path.is_file():
+        return load_tensors(self._weights_file())
+
+    def _weights_file(self) -> Path:
+        if not self.weights.is_file():
             raise DataError(
                 f"{self.path}: has no model.safetensors yet; training stopped before its first evaluation. "
                 "Continue it with `dmoe train … --resume`"
             )
-        return load_tensors(path)
+        return self.weights
 
     def load_model(self) -> DMoE:
         """The trained model, in evaluation mode, on the CPU.
@@ -172,11 +177,35 @@ class Run:
         Raises: DataError if the weights do not fit the configuration.
         """
         model = build_model(self.config.model, self.schema, seed=self.config.training.seed)
-        try:
-            model.load_state_dict(self.load_weights())
-        except RuntimeError as error:
-            raise DataError(f"{self.path / 'model.safetensors'}: does not fit config.yaml: {error}") from None
+        self.load_weights_into(model)
         return model.eval()
+
+    def load_weights_into(self, model: DMoE) -> None:
+        """Puts the best weights in the place of the model's own, a few at a time: no second copy is held.
+
+        Raises: DataError as `load_weights`, or if they do not fit the model; it then is as it was.
+        """
+        path = self._weights_file()
+        try:
+            _load_into(model, path)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: damaged or unreadable ({error})") from None
+
+
+def _exists(path: Path) -> DataError:
+    return DataError(
+        f"{path}: exists already; pass --resume to continue it, --overwrite to replace it, or choose another --output"
+    )
+
+
+@contextmanager
+def _no_other(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise _exists(path) from None  # made by another process meanwhile
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -196,6 +225,31 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: damaged or unreadable ({error})") from None
+
+
+def _load_into(model: nn.Module, path: Path) -> None:
+    own = model.state_dict()
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if shapes.keys() != own.keys():
+        odd = ", ".join(sorted(shapes.keys() ^ own.keys())[:3])
+        raise DataError(f"{path}: does not fit config.yaml: only one of the two has {odd}")
+    for name, value in own.items():
+        if shapes[name] != tuple(value.shape):
+            raise DataError(
+                f"{path}: does not fit config.yaml: {name} has shape {shapes[name]}, expected {tuple(value.shape)}"
+            )
+    with torch.no_grad():
+        for name, value in own.items():
+            # Opened each time: the file is mapped, and what was read of it stays in memory until it is closed.
+            if value.numel() <= _LOADED_AT_ONCE:
+                with safe_open(path, framework="pt") as file:
+                    value.copy_(file.get_tensor(name))
+                continue
+            rows = max(1, _LOADED_AT_ONCE // value[0].numel())
+            for start in range(0, len(value), rows):
+                with safe_open(path, framework="pt") as file:
+                    value[start : start + rows].copy_(file.get_slice(name)[start : start + rows])
 
 
 def environment_facts() -> dict[str, Any]:
@@ -218,8 +272,12 @@ def environment_facts() -> dict[str, Any]:
     }
 
 
-def peak_memory_bytes() -> int:
-    """Highest resident memory of this process."""
+def peak_memory_bytes() -> int | None:
+    """Highest resident memory of this process; None where Python has no module `resource` to ask, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
@@ -246,6 +304,6 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device is cuda, but torch sees no CUDA device; use device: auto")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("training.device is mps, but torch sees none; use device: auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"training.device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices")
     return device
