@@ -1,0 +1,322 @@
+"""Whatever ends a training, what it reached is there afterwards, and going on gives the bits of an undisturbed run."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+from dmoe.config import load_config
+from dmoe.data.dataset import SplitReader
+from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
+from dmoe.files import read_json, read_json_lines, replaced_path
+from dmoe.training import evaluation, loop
+from dmoe.training.engine import StepLoss
+from dmoe.training.evaluation import correlate_run, evaluate_run
+from dmoe.training.loop import train
+from dmoe.training.progress import Silent
+from dmoe.training.run import Run, choose_device
+from tests.training.conftest import small_config, write_data
+from tests.training.test_loop import StopAt, assert_same_bits
+
+
+class Steps(Silent):
+    """Counts the steps taken."""
+
+    taken = 0
+
+    def step(self, epoch: int, rows: int, loss: StepLoss) -> None:  # noqa: ARG002
+        self.taken += 1
+
+
+def fail(error: BaseException) -> Callable[..., Any]:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return failing
+
+
+@pytest.fixture(scope="module")
+def whole(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(small_config(), small_data, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def assert_equal_runs(one: Run, other: Run) -> None:
+    assert_same_bits(one, other)
+    for split in ("valid", "test"):
+        assert read_json(one.path / "evaluation" / f"{split}.json") == read_json(
+            other.path / "evaluation" / f"{split}.json"
+        )
+    assert not list(other.path.glob("**/*.part"))
+    assert not (other.path / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("none left"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
+def test_only_the_final_evaluation_is_done_again_after_it_failed(small_data, tmp_path, monkeypatch, whole, error):
+    monkeypatch.setattr(loop, "evaluate_split", fail(error))
+    with pytest.raises(type(error)):
+        train(small_config(), small_data, tmp_path / "run")
+    monkeypatch.undo()
+    steps = Steps()
+    assert_equal_runs(whole, train(small_config(), small_data, tmp_path / "run", resume=True, watcher=steps))
+    assert steps.taken == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_request_in_the_final_evaluation_is_heard_within_a_batch(small_data, tmp_path, monkeypatch, number):
+    batches: list[Any] = []
+
+    def scored(model, *arguments):
+        for found in original(model, *arguments):
+            if not batches:
+                os.kill(os.getpid(), number)
+            batches.append(found)
+            yield found
+
+    original = evaluation.scored_batches
+    monkeypatch.setattr(evaluation, "scored_batches", scored)
+    monkeypatch.setattr(loop, "quick_metrics", lambda *_: {"auc": 0.5, "logloss": 0.7})
+    with pytest.raises(Interrupted, match=r"interrupted in the final evaluation; .*--resume` does only that") as caught:
+        train(small_config("training.epochs=1"), small_data, tmp_path / "run")
+    assert (len(batches), caught.value.exit_code) == (1, 130)
+    monkeypatch.undo()
+    steps = Steps()
+    run = train(small_config("training.epochs=1"), small_data, tmp_path / "run", resume=True, watcher=steps)
+    assert steps.taken == 0
+    assert (run.path / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("lr", [1e-9, 1e-6])
+def test_a_floor_above_the_learning_rate_does_not_raise_it(small_data, tmp_path, lr):
+    overrides = [f"optimiser.lr={lr}", "training.patience=3", "training.monitor=auc", "decorrelation=[]"]
+    run = train(small_config(*overrides), small_data, tmp_path / "run")
+    rates = [line["lr"] for line in read_json_lines(run.path / "metrics.jsonl")]
+    assert rates == [lr] * len(rates)
+    assert len(rates) > 1
+
+
+def test_an_overwritten_run_stays_until_the_new_one_has_weights(small_data, tmp_path, whole, monkeypatch):
+    run = train(small_config("training.epochs=1"), small_data, tmp_path / "run")
+    before = run.weights.read_bytes()
+    diverging = small_config("optimiser.lr=1e6", "training.clip_norm=null", "decorrelation=[]")
+    with pytest.raises(NonFiniteLossError):
+        train(diverging, small_data, run.path, overwrite=True)
+    assert run.weights.read_bytes() == before
+    monkeypatch.setattr(loop.Run, "create", fail(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        train(small_config(), small_data, run.path, overwrite=True)
+    monkeypatch.undo()
+    assert run.weights.read_bytes() == before
+    # Interrupted before the first evaluation: the earlier run waits beside it, also through a second attempt.
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train(small_config(), small_data, run.path, overwrite=True, watcher=StopAt(2))
+        assert (replaced_path(run.path) / "model.safetensors").read_bytes() == before
+    assert_equal_runs(whole, train(small_config(), small_data, run.path, resume=True))
+    assert not replaced_path(run.path).exists()
+    # As a kill between the two renames leaves it.
+    run.path.rename(replaced_path(run.path))
+    with pytest.raises(DataError, match="this run is complete"):
+        train(small_config(), small_data, run.path, resume=True)
+
+
+def test_one_process_at_a_time_writes_a_run(small_data, tmp_path):
+    run = train(small_config("training.epochs=1"), small_data, tmp_path / "run")
+    with FileLock(run.path / ".lock"):
+        for call in (
+            lambda: train(small_config("training.epochs=1"), small_data, run.path, overwrite=True),
+            lambda: evaluate_run(run),
+        ):
+            with pytest.raises(DataError, match="run: another process is writing to it"):
+                call()
+    with pytest.raises(Interrupted):
+        train(small_config(), small_data, tmp_path / "cut", watcher=StopAt(3))
+    with FileLock(tmp_path / "cut" / ".lock"), pytest.raises(DataError, match="another process is writing to it"):
+        train(small_config(), small_data, tmp_path / "cut", resume=True)
+    train(small_config(), small_data, tmp_path / "cut", resume=True)
+
+
+def test_a_torn_last_line_of_the_metrics_is_repaired(small_data, tmp_path, whole):
+    with pytest.raises(Interrupted):
+        train(small_config(), small_data, tmp_path / "run", watcher=StopAt(20))
+    for name in ("metrics.jsonl", "steps.jsonl"):
+        with (tmp_path / "run" / name).open("a") as stream:
+            stream.write('{"step": 1')
+    run = train(small_config(), small_data, tmp_path / "run", resume=True)
+    assert_equal_runs(whole, run)
+    assert len(read_json_lines(run.path / "metrics.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "experts", "message"),
+    [
+        ({"train": 100, "valid": 2}, 2, "valid: has 2 rows, too few to be evaluated; at least 4"),
+        ({"train": 100, "valid": 3, "test": 100}, 2, "valid: has 3 rows"),
+        ({"train": 100, "valid": 50, "test": 3}, 2, "test: has 3 rows"),
+        ({"train": 100, "valid": 50, "test": 1}, 1, "test: has 1 rows, .*at least 2"),
+    ],
+)
+def test_splits_too_small_to_be_evaluated_are_refused_before_training(tmp_path, rows, experts, message):
+    data = write_data(tmp_path / "data", rows)
+    one = ["model.experts=[{kind: fm}]", "decorrelation=[]"] if experts == 1 else []
+    with pytest.raises(DataError, match=message):
+        train(small_config(*one), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_four_rows_are_enough_and_three_are_named(tmp_path):
+    data = write_data(tmp_path / "data", {"train": 100, "valid": 4}, seed=3)
+    run = train(small_config("training.epochs=1"), data, tmp_path / "run")
+    assert (run.path / "metrics.json").is_file()
+    few = write_data(tmp_path / "few", {"train": 100, "valid": 3}, seed=3)
+    for call in (lambda: evaluate_run(run, data=few), lambda: correlate_run(run, split="valid", data=few)):
+        with pytest.raises(DataError, match="valid: has 3 rows"):
+            call()
+
+
+def test_one_class_in_the_test_split_is_refused_before_training(tmp_path):
+    data = write_data(tmp_path / "data", {"train": 100, "valid": 50})
+    other = write_data(tmp_path / "other", {"test": 20}, label=0)
+    (other / "test").rename(data / "test")
+    with pytest.raises(DataError, match="test: every row has click 0"):
+        train(small_config(), data, tmp_path / "run")
+
+
+def test_memory_is_shared_by_the_splits_and_changes_no_bit(small_data, tmp_path, whole):
+    per_row = 4 * 4 + 1 + 4
+    readers = []
+
+    class Watch(Silent):
+        def start(self, steps: int, done: int) -> None:  # noqa: ARG002
+            readers.append(steps)
+
+    memory = 1000 * per_row / 2**30  # the train split and nothing else
+    config = small_config(f"training.memory_gb={memory!r}")
+    trainer = loop._Trainer(
+        Run.create(tmp_path / "tight", config, Run.open(whole.path).schema, small_data), small_data, Watch(), None
+    )
+    assert (trainer.reader.in_memory, trainer.valid.in_memory) == (True, False)
+    roomy = SplitReader(small_data, "valid", batch_size=64, memory_bytes=300 * per_row)
+    assert (roomy.in_memory, roomy.used_bytes) == (True, 300 * per_row)
+    assert_equal_runs(whole, train(config, small_data, tmp_path / "run"))
+
+
+def test_the_final_evaluation_builds_no_second_model(small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "load_model", fail(AssertionError("a second model")))
+    run = train(small_config("training.epochs=1"), small_data, tmp_path / "run")
+    monkeypatch.undo()
+    before = read_json(run.path / "evaluation" / "test.json")
+    evaluate_run(run, splits=["test"])
+    assert read_json(run.path / "evaluation" / "test.json") == before
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 24])
+def test_weights_are_loaded_piece_by_piece(whole, monkeypatch, chunk):
+    monkeypatch.setattr("dmoe.training.run._LOADED_AT_ONCE", chunk)
+    model = whole.load_model()
+    saved = whole.load_weights()
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_of_another_model_are_refused_and_change_nothing(whole, small_data, tmp_path):
+    other = train(small_config("training.epochs=1", "model.expert_units=8"), small_data, tmp_path / "other")
+    model = whole.load_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(DataError, match=r"model\.safetensors: does not fit config\.yaml: .* has shape"):
+        other.load_weights_into(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_devices_that_dmoe_does_not_train_on_are_refused_in_a_line(monkeypatch):
+    with pytest.raises(ConfigError, match="device mps is not supported"):
+        choose_device("mps")
+    with pytest.raises(ConfigError, match="device mps is not supported"):
+        load_config("d-moe", ["training.device=mps"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="cuda:2, but torch sees 2 CUDA devices"):
+        choose_device("cuda:2")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from dmoe.training.loop import train
+from tests.training.conftest import small_config
+train(small_config("training.checkpoint_minutes=0.00001"), Path(sys.argv[1]), Path(sys.argv[2]), resume=True)
+"""
+
+
+def kill_at_moments(small_data: Path, whole: Run, folder: Path, moments: int, seed: int) -> int:
+    """Kills a training over and over; where it ended in the meantime, compares it; gives the kills that hit."""
+    draw, hits = random.Random(seed), 0
+
+    def start() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-c", CHILD, str(small_data), str(folder)], stderr=subprocess.DEVNULL)
+
+    began = time.perf_counter()
+    assert start().wait() == 0
+    seconds = time.perf_counter() - began
+    assert_equal_runs(whole, Run.open(folder))
+    for number in range(moments):
+        if (folder / "metrics.json").exists():
+            folder.rename(folder.with_name(f"done-{number}"))
+        child = start()
+        try:
+            # A third of them in the last second, where the final evaluation is.
+            early = 0.2 * seconds if number % 3 else max(seconds - 1.0, 0.2 * seconds)
+            child.wait(timeout=draw.uniform(early, seconds))
+        except subprocess.TimeoutExpired:
+            child.send_signal(draw.choice([signal.SIGKILL, signal.SIGINT]))
+        hits += child.wait() != 0
+    if not (folder / "metrics.json").exists():
+        assert start().wait() == 0
+    for done in [folder, *folder.parent.glob("done-*")]:
+        assert_equal_runs(whole, Run.open(done))
+    return hits
+
+
+def test_killed_at_a_few_moments_the_bits_are_the_same(small_data, tmp_path, whole, monkeypatch):
+    """In this process, at seeded moments: a failing rename, a full disk, and an end without any cleaning up."""
+    for number, (name, error) in enumerate(
+        [("replace", OSError(errno.EIO, "rename")), ("fsync", OSError(errno.ENOSPC, "full")), ("replace", SystemExit())]
+        * 2
+    ):
+        draw, output = random.Random(number), tmp_path / f"run{number}"
+        left = draw.randrange(4, 24)
+        original = getattr(os, name)
+
+        def failing(*arguments: Any, original: Any = original, error: BaseException = error, **keywords: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise error
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(os, name, failing)
+        config = small_config("training.checkpoint_minutes=0.00001")
+        try:
+            train(config, small_data, output)
+        except (OSError, SystemExit):
+            assert left == 0
+        monkeypatch.undo()
+        if not (output / "metrics.json").exists():
+            train(config, small_data, output, resume=True)
+        assert_equal_runs(whole, Run.open(output))
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_moments_the_bits_are_the_same(small_data, tmp_path, whole):
+    assert kill_at_moments(small_data, whole, tmp_path / "run", 30, seed=1) >= 15
