@@ -140,8 +140,8 @@ def train(
             put_back(output)
             raise
     watcher = watcher or Silent()
-    watcher.resolved(run.config)
     with only_writer(output), _earlier_run_back_on_failure(run):
+        watcher.resolved(run.config)
         remove_leftovers(output)
         try:
             _Trainer(run, data, watcher, on_evaluation, facts).run_to_end()
