@@ -236,15 +236,6 @@ def _show(summary: dict[str, Any], output: Path) -> None:
         f"{rows['read']:,} rows read, {rows['rejected']:,} rejected, {summary['seconds']:.1f} s "
         f"({summary['rows_per_second']:,} rows/s)"
     )
-    if "updates" in summary:
-        for one in summary["updates"][-1]["far_above"]:
-            warn(
-                Finding(**one).text(
-                    "values of the new rows were not in the data set before",
-                    "the held-out rows that it had",
-                    "runs trained on it know nothing of them",
-                )
-            )
     empty = [file["path"] for file in summary["files"] if not file["encoded"] + file["rejected"]]
     if empty:
         held = f"{len(empty)} of {len(summary['files'])} input files hold no rows"
@@ -255,3 +246,12 @@ def _show(summary: dict[str, Any], output: Path) -> None:
         hint = HINTS.get(kind_of(reason))
         stderr.print(f"  {count:,} rejected: {reason}{f' ({hint})' if hint else ''}", markup=False)
     stderr.print(f"data set: {show_path(output)}", markup=False)
+    if "updates" in summary:
+        for one in summary["updates"][-1]["far_above"]:
+            warn(
+                Finding(**one).text(
+                    "values of the new rows were not in the data set before",
+                    "the held-out rows that it had",
+                    "runs trained on it know nothing of them",
+                )
+            )
