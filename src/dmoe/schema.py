@@ -3,7 +3,9 @@
 Written as `schema.json` in every data set and run folder.
 """
 
+import hashlib
 import json
+import re
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -206,7 +208,7 @@ class Schema(BaseModel):
 
 
 def vocabulary_path(folder: Path, field: str) -> Path:
-    """`vocabulary/<field>.parquet`, with characters that a file name cannot hold percent-encoded."""
+    """`vocabulary/<field>.parquet`, the field's name as files can hold it."""
     return folder / "vocabulary" / f"{_file_name(field)}.parquet"
 
 
@@ -216,4 +218,19 @@ def vectors_path(folder: Path, field: str) -> Path:
 
 
 def _file_name(field: str) -> str:
-    return quote(field, safe=" ()[]+=,@")
+    """A name that every file system takes, and that no other field has, also where case makes no difference: capitals
+    are written `!c`, what files cannot hold as %xx, and the end of a long name is its BLAKE2b."""
+    name = quote(field, safe=" ()[]+=,@!").replace("~", "%7e").replace("!", "%21")
+    name = re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), name)
+    name = re.sub(r"[A-Z]", lambda found: f"!{found[0].lower()}", name)
+    name = re.sub(r"^[. ]|[. ]$", lambda found: f"%{ord(found[0]):02x}", name)
+    if _RESERVED.fullmatch(name):
+        name = f"%{ord(name[0]):02x}{name[1:]}"
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}~{hashlib.blake2b(field.encode(), digest_size=16).hexdigest()}"
+    return name
+
+
+# Devices of Windows, whatever follows a dot.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.DOTALL)
+_LONGEST_NAME = 120

@@ -184,6 +184,8 @@ def settled(value: Any, expected: Any = Any) -> Any:
 
 def _scalar(text: Plain, arms: list[Any]) -> Any:
     value = text.value()
+    if any(getattr(arm, "named_by_text", False) for arm in arms):  # a model that a name alone stands for
+        return str(text)
     if any(get_origin(arm) is Literal and str(text) in get_args(arm) for arm in arms):
         return str(text)
     if value is None and types.NoneType in arms:

@@ -253,7 +253,7 @@ def test_lists_are_taken_apart_where_that_tells_more(tmp_path: Path, joint: str)
     assert next(one for one in found.columns if one.name == "city").kind == "categorical"
 
 
-def test_times_that_do_not_sort_as_texts_are_not_split_by(tmp_path: Path) -> None:
+def test_times_of_changing_zones_are_split_by_moment(tmp_path: Path) -> None:
     start = np.datetime64("2026-10-24T20:00:00")
     lines = ["click,site,zoned,plain"]
     draw = np.random.default_rng(0)
@@ -264,7 +264,7 @@ def test_times_that_do_not_sort_as_texts_are_not_split_by(tmp_path: Path) -> Non
         lines.append(f"{draw.integers(2)},s{draw.integers(5)},{moment + np.timedelta64(shift, 'h')}{zone},x")
     (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
     found = inspect_log([str(tmp_path / "log.csv")], label=None, max_rows=10**6)
-    assert found.config["split"] == {"kind": "ordered"}
+    assert found.config["split"] == {"kind": "time", "column": "zoned", "format": "iso"}
     assert "do not sort as its times do" in found.yaml()
     # The same in another order of rows: nothing that a split could go by.
     shuffled = [lines[0], *draw.permutation(lines[1:]).tolist()]

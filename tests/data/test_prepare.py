@@ -184,16 +184,15 @@ def test_parquet_and_tsv_inputs_equal_csv(tmp_path: Path) -> None:
         assert read_split(tmp_path / "parquet", split).equals(want)
 
 
-@pytest.mark.parametrize("compare", ["number", "text"])
-def test_time_split_orders_by_value_then_row_and_keeps_file_order(tmp_path: Path, compare: str) -> None:
+@pytest.mark.parametrize("form", ["number", "unix"])
+def test_time_split_orders_by_value_then_row_and_keeps_file_order(tmp_path: Path, form: str) -> None:
     rows = random_rows(100, 11)
     for index, row in enumerate(rows):
-        row[COLUMNS.index("raw")] = str([9, 10, -5, 100, 9][index % 5])
+        row[COLUMNS.index("raw")] = str([9, 10, 5, 100, 9][index % 5])
         row[1] = str(index // 5 % 2)
     log = write_csv(tmp_path / "log.csv", rows)
-    prepare(config(split={"kind": "time", "column": "raw", "compare": compare}), [str(log)], tmp_path / "data")
-    key = float if compare == "number" else str.encode
-    order = sorted(range(100), key=lambda row: (key(rows[row][COLUMNS.index("raw")]), row))
+    prepare(config(split={"kind": "time", "column": "raw", "format": form}), [str(log)], tmp_path / "data")
+    order = sorted(range(100), key=lambda row: (float(rows[row][COLUMNS.index("raw")]), row))
     for split, members in zip(SPLITS, (order[:80], order[80:90], order[90:]), strict=True):
         got = read_split(tmp_path / "data", split)["raw"].to_pylist()
         assert got == [float(rows[row][COLUMNS.index("raw")]) for row in sorted(members)]
@@ -263,7 +262,7 @@ def test_bad_rows_go_and_the_others_stay(
     good = []
     for line, (y, v, n) in parsed:
         if reference.number(y) not in (0.0, 1.0):
-            rejected.append((line, "label is not 0 or 1"))
+            rejected.append((line, "label is not 0 or 1" if y.strip() else "label is missing"))
         elif n and reference.number(n) is None:
             rejected.append((line, "number out of range" if n == "1e39" else "not a number"))
         else:

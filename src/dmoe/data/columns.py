@@ -13,17 +13,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dmoe.data.coded import MISSING, Coded, Column, Numbers, as_text, codes_of, pc, take, without
-from dmoe.data.config import DataConfig
+from dmoe.data.config import DataConfig, NumberFormat
+from dmoe.data.labels import read_labels
 from dmoe.data.lists import split_values
+from dmoe.data.number_format import PLAIN, is_text, number_reader, plain_at_once, plain_maker, without_numbers
 from dmoe.data.parse import RawRows
-from dmoe.data.rejects import BAD_LABEL, NO_TIME, NOT_A_NUMBER, OUT_OF_RANGE, Reject, shorten
-from dmoe.data.values import FLOAT32_MAX, Fault, deriver, hasher, parse_label, parse_number, token_maker
+from dmoe.data.rejects import NO_TIME, OUT_OF_RANGE, Reject, shorten
+from dmoe.data.times import deriver, read_moments
+from dmoe.data.values import FLOAT32_MAX, Fault, hasher, missing_numbers, token_maker
+from dmoe.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """N accepted rows. `numeric` is NaN where missing; `labels_N` is None if the label column is absent;
-    `times_N` (float64 or text) is the order of a time split, else None."""
+    `times_N` (numbers or moments) is the order of a time split, else None."""
 
     lines_N: npt.NDArray[np.int64]
     labels_N: npt.NDArray[np.uint8] | None
@@ -76,13 +80,15 @@ def convert(raw: RawRows, config: DataConfig, *, scoring: bool = False) -> Rows:
     faults = _Faults(raw)
     missing = config.format.missing
     labels = times = None
-    if not scoring or config.label in raw.columns:
-        labels = _labels(raw.columns[config.label], config.label, faults)
+    if not scoring or config.label.column in raw.columns:
+        labels = _labels(config, raw, faults)
     if not scoring and config.split.kind == "time":
         times = _times(config, raw, faults)
     coded: dict[str, Coded] = {}
     numeric: dict[str, Numbers] = {}
-    derivers = {name: deriver(derivation) for name, derivation in config.derive.items()}
+    derivers = {
+        name: deriver(derivation, raw.columns[derivation.column].type) for name, derivation in config.derive.items()
+    }
     texts = _Texts(raw)
     for name, options in config.fields.numeric.items():
         source = config.source_column(name)
@@ -90,13 +96,16 @@ def convert(raw: RawRows, config: DataConfig, *, scoring: bool = False) -> Rows:
             column = texts.coded(source)
             if name in derivers:
                 column = _map_values(column, missing, derivers[name], source, faults)
-            column = _map_values(column, missing, token_maker(options), source, faults)
+            elif is_text(raw.columns[source]) and (plain := plain_maker(config.number_format(name))):
+                column = _map_values(column, missing, plain, source, faults)
+            column = _map_values(column, missing, token_maker(options, missing), source, faults)
             coded[name] = without(column, options.missing_values)
         elif name in derivers:
             column = _map_values(texts.coded(source), missing, derivers[name], source, faults)
             numeric[name] = _decoded_numbers(column)
         else:
-            numeric[name] = _numbers(raw.columns[source], missing, source, faults)
+            gone = (*missing, *options.missing_values)
+            numeric[name] = _numbers(raw.columns[source], gone, source, faults, config.number_format(name))
     for name, categorical in config.fields.categorical.items():
         source = config.source_column(name)
         column = texts.coded(source)
@@ -151,11 +160,12 @@ class _Texts:
 def _map_values(
     column: Coded,
     missing: tuple[str, ...],
-    function: Callable[[str], str | Fault],
+    function: Callable[[str], str | Fault | None],
     source: str,
     faults: _Faults,
 ) -> Coded:
-    """The column with each distinct value replaced; faults of a value are faults of its rows."""
+    """The column with each distinct value replaced, by None with a missing one; faults of a value are faults of its
+    rows."""
     column = without(column, missing)
     recode = np.full(len(column.values), MISSING, dtype=np.int32)
     tokens: dict[str, int] = {}
@@ -166,7 +176,7 @@ def _map_values(
         if isinstance(result, Fault):
             rows = np.flatnonzero(column.codes_N == code)
             faults.add(rows, source, result.reason, lambda _, text=texts[code]: text)  # type: ignore[misc]
-        else:
+        elif result is not None:
             recode[code] = tokens.setdefault(result, len(tokens))
     return Coded(take(recode, column.codes_N), pa.array(list(tokens), pa.string()))
 
@@ -176,80 +186,96 @@ def _decoded_numbers(column: Coded) -> Numbers:
     return by_code[column.codes_N]
 
 
-def _numbers(column: Column, missing: tuple[str, ...], name: str, faults: _Faults) -> Numbers:
-    """A column as float64, NaN where missing."""
+def _numbers(
+    column: Column, missing: tuple[str, ...], name: str, faults: _Faults, form: NumberFormat = PLAIN
+) -> Numbers:
+    """A column as float64, NaN where missing: by the text or by the value. `form` is that of texts."""
+    numbers = _typed_numbers(column, missing, name, faults)
+    if numbers is None:
+        text = as_text(column, name)
+        numbers = _text_numbers(text, missing, name, faults, form if is_text(column) else PLAIN)
+    return without_numbers(numbers, missing)
+
+
+def _typed_numbers(column: Column, missing: tuple[str, ...], name: str, faults: _Faults) -> Numbers | None:
+    """The numbers of a numeric column, None of any other."""
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
         if not pa.types.is_floating(kind):
             column = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
         numbers: Numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        bad = np.flatnonzero(np.abs(numbers) > FLOAT32_MAX)
+        gone = np.isin(numbers, list(missing_numbers(missing)))
+        bad = np.flatnonzero((np.abs(numbers) > FLOAT32_MAX) & ~gone)
         faults.add(bad, name, OUT_OF_RANGE, lambda row: str(numbers[row]))
         return numbers
-    text = as_text(column, name)
+    return None
+
+
+def _text_numbers(text: Column, missing: tuple[str, ...], name: str, faults: _Faults, form: NumberFormat) -> Numbers:
     if missing:
         absent = pc.is_in(text, value_set=pa.array(missing, pa.string()))
         text = pc.if_else(absent, pa.scalar(None, pa.string()), text)
+    if form != PLAIN:
+        plain = plain_at_once(text, form)
+        if plain is None:
+            return _checked_numbers(text, name, faults, form)
+        text = plain
     try:
-        numbers = text.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        numbers: Numbers = text.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        return _checked_numbers(text, name, faults)
+        return _checked_numbers(text, name, faults, PLAIN)
     present = text.is_valid().to_numpy(zero_copy_only=False)
     # The cast knows "nan" and "inf", and turns a number too large into inf: none of them is a number here.
     if (present & ~(np.abs(numbers) <= FLOAT32_MAX)).any():
-        return _checked_numbers(text, name, faults)
+        return _checked_numbers(text, name, faults, PLAIN)
     return numbers
 
 
-def _checked_numbers(text: Column, name: str, faults: _Faults) -> Numbers:
+def _checked_numbers(text: Column, name: str, faults: _Faults, form: NumberFormat) -> Numbers:
     """As `_numbers`, value by distinct value, with faults."""
+    read = number_reader(form)
     encoded = text.dictionary_encode()
     codes = codes_of(encoded)
     by_code: Numbers = np.full(len(encoded.dictionary) + 1, np.nan)
-    bad: dict[str, list[int]] = {NOT_A_NUMBER: [], OUT_OF_RANGE: []}
+    bad: dict[str, list[int]] = {}
     texts = encoded.dictionary.to_pylist()
     for code, value in enumerate(texts):
-        number = parse_number(value)
+        number = read(value)
         if isinstance(number, Fault):
-            bad[number.reason].append(code)
+            bad.setdefault(number.reason, []).append(code)
         else:
             by_code[code] = number
     for reason, which in bad.items():
-        if which:
-            faults.add(np.flatnonzero(np.isin(codes, which)), name, reason, lambda row: str(texts[codes[row]]))
+        faults.add(np.flatnonzero(np.isin(codes, which)), name, reason, lambda row: str(texts[codes[row]]))
     numbers: Numbers = by_code[codes]
     return numbers
 
 
-def _labels(column: Column, name: str, faults: _Faults) -> npt.NDArray[np.uint8]:
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    encoded = as_text(column, name).dictionary_encode()
-    codes = codes_of(encoded)
-    texts = [*encoded.dictionary.to_pylist(), ""]
-    by_code = np.zeros(len(texts), dtype=np.uint8)
-    bad = np.zeros(len(texts), dtype=bool)
-    for code, value in enumerate(texts):
-        label = parse_label(value)
-        if isinstance(label, Fault):
-            bad[code] = True
-        else:
-            by_code[code] = label
-    # The last of the texts stands for null, whose code is -1.
-    faults.add(np.flatnonzero(bad[codes]), name, BAD_LABEL, lambda row: texts[codes[row]])
-    labels: npt.NDArray[np.uint8] = by_code[codes]
-    return labels
+def _labels(config: DataConfig, raw: RawRows, faults: _Faults) -> npt.NDArray[np.uint8]:
+    name = config.label.column
+    found = read_labels(raw.columns[name], config.label, config.format.missing, raw.file)
+    for reason, rows in found.reasons.items():
+        faults.add(rows, name, reason, found.text)
+    return found.labels_N
 
 
 def _times(config: DataConfig, raw: RawRows, faults: _Faults) -> Column:
-    name = str(config.split.column)
-    column = raw.columns[name]
-    if config.split.compare == "number":
-        numbers = _numbers(column, config.format.missing, name, faults)
+    name, form = str(config.split.column), config.split.format
+    column, missing = raw.columns[name], config.format.missing
+    if form == "number":
+        if pa.types.is_temporal(column.type):
+            raise DataError(
+                f"{raw.file}: column '{name}' holds {column.type} values, no numbers; say split: {{format: iso}}"
+            )
+        numbers = _numbers(column, missing, name, faults)
         faults.add(np.flatnonzero(np.isnan(numbers)), name, NO_TIME, lambda _: "")
         return pa.array(numbers)
-    text = as_text(column, name)
-    absent = pc.fill_null(pc.is_in(text, value_set=pa.array(config.format.missing, pa.string())), True)
-    absent = pc.or_(absent, pc.is_null(text)).to_numpy(zero_copy_only=False)
-    faults.add(np.flatnonzero(absent), name, NO_TIME, lambda _: "")
-    return text
+    if not pa.types.is_temporal(column.type):
+        column = as_text(column, name)
+        gone = pc.fill_null(pc.is_in(column, value_set=pa.array(missing, pa.string())), False)
+        column = pc.if_else(gone, pa.scalar(None, pa.string()), column)
+    faults.add(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)), name, NO_TIME, lambda _: "")
+    moments = read_moments(column, form, name, raw.file)
+    for reason, rows in moments.reasons.items():
+        faults.add(rows, name, reason, lambda row: str(column[row].as_py()))
+    return moments.times_N

@@ -1,17 +1,32 @@
 """`data.yaml`: what a raw log is, which of its columns become fields, and how the rows are split."""
 
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from dmoe.data.time_patterns import checked_format
 from dmoe.errors import ConfigError
 from dmoe.schema import Pooling
 from dmoe.validation import nearest, validate
 from dmoe.yaml_text import read_yaml
 
 SPLITS = ("train", "valid", "test")
+# Outputs of the exported graph, and what its inner names start with.
+RESERVED_NAMES = ("probability", "logit", "gate_weights")
+RESERVED_STARTS = ("fields/", "model/")
+_THOUSANDS = (".", ",", "'", "\u2019", "_", " ", "\u00a0", "\u202f")
 DELIMITERS = (",", "\t", ";", "|")
 
 
@@ -25,12 +40,73 @@ def _no_repeats(what: str, names: tuple[str, ...] | list[str]) -> None:
         raise ValueError(f"{what}: these names appear twice: {', '.join(repeated)}")
 
 
-class Format(_Strict):
-    """How the bytes of an input file become named columns.
+class Label(_Strict):
+    """The label column. Without `positive` it holds 0 and 1, or true and false, in any spelling; with it, these values
+    are clicks and `negative`, by default all others, are none. Values compare by value: 1 is "1" and 1.0.
+
+    `missing`: rows without a label are rejected, or count as `negative`.
+    """
+
+    named_by_text: ClassVar[bool] = True
+    column: str = Field(min_length=1)
+    positive: tuple[str, ...] | None = None
+    negative: tuple[str, ...] | None = None
+    missing: Literal["reject", "negative"] = "reject"
+
+    @field_validator("positive", "negative", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [str(one).lower() if isinstance(one, bool) else str(one) for one in value]
+        return value
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> "Label":
+        if self.positive is None and self.negative is not None:
+            raise ValueError("'negative' goes with 'positive', the values that are a click")
+        if self.positive is not None and not self.positive:
+            raise ValueError("'positive' names no value; name those that are a click, as in positive: [yes]")
+        both = set(self.positive or ()) & set(self.negative or ())
+        if both:
+            raise ValueError(f"'{min(both)}' is both positive and negative")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, serialise: SerializerFunctionWrapHandler) -> Any:
+        """Its name alone where nothing else is said."""
+        return self.column if self == Label(column=self.column) else serialise(self)
+
+
+def _label_by_name(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
+class NumberFormat(_Strict):
+    """How texts write numbers. `decimal`: the character before the fraction. `thousands`: what stands between groups
+    of three digits, empty for nothing. `strip`: signs that are taken off either end, as € and %."""
+
+    decimal: Literal[".", ","] = "."
+    thousands: str = ""
+    strip: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _signs_differ(self) -> "NumberFormat":
+        if self.thousands and self.thousands not in _THOUSANDS:
+            raise ValueError(f"'thousands' must be one of {', '.join(map(repr, _THOUSANDS))}, got {self.thousands!r}")
+        if self.thousands == self.decimal:
+            raise ValueError(f"'thousands' and 'decimal' are both {self.decimal!r}")
+        for sign in self.strip:
+            if not sign.strip() or any(one in "0123456789+-.,eE" for one in sign):
+                raise ValueError(f"'strip': {sign!r} may be part of a number")
+        return self
+
+
+class Format(NumberFormat):
+    """How the bytes of an input file become named columns, and how their texts write numbers.
 
     `columns` names the columns of a file without a header. `missing` lists the texts that stand for "no
-    value". A quoted value may hold delimiters and doubled quotes; with `escape: backslash` also `\\"` for a quote,
-    and with `line_breaks` line breaks.
+    value"; numbers among them compare by value. A quoted value may hold delimiters and doubled quotes; with
+    `escape: backslash` also `\\"` for a quote, and with `line_breaks` line breaks.
     """
 
     kind: Literal["auto", "csv", "parquet"] = "auto"
@@ -42,11 +118,17 @@ class Format(_Strict):
     line_breaks: bool = False
     missing: tuple[str, ...] = ("",)
 
+    @property
+    def numbers(self) -> NumberFormat:
+        """How texts write numbers."""
+        return NumberFormat(decimal=self.decimal, thousands=self.thousands, strip=self.strip)
+
     @field_validator("delimiter")
     @classmethod
     def _one_character(cls, value: str) -> str:
         if value != "auto" and (len(value) != 1 or not value.isascii() or value in "\r\n\"'\0"):
-            raise ValueError("must be 'auto' or one ASCII character that is no quote and no line break")
+            hint = """; a tab is "\\t" in double quotes""" if value == "\\t" else ""
+            raise ValueError(f"must be 'auto' or one ASCII character that is no quote and no line break{hint}")
         return value
 
     @model_validator(mode="after")
@@ -65,12 +147,18 @@ class Derivation(_Strict):
     """A column taken out of the time that another column holds, as it is written (no change of zone).
 
     `hour` 0-23, `weekday` 0-6 from Sunday, `weekend` 1 on Saturday and Sunday, else 0.
-    `yymmddhh` as in 14102123; `iso` as in 2014-10-21 23:00:00; `unix` seconds since 1970 in UTC.
+    `yymmddhh` as in 14102123; `iso` as in 2014-10-21 23:00:00; `unix`, `unix-ms`, `unix-us`, `unix-ns` since 1970 in
+    UTC; or a pattern of strptime as %d.%m.%Y %H:%M. Typed times need no format, and are read by value.
     """
 
     column: str
     take: Literal["hour", "weekday", "weekend"]
-    format: Literal["yymmddhh", "iso", "unix"]
+    format: str = "iso"
+
+    @model_validator(mode="after")
+    def _format_holds_it(self) -> "Derivation":
+        checked_format(self.format, self.take)
+        return self
 
 
 class _Vocabulary(_Strict):
@@ -106,7 +194,6 @@ _KEYS_OF_TRANSFORMS: dict[str, tuple[str, ...]] = {
     "buckets": ("quantile",),
     "min_count": _TOKEN_TRANSFORMS,
     "max_tokens": _TOKEN_TRANSFORMS,
-    "missing_values": ("bucket", "log-bucket", "digit"),
     "missing_as": _TOKEN_TRANSFORMS,
     "embedding_dim": _TOKEN_TRANSFORMS,
 }
@@ -118,7 +205,8 @@ class NumericOptions(_Vocabulary):
     to 2; `log-bucket` of floor(`steps` ln(1 + x)); `digit` of the digit at `place` (0 the last) of the integer
     part, written to base `radix`; `quantile` of `buckets` parts of equal training counts.
 
-    `standardise: true` standardises after the logarithm.
+    `standardise: true` standardises after the logarithm. `decimal`, `thousands` and `strip` replace those of `format`.
+    `missing_values` compare by value.
     """
 
     transform: Literal["value", "standardise", "log", "bucket", "log-bucket", "digit", "quantile"] = "value"
@@ -127,6 +215,14 @@ class NumericOptions(_Vocabulary):
     radix: int = Field(default=10, ge=2, le=1 << 20)
     place: int = Field(default=0, ge=0, lt=128)
     buckets: int = Field(default=10, ge=2, le=1000)
+    decimal: Literal[".", ","] | None = None
+    thousands: str | None = None
+    strip: tuple[str, ...] | None = None
+
+    def number_keys(self) -> dict[str, Any]:
+        """What this field says of how its texts write numbers."""
+        keys = {"decimal": self.decimal, "thousands": self.thousands, "strip": self.strip}
+        return {key: value for key, value in keys.items() if value is not None}
 
     @property
     def makes_tokens(self) -> bool:
@@ -206,6 +302,21 @@ def _by_name(value: Any) -> Any:
     return value
 
 
+def check_field_name(name: str) -> None:
+    """Raises: ValueError if a model's graph, table or page could not hold a field of this name."""
+    why = None
+    if not name.strip():
+        why = "is empty"
+    elif any(unicodedata.category(one) in ("Cc", "Cs") for one in name):
+        why = "holds a control character"
+    elif name in RESERVED_NAMES:
+        why = "is that of an output of the model"
+    elif name.startswith(RESERVED_STARTS):
+        why = "starts as names inside the model do"
+    if why is not None:
+        raise ValueError(f"the field name {name!r} {why}; give the field another, with column: {name!r}")
+
+
 class Fields(_Strict):
     """The fields of an encoded row: `numeric`, `categorical`, `multi_valued`, `pretrained`, each in the order given."""
 
@@ -220,6 +331,8 @@ class Fields(_Strict):
         if not self.names():
             raise ValueError("name at least one field under 'categorical' or 'numeric'")
         _no_repeats("fields", self.names())
+        for name in self.names():
+            check_field_name(name)
         for name, options in self.multi_valued.items():
             if options.shares is not None and options.shares not in self.categorical:
                 raise ValueError(
@@ -242,7 +355,10 @@ class Fields(_Strict):
 
 class Split(_Strict):
     """`ordered` by position in the input; `random`; `stratified` (each label apart); `time` by a column;
-    `given` (every input says which split it is). Shares sum to 1; a share of 0 leaves that split out."""
+    `given` (every input says which split it is). Shares sum to 1; a share of 0 leaves that split out.
+
+    The time is a number, or of a `format` of `Derivation`: then moments compare, whatever zone they are written in.
+    """
 
     kind: Literal["ordered", "random", "stratified", "time", "given"] = "ordered"
     train: float = Field(default=0.8, gt=0, le=1)
@@ -250,7 +366,7 @@ class Split(_Strict):
     test: float = Field(default=0.1, ge=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     column: str | None = None
-    compare: Literal["number", "text"] = "number"
+    format: str = "number"
 
     @model_validator(mode="after")
     def _keys_fit_kind(self) -> "Split":
@@ -259,7 +375,7 @@ class Split(_Strict):
             **dict.fromkeys(SPLITS, ("ordered", "random", "stratified", "time")),
             "seed": ("random", "stratified"),
             "column": ("time",),
-            "compare": ("time",),
+            "format": ("time",),
         }
         for key, kinds in belongs.items():
             default = type(self).model_fields[key].default
@@ -268,6 +384,8 @@ class Split(_Strict):
                 raise ValueError(f"'{key}' has no meaning for split kind '{self.kind}'")
         if self.kind == "time" and not self.column:
             raise ValueError("split kind 'time' needs 'column', the column that holds the time")
+        if self.format != "number":
+            checked_format(self.format, "weekday")
         if self.kind != "given" and sum(self.shares().values()) != 1:
             given = ", ".join(f"{name} {getattr(self, name)}" for name in SPLITS)
             unsaid = "; say all three" if 0 < len(shares) < len(SPLITS) else ""
@@ -294,7 +412,7 @@ class DataConfig(_Strict):
 
     description: str = ""
     checks: Checks | None = None
-    label: str
+    label: Annotated[Label, BeforeValidator(_label_by_name)]
     split: Split = Split()
     fields: Fields
     derive: dict[str, Derivation] = {}
@@ -303,8 +421,13 @@ class DataConfig(_Strict):
     @model_validator(mode="after")
     def _names_fit(self) -> "DataConfig":
         names = self.fields.names()
-        if self.label in (*names, *(self.source_column(name) for name in names)):
-            raise ValueError(f"'{self.label}' is the label and cannot be a field too")
+        label = self.label.column
+        if label in (*names, *(self.source_column(name) for name in names)):
+            raise ValueError(f"'{label}' is the label and cannot be a field too")
+        for name, options in self.fields.numeric.items():
+            self.number_format(name)
+            if name in self.derive and options.number_keys():
+                raise ValueError(f"'{min(options.number_keys())}' of '{name}' has no meaning: it is derived of a time")
         for name in self.derive:
             if name in names and self.fields.options(name).column is not None:
                 raise ValueError(f"'fields' and 'derive' both say the column of '{name}'; say it under 'derive'")
@@ -314,6 +437,11 @@ class DataConfig(_Strict):
             if derived not in self.fields.categorical and derived not in self.fields.numeric:
                 raise ValueError(f"derived column '{derived}' must be a categorical or numeric field")
         return self
+
+    def number_format(self, field: str) -> NumberFormat:
+        """How the texts of a numeric field's column write numbers."""
+        own = {} if field in self.derive else self.fields.numeric[field].number_keys()
+        return NumberFormat.model_validate({**self.format.numbers.model_dump(), **own})
 
     def source_column(self, field: str) -> str:
         """The raw column that a field is read from."""
@@ -326,7 +454,7 @@ class DataConfig(_Strict):
     def columns(self) -> list[str]:
         """All raw columns that preparing reads: label, time of the split, sources of the fields."""
         time = [str(self.split.column)] if self.split.kind == "time" else []
-        return list(dict.fromkeys([self.label, *time, *self.field_columns()]))
+        return list(dict.fromkeys([self.label.column, *time, *self.field_columns()]))
 
     def min_count(self, field: str) -> int:
         """The least training count of a token of this categorical field."""

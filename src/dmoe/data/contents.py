@@ -125,7 +125,7 @@ def _numbers(group: Group, name: str) -> Iterator[Numbers]:
     for part in group.parts:
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(1 << 17, columns=[name]):
-                yield batch.column(0).to_numpy().astype(np.float64)
+                yield batch.column(name).to_numpy().astype(np.float64)
 
 
 @dataclass

@@ -97,7 +97,7 @@ class Fitter:
             options, training = self.config.fields.numeric[name], partial(self._training, name)
             fields[name] = self.base.field(name) if self.base else fit_field(name, options, training)
         schema = Schema(
-            label=self.config.label,
+            label=self.config.label.column,
             fields=tuple(fields[name] for name in self.config.fields.names()),
             source=self.base.schema.source if self.base else self.config.model_dump(mode="json"),
         )

@@ -234,7 +234,7 @@ class _Work:
         if kind == "ordered":
             return splits.ordered(self.stage.num_rows, self.config.split)
         if kind == "time":
-            batches = self.stage.times()
+            batches = self.stage.times(str(self.config.split.column))
             first = next(batches)
             times = pa.RecordBatchReader.from_batches(first.schema, chain([first], batches))
             rows = (batch.column(0).to_numpy() for batch in engine.order(times))

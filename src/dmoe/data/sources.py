@@ -122,7 +122,7 @@ class Source:
         if form.columns is not None:
             names = form.columns
             if self.scoring and values is not None and len(values) == len(names) - 1:
-                names = tuple(name for name in names if name != self.config.label)
+                names = tuple(name for name in names if name != self.config.label.column)
             wanted, beside = self._wanted(names)
             return Layout(names, quoting, wanted), beside, 0
         if values is None:
@@ -191,8 +191,8 @@ def needed_columns(
     needed = config.columns()
     if scoring:
         needed = config.field_columns()
-        if labels and config.label in names:
-            needed = [config.label, *needed]
+        if labels and config.label.column in names:
+            needed = [config.label.column, *needed]
     needed = list(dict.fromkeys([*needed, *keep]))
     for column in needed:
         if column not in names:

@@ -16,6 +16,7 @@ import pyarrow.ipc
 from dmoe.data.coded import Codes, Column, Numbers
 from dmoe.data.columns import Rows
 from dmoe.data.quantiles import bucket_of, bucket_tokens
+from dmoe.data.times import mixed_zones
 
 _TEXT: pa.DataType = pa.string()
 
@@ -162,11 +163,21 @@ class Stage:
             with pa.OSFile(str(self.folder / f"values-{chunk.name}.arrow"), "rb") as file:
                 yield pa.ipc.open_file(file).get_batch(self.coded.index(name)).column(0)
 
-    def times(self) -> Iterator[pa.RecordBatch]:
-        """Row number and time of every row."""
+    def times(self, column: str) -> Iterator[pa.RecordBatch]:
+        """Row number and time, a number or a moment in nanoseconds, of every row; `column` is the time's name.
+
+        Raises: DataError if some chunks have moments of a zone and some of none.
+        """
+        zones: set[str | None] = set()
         for chunk in self.chunks:
             rows = pa.array(np.arange(chunk.start, chunk.start + chunk.num_rows))
-            yield pa.record_batch({"row": rows, "time": self._read(chunk, "time")})
+            time = self._read(chunk, "time")
+            if pa.types.is_timestamp(time.type):
+                zones.add(time.type.tz)
+                if len(zones) > 1:
+                    raise mixed_zones(column, "the input")
+                time = time.cast(pa.int64())
+            yield pa.record_batch({"row": rows, "time": time})
 
     def _read(self, chunk: StagedChunk, column: str) -> Column:
         with pa.OSFile(str(self.folder / f"rows-{chunk.name}.arrow"), "rb") as file:

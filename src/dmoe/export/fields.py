@@ -18,7 +18,8 @@ from dmoe.data.config import CategoricalOptions, DataConfig, MultiValuedOptions,
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.parse import RawRows
 from dmoe.data.quantiles import bucket_of, coded_buckets
-from dmoe.data.values import FLOAT32_MAX, Fault, deriver, hasher, parse_number, token_maker
+from dmoe.data.times import deriver
+from dmoe.data.values import FLOAT32_MAX, Fault, hasher, missing_numbers, parse_number, token_maker
 from dmoe.errors import ConfigError, DataError
 from dmoe.export.lookup import TokenTable
 from dmoe.schema import MISSING_ID, OOV_ID, CategoricalField, NumericField, Schema
@@ -105,7 +106,10 @@ def without_buckets(config: DataConfig) -> DataConfig:
     values = config.model_dump(exclude_defaults=True)
     for name, options in config.fields.numeric.items():
         if options.transform == "bucket":
-            values["fields"]["numeric"][name] = {} if options.column is None else {"column": options.column}
+            kept = (
+                options.number_keys() if options.column is None else {"column": options.column, **options.number_keys()}
+            )
+            values["fields"]["numeric"][name] = kept
     return DataConfig.model_validate(values)
 
 
@@ -122,9 +126,13 @@ def token_makers(schema: Schema, config: DataConfig) -> dict[str, TokenMaker]:
         options = config.fields.options(field.name)
         if isinstance(options, NumericOptions):
             if options.makes_tokens and options.transform != "bucket":
-                make = _quantile_maker(field) if options.transform == "quantile" else token_maker(options)
-                made = _after(makers.get(field.name), make)
-                makers[field.name] = _without(made, options.missing_values)
+                absent = config.format.missing
+                if options.transform == "quantile":
+                    make: TokenMaker = _quantile_maker(field, (*absent, *options.missing_values))
+                    makers[field.name] = _after(makers.get(field.name), make)
+                else:
+                    made = _after(makers.get(field.name), token_maker(options, absent))
+                    makers[field.name] = _without(made, options.missing_values)
         elif isinstance(options, CategoricalOptions) and options.hash_buckets is not None:
             absent = (
                 options.missing_values
@@ -135,15 +143,19 @@ def token_makers(schema: Schema, config: DataConfig) -> dict[str, TokenMaker]:
     return makers
 
 
-def _quantile_maker(field: CategoricalField) -> Callable[[str], str | Fault]:
-    def make(text: str) -> str | Fault:
+def _quantile_maker(field: CategoricalField, missing: Collection[str]) -> TokenMaker:
+    gone = missing_numbers(missing)
+
+    def make(text: str) -> str | Fault | None:
         number = parse_number(text)
-        return number if isinstance(number, Fault) else str(bucket_of(np.array([number]), field.edges or ())[0])
+        if isinstance(number, Fault):
+            return number
+        return None if number in gone else str(bucket_of(np.array([number]), field.edges or ())[0])
 
     return make
 
 
-def _after(first: TokenMaker | None, second: Callable[[str], str | Fault]) -> TokenMaker:
+def _after(first: TokenMaker | None, second: TokenMaker) -> TokenMaker:
     if first is None:
         return second
 

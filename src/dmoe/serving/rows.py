@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dmoe.data.lists import split_values
-from dmoe.data.values import FLOAT32_MAX, Fault, parse_number
+from dmoe.data.number_format import number_reader, plain_maker, without_numbers
+from dmoe.data.values import FLOAT32_MAX, Fault
 from dmoe.errors import DataError, DmoeError
 from dmoe.export.fields import Column, Features, FieldInput, list_ids, text_column, text_ids, token_makers
 from dmoe.export.onnx_model import OnnxModel
@@ -55,7 +56,9 @@ class RowReader:
     def __init__(self, model: OnnxModel) -> None:
         self._model = model
         config = model.featuriser.config
+        self._config = config
         self._missing = frozenset(config.format.missing)
+        self._missing_of = {name: options.missing_values for name, options in config.fields.numeric.items()}
         self.columns = tuple(config.field_columns())
         self._fields = {column: [one for one in model.inputs if one.column == column] for column in self.columns}
         self.derived = frozenset(config.derive)
@@ -108,7 +111,7 @@ class RowReader:
         if field.name in self._makers:
             return self._made(field, column)
         if field.kind == "number":
-            return self._numbers(column)
+            return self._numbers(field, column)
         return self._as_input(field, _texts(column))
 
     def _as_input(self, field: FieldInput, texts: Sequence[str | None]) -> Column:
@@ -119,18 +122,25 @@ class RowReader:
             return text_ids(self._model.tables[field.name], field, texts)
         return text_column(field, texts)
 
-    def _numbers(self, column: JsonColumn) -> npt.NDArray[np.float64]:
+    def _numbers(self, field: FieldInput, column: JsonColumn) -> npt.NDArray[np.float64]:
+        missing = (*self._missing, *self._missing_of.get(field.name, ()))
         if column.datatype != "BYTES":
             numbers = np.array(column.data, dtype=np.float64)  # null becomes NaN
+            numbers = without_numbers(numbers, missing)
             if (np.abs(numbers) > FLOAT32_MAX).any():
                 row = int(np.flatnonzero(np.abs(numbers) > FLOAT32_MAX)[0])
                 raise RequestError(400, f"input '{column.name}', row {row}: number out of range")
             return numbers
-        return np.array(self._mapped(column.data, parse_number, column.name, np.nan))
+        texts = [None if text in missing else text for text in column.data]
+        read = number_reader(self._config.number_format(field.name))
+        return without_numbers(np.array(self._mapped(texts, read, column.name, np.nan)), missing)
 
     def _made(self, field: FieldInput, column: JsonColumn) -> Column:
         number = field.made == "number" and field.name not in self.derived
         raw = _number_texts(column) if number else _texts(column)
+        plain = plain_maker(self._config.number_format(field.name)) if number else None
+        if plain is not None and column.datatype == "BYTES":
+            raw = self._mapped(raw, plain, column.name, None)
         texts = self._mapped(raw, self._makers[field.name], column.name, None)
         if field.kind != "number":
             return self._as_input(field, texts)

@@ -14,17 +14,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dmoe.data.config import DELIMITERS, DataConfig
+from dmoe.data.config import DELIMITERS, DataConfig, Label
 from dmoe.data.inputs import expand_inputs, folder_columns
 from dmoe.data.inspection.columns import LogRows, TextColumn, read_rows
-from dmoe.data.inspection.kinds import ColumnFacts, Found, Reader, left_out
+from dmoe.data.inspection.kinds import MISSING_WORDS, ColumnFacts, Found, Reader, left_out
 from dmoe.data.inspection.suggest import Suggestion, suggest
 from dmoe.data.leaks import UNSEEN_ADVICE, SampleColumn, Suspicion, field_suspicions, label_suspicions, unseen_suspicion
+from dmoe.data.labels import label_parser, suggest_label
 from dmoe.data.lines import read_line_chunks
 from dmoe.data.quoting import guess_delimiter, split_line
 from dmoe.data.streams import is_parquet
 from dmoe.data.trial import Judge
-from dmoe.data.values import Fault, parse_label, parse_number
+from dmoe.data.values import Fault, parse_number
 from dmoe.errors import DataError
 from dmoe.validation import validate
 
@@ -66,11 +67,11 @@ def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> I
     if label is not None and label not in names:
         raise DataError(f"{first}: no column '{label}' to be the label; it has {', '.join(names[:8])}")
     # Which columns are fields is not known yet: all are read as texts.
-    fields = {"categorical": names[1:]}
+    fields = {"categorical": {f"column {index}": {"column": name} for index, name in enumerate(names[1:])}}
     reading = validate(DataConfig, {"label": names[0], "fields": fields, "format": form}, str(first))
     found = read_rows(paths, reading, names, max_rows)
     label, others = _label(found, label, str(first))
-    labels_N = _labels(found.columns[label], label, str(first))
+    said, labels_N = _labels(found.columns[label], label, str(first))
     keep_N = labels_N >= 0
     columns = {name: one if keep_N.all() else one.kept(keep_N) for name, one in found.columns.items() if name != label}
     labels_N = labels_N[keep_N]
@@ -81,7 +82,7 @@ def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> I
         for name in names
         if name != label
     ]
-    suggestion = suggest([one.facts for one in seen], columns, seen, label, labels_N, form)
+    suggestion = suggest([one.facts for one in seen], columns, seen, said, labels_N, form)
     if others:
         suggestion.comments["label"] = f"the first column of two values; others: {', '.join(others)}"
     return Inspection(
@@ -166,22 +167,26 @@ def _label(found: LogRows, name: str | None, where: str) -> tuple[str, list[str]
 
 
 def _is_label(column: TextColumn) -> bool:
-    return len(column.texts) <= 4 and {_of_text(column, text) for text in column.texts.to_pylist()} == {0, 1}
+    return len(column.texts) <= 4 and suggest_label(column.name, _present(column)) is not None
 
 
-def _of_text(column: TextColumn, text: str) -> int:
-    """0, 1, or -1 for neither."""
-    parsed = parse_label(str(int(text == "true")) if column.boolean else text)
-    return -1 if isinstance(parsed, Fault) else parsed
+def _present(column: TextColumn) -> list[str]:
+    return [text for text in column.texts.to_pylist() if text not in MISSING_WORDS]
 
 
-def _labels(column: TextColumn, name: str, where: str) -> npt.NDArray[np.int64]:
-    """0 and 1, and -1 where it is neither."""
-    by_code = np.array([_of_text(column, text) for text in column.texts.to_pylist()] + [-1], dtype=np.int64)
+def _labels(column: TextColumn, name: str, where: str) -> tuple[str | dict[str, Any], npt.NDArray[np.int64]]:
+    """What data.yaml says of the label; 0 and 1, and -1 where it is neither.
+
+    Raises: DataError if no row is one of these.
+    """
+    said = suggest_label(name, _present(column)) or name
+    label = Label.model_validate({"column": said} if isinstance(said, str) else said)
+    parsed = list(map(label_parser(label, MISSING_WORDS), column.texts.to_pylist()))
+    by_code = np.array([-1 if isinstance(one, Fault) else one for one in parsed] + [-1], dtype=np.int64)
     labels_N: npt.NDArray[np.int64] = by_code[column.codes_N]
     if not (labels_N >= 0).any():
         raise DataError(f"{where}: label '{name}' holds neither 0 nor 1; name another by --label")
-    return labels_N
+    return said, labels_N
 
 
 def _rates(

@@ -88,7 +88,7 @@ def suggest(
     facts: Sequence[ColumnFacts],
     columns: Mapping[str, TextColumn],
     found: Sequence[Found],
-    label: str,
+    label: str | dict[str, Any],
     labels_N: npt.NDArray[np.int64],
     form: dict[str, Any],
 ) -> Suggestion:
@@ -104,7 +104,7 @@ def suggest(
         for one in facts
         if one.kind == "multi-valued"
     }
-    derive = _derived(facts, label)
+    derive = _derived(facts, label if isinstance(label, str) else str(label["column"]))
     if not (categorical or numeric or several or derive):
         raise DataError("no column can be a field: all are constant or the number of the row")
     split, why = _split(columns, found, labels_N)
@@ -194,21 +194,21 @@ def _split(
     by_time = [one for one in found if one.times is not None and not one.facts.missing]
     for one in by_time:
         assert one.times is not None
-        compare = "number" if one.times.follow_number() else "text" if one.times.follow_text() else None
-        if compare is not None:
-            return {"kind": "time", "column": one.facts.name, "compare": compare}, "the last rows in time are the test"
+        if one.times.ordered:
+            form = {"format": one.times.format}
+            return {"kind": "time", "column": one.facts.name, **form}, "the last rows in time are the test"
     tenths = [int(part.sum()) for part in np.array_split(labels_N, 10)]
     sizes = [len(part) for part in np.array_split(labels_N, 10)]
     mixed = all(20 <= clicks <= size - 20 for clicks, size in zip(tenths, sizes, strict=True))
     for one in by_time:
         assert one.times is not None
         if one.times.rising(columns[one.facts.name]) > 0.999 and mixed:
-            return {"kind": "ordered"}, f"the rows follow '{one.facts.name}', whose texts do not sort as its times do"
+            return {"kind": "ordered"}, f"the rows follow '{one.facts.name}', some of whose times name a zone"
     changing = _changing(columns, found, labels_N)
     if changing is not None and mixed:
         return {"kind": "ordered"}, f"the rows have an order: {changing} changes along them"
     if by_time:
-        return {"kind": "stratified"}, f"the texts of '{by_time[0].facts.name}' do not sort as its times do"
+        return {"kind": "stratified"}, f"some times of '{by_time[0].facts.name}' name a zone and some do not"
     return {"kind": "stratified"}, "the rows show no order"
 
 

@@ -5,29 +5,28 @@ N rows, V distinct texts.
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
 
 from dmoe.data.inspection.columns import TextColumn
 from dmoe.data.telling import Floats
-from dmoe.data.values import time_parser
+from dmoe.data.times import NANOSECONDS, Time, time_parser
 
 # Format -> what its texts look like, narrower than what it reads: times of this century.
 _FORMS = {
     "yymmddhh": re.compile(r"[0-9]{8}"),
     "unix": re.compile(r"1[0-9]{9}(\.[0-9]+)?"),
+    "unix-ms": re.compile(r"1[0-9]{12}(\.[0-9]+)?"),
+    "unix-us": re.compile(r"1[0-9]{15}"),
+    "unix-ns": re.compile(r"1[0-9]{18}"),
     "iso": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*", re.DOTALL),
 }
-_DIGITS = re.compile(r"[0-9.]+")
 # What else looks like a time, that no format here reads as one.
 _LOOKS = {
     "hours as YYYYMMDDHH": re.compile(r"20[0-9]{2}(0[1-9]|1[0-2])([0-2][0-9]|3[01])([01][0-9]|2[0-3])"),
     "seconds as YYYYMMDDHHMMSS": re.compile(r"20[0-9]{2}(0[1-9]|1[0-2])([0-2][0-9]|3[01])[0-2][0-9][0-5][0-9]{3}"),
     "days as YYYYMMDD": re.compile(r"(19|20)[0-9]{2}(0[1-9]|1[0-2])([0-2][0-9]|3[01])"),
-    "milliseconds since 1970": re.compile(r"1[0-9]{12}"),
-    "microseconds since 1970": re.compile(r"1[0-9]{15}"),
     "clock times": re.compile(r"[0-2]?[0-9]:[0-5][0-9](:[0-5][0-9](\.[0-9]+)?)?( ?[AaPp][Mm])?"),
     "times": re.compile(
         r"([0-9]{4}[/.-][0-9]{1,2}[/.-][0-9]{1,2}|[0-9]{1,2}[/. -]([0-9]{1,2}|[A-Z][a-z]{2})[/. -][0-9]{2,4})\b.*"
@@ -47,15 +46,16 @@ class Times:
     hours_V: npt.NDArray[np.int64]
     weekdays_V: npt.NDArray[np.int64]
     days_V: list[str]
-    digits: bool
 
-    def follow_number(self) -> bool:
-        return self.digits
+    @property
+    def digits(self) -> bool:
+        """Whether the texts are digits, which may be something else."""
+        return self.format != "iso"
 
-    def follow_text(self) -> bool:
-        """Whether the order of the texts is that of the moments."""
-        order = sorted(range(len(self.texts)), key=lambda index: self.texts[index].encode())
-        return not np.isnan(self.moments_V).any() and bool((np.diff(self.moments_V[order]) >= 0).all())
+    @property
+    def ordered(self) -> bool:
+        """Whether the moments have an order."""
+        return not np.isnan(self.moments_V).any()
 
     def rising(self, column: TextColumn) -> float:
         """The share of rows whose moment is not before that of the row above."""
@@ -79,24 +79,19 @@ def read_times(texts: list[str]) -> Times | None:
             continue
         parse = time_parser(form)
         parsed = [parse(text) if look.fullmatch(text) else None for text in texts]
-        found = [time for time in parsed if time is not None]
+        found = [time for time in parsed if isinstance(time, Time)]
         if len(found) < len(texts) or (
             form == "yymmddhh" and all(_LOOKS["days as YYYYMMDD"].fullmatch(one) for one in texts)
         ):
             continue
-        zoned = {time.tzinfo is not None for time in found}
-        moments = [_moment(time) if len(zoned) == 1 else np.nan for time in found]
+        zoned = {time.zoned for time in found}
+        moments = [time.nanoseconds / NANOSECONDS if len(zoned) == 1 else np.nan for time in found]
         return Times(
             form,
             texts,
             np.array(moments),
-            np.array([time.hour for time in found]),
-            np.array([time.isoweekday() % 7 for time in found]),
-            [f"{time:%Y-%m-%d}" for time in found],
-            all(_DIGITS.fullmatch(text) for text in texts),
+            np.array([time.local.hour for time in found]),
+            np.array([time.local.isoweekday() % 7 for time in found]),
+            [f"{time.local:%Y-%m-%d}" for time in found],
         )
     return None
-
-
-def _moment(time: datetime) -> float:
-    return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
