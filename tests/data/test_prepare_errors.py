@@ -80,7 +80,7 @@ BAD_ROWS: list[tuple[bytes, str | None, str, str]] = [
     (b"1,a", None, "wrong number of columns: 2, not 3", "1,a"),
     (b"1,a,2,3", None, "wrong number of columns: 4, not 3", "1,a,2,3"),
     (b"2,a,1", "y", "label is not 0 or 1", "2"),
-    (b",a,1", "y", "label is not 0 or 1", ""),
+    (b",a,1", "y", "label is missing", ""),
     (b"yes,a,1", "y", "label is not 0 or 1", "yes"),
     (b"1,a,one", "n", "not a number", "one"),
     (b"1,a,nan", "n", "not a number", "nan"),
