@@ -19,8 +19,8 @@ from dmoe.data.inputs import expand_inputs, folder_columns
 from dmoe.data.inspection.columns import LogRows, TextColumn, read_rows
 from dmoe.data.inspection.kinds import MISSING_WORDS, ColumnFacts, Found, Reader, left_out
 from dmoe.data.inspection.suggest import Suggestion, suggest
-from dmoe.data.leaks import UNSEEN_ADVICE, SampleColumn, Suspicion, field_suspicions, label_suspicions, unseen_suspicion
 from dmoe.data.labels import label_parser, suggest_label
+from dmoe.data.leaks import UNSEEN_ADVICE, SampleColumn, Suspicion, field_suspicions, label_suspicions, unseen_suspicion
 from dmoe.data.lines import read_line_chunks
 from dmoe.data.quoting import guess_delimiter, split_line
 from dmoe.data.streams import is_parquet
