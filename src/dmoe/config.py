@@ -220,7 +220,8 @@ class DecorrelationConfig(_Strict):
 class OptimiserConfig(_Strict):
     """Adam for all, with the embedding tables updated in the way that `embedding` names.
 
-    `embedding_l2` is λ of (λ/2)‖W‖² over the full tables at every step; `network_l2` the same for the rest.
+    `embedding_l2` is λ of (λ/2)‖W‖² over the full tables at every step; `network_l2` the same for the rest. With
+    `embedding_l2_rarity` p, λ of a token that train holds n times is divided by n^p: rare tokens are held back more.
     After an evaluation that does not improve, lr is multiplied by `lr_decay`, down to `min_lr`.
     """
 
@@ -228,6 +229,7 @@ class OptimiserConfig(_Strict):
     lr: float = Field(default=1e-3, gt=0, le=1e6)
     embedding: Literal["deferred", "dense", "lazy", "rowwise-adagrad"] = "deferred"
     embedding_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    embedding_l2_rarity: float = Field(default=0.0, ge=0, le=2)
     network_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     lr_decay: float = Field(default=0.1, gt=0, le=1)
     min_lr: float = Field(default=1e-6, gt=0)
@@ -239,6 +241,8 @@ class OptimiserConfig(_Strict):
                 f"'embedding_l2' acts on every row at every step, which embedding: {self.embedding} does not do; "
                 "set embedding: deferred (the same model as dense) or embedding_l2: 0"
             )
+        if self.embedding_l2_rarity > 0 and self.embedding_l2 == 0:
+            raise ValueError("'embedding_l2_rarity' needs embedding_l2, which it divides by the tokens' counts")
         return self
 
 

@@ -36,18 +36,18 @@ def random_rows(num_rows: int, count: int, skew: float) -> Tensor:
 
 
 class Reference:
-    """torch.optim.Adam with (λ/2)‖W‖² in the loss and the whole gradient clipped."""
+    """torch.optim.Adam with (λ/2)‖W‖², or Σ (λ_v/2)‖w_v‖², in the loss and the whole gradient clipped."""
 
-    def __init__(self, weight: Tensor, lr: float, l2: float, **settings: Any) -> None:
+    def __init__(self, weight: Tensor, lr: float, l2: float | Tensor, **settings: Any) -> None:
         self.weight = nn.Parameter(weight.clone())
-        self.l2 = l2
+        self.l2_V1 = torch.as_tensor(l2, dtype=weight.dtype).reshape(-1, 1)
         self.adam = torch.optim.Adam([self.weight], lr=lr, **settings)
 
     def gradient(self, rows: Tensor, values: Tensor) -> Tensor:
         self.weight.grad = None
         dense = torch.zeros_like(self.weight)
         dense[rows] = values
-        (self.l2 / 2 * self.weight.square().sum() + (self.weight * dense).sum()).backward()  # type: ignore[no-untyped-call]
+        ((self.l2_V1 / 2 * self.weight.square()).sum() + (self.weight * dense).sum()).backward()  # type: ignore[no-untyped-call]
         assert self.weight.grad is not None
         return self.weight.grad
 
@@ -100,6 +100,38 @@ def test_2000_steps_equal_dense_adam(kind: str, l2: float, initial: float) -> No
     optimiser.flush()
     torch.testing.assert_close(optimiser.weight, reference.weight, rtol=1e-9, atol=1e-9)
     assert (optimiser.weight - weight).abs().max() > 1e-3 * initial
+
+
+@pytest.mark.parametrize("kind", ["deferred", "dense"])
+@pytest.mark.parametrize("l2", [1e-8, 1e-4, 1e-1])
+def test_l2_of_each_row_equals_dense_adam_with_it(kind: str, l2: float) -> None:
+    """Regularisation by a token's count, in float64, with flushes, clipped steps, reads and a save and load."""
+    scale = torch.linspace(-4, 0, ROWS, dtype=torch.float64).exp()
+    weight = torch.randn(ROWS, WIDTH, dtype=torch.float64)
+    reference = Reference(weight, 1e-3, l2 * scale)
+    optimiser = make_embedding_optimiser(kind, nn.Parameter(weight.clone()), lr=1e-3, l2=l2, l2_scale_V=scale)
+    for number in range(800):
+        if number == 400:
+            state = {name: tensor.clone() for name, tensor in optimiser.state_dict().items()}
+            saved = nn.Parameter(optimiser.weight.detach().clone())
+            optimiser = make_embedding_optimiser(kind, saved, lr=1e-3, l2=l2, l2_scale_V=scale)
+            optimiser.load_state_dict(state)
+        rows = random_rows(ROWS, 3, 8.0)
+        values = 0.01 * torch.randn(len(rows), WIDTH, dtype=torch.float64)
+        optimiser.catch_up(rows)
+        torch.testing.assert_close(optimiser.weight[rows], reference.weight[rows], rtol=0, atol=1e-9)
+        if number % 50 == 0:
+            optimiser.weight.grad = sparse(rows, values, ROWS)
+            expected = reference.gradient(rows, values).square().sum().item()
+            assert optimiser.grad_norm_squared() == pytest.approx(expected, rel=1e-9)
+            optimiser.zero_grad()
+        grad_scale = 0.2 if number % 7 == 0 else 1.0
+        reference.step(rows, values, grad_scale)
+        step(optimiser, rows, values, grad_scale)
+        if number % 201 == 0:
+            optimiser.flush()
+    optimiser.flush()
+    torch.testing.assert_close(optimiser.weight, reference.weight, rtol=0, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=60)
@@ -382,6 +414,7 @@ def test_two_backward_passes_before_a_step_add_up(kind: str) -> None:
         ("dense", {"betas": (1.0, 0.9)}, r"betas must be in \[0, 1\)"),
         ("deferred", {"eps": 0.0}, "eps must be > 0"),
         ("deferred", {"l2": -1e-3}, "embedding_l2 must be >= 0"),
+        ("deferred", {"l2": 1e-3, "l2_scale_V": torch.ones(2)}, r"l2_scale_V must be \(\d+,\), got \(2,\)"),
         ("deferred", {"betas": (0.99, 0.9)}, "beta1 < sqrt"),
         ("lazy", {"l2": 1e-3}, "use 'deferred' or embedding_l2: 0"),
         ("rowwise-adagrad", {"widths": [2]}, "do not sum to the table width 5"),

@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from dmoe.cli.train import fall_lines
-from dmoe.config import load_config, presets
-from dmoe.data.log_facts import LogFacts
+from dmoe.config import changed_config, load_config, presets
+from dmoe.data.log_facts import LogFacts, measure_log
 from dmoe.schema import CategoricalField, Schema
 from dmoe.training.loop import train
 from dmoe.training.progress import recipe_lines
-from dmoe.training.recipe import alpha_of, batch_size, maps_of, resolved, units_of
+from dmoe.training.recipe import alpha_of, batch_size, l2_scales, maps_of, resolved, units_of
+from tests.training.conftest import small_config
 
 SCHEMA = Schema(label="click", fields=(CategoricalField(name="user", vocabulary_size=4),))
 
@@ -91,3 +93,16 @@ def test_a_fall_after_the_first_epoch_is_said():
     assert fall_lines(lines((1, 0.7), (2, 0.71))) == []
     assert fall_lines(lines((1, 0.7), (1, 0.6))) == []
     assert fall_lines([]) == []
+
+
+def test_l2_by_rarity_gives_each_row_its_tokens_count(small_data, tmp_path):
+    config = small_config("optimiser.embedding_l2_rarity=0.5", "training.epochs=1")
+    run = train(config, small_data, tmp_path / "run")
+    model, log = run.load_model(), measure_log(small_data, run.schema)
+    (scale_V,) = l2_scales(model, log, 0.5)
+    assert scale_V.tolist() == pytest.approx(np.maximum(np.concatenate(log.counts), 1) ** -0.5)
+    plain = train(small_config("training.epochs=1"), small_data, tmp_path / "plain").load_model()
+    assert not torch.equal(plain.state_dict()["head.weight"], model.state_dict()["head.weight"])
+    # dense trains the same model
+    dense = train(changed_config(config, ["optimiser.embedding=dense"]), small_data, tmp_path / "dense").load_model()
+    torch.testing.assert_close(dense.state_dict(), model.state_dict(), rtol=1e-3, atol=1e-5)

@@ -27,6 +27,7 @@ class EmbeddingOptimiser(ABC):
         lr: learning rate; may be changed between steps with `set_lr`.
         betas, eps: as in Adam (Kingma and Ba 2015, algorithm 1).
         l2: the factor λ above, at least 0.
+        l2_scale_V: a factor of λ for each row, above 0; by default 1: the objective then has (λ/2) Σ_v scale_v ‖w_v‖².
 
     The order of a training step: forward (through an embedding that this optimiser is attached to, or after
     `catch_up` of the rows to be read), backward, optionally `grad_norm_squared`, `step`.
@@ -46,6 +47,7 @@ class EmbeddingOptimiser(ABC):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         l2: float = 0.0,
+        l2_scale_V: Tensor | None = None,
     ) -> None:
         if not lr >= 0:
             raise ConfigError(f"lr must be >= 0, got {lr}")
@@ -55,7 +57,13 @@ class EmbeddingOptimiser(ABC):
             raise ConfigError(f"eps must be > 0, got {eps}")
         if not l2 >= 0:
             raise ConfigError(f"embedding_l2 must be >= 0, got {l2}")
+        if l2_scale_V is not None:
+            if l2_scale_V.shape != (len(weight),):
+                raise ConfigError(f"l2_scale_V must be ({len(weight)},), got {tuple(l2_scale_V.shape)}")
+            if not bool((torch.isfinite(l2_scale_V) & (l2_scale_V > 0)).all()):
+                raise ConfigError("l2_scale_V must be finite and above 0")
         self.weight = weight
+        self.l2_scale_V = l2_scale_V
         self.lr = lr
         self.betas = betas
         self.eps = eps

@@ -52,8 +52,9 @@ class DeferredAdam(EmbeddingOptimiser):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         l2: float = 0.0,
+        l2_scale_V: Tensor | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64, *HALF_DTYPES):
             raise ConfigError(
                 f"'deferred' needs a table of floats on the CPU, got {weight.dtype} on {weight.device}; "
@@ -70,7 +71,9 @@ class DeferredAdam(EmbeddingOptimiser):
         # that step or at the last flush, whichever is later.
         self._last_step = torch.zeros(len(weight), dtype=torch.int32)
         self._flushed = 0
-        self._history = _History(self._dtype, self.betas[0], self.eps)
+        scale_V = torch.ones(1) if self.l2_scale_V is None else self.l2_scale_V
+        self._scales = scale_V.numpy().astype(self._dtype)
+        self._history = self._new_history()
         self._powers1, self._roots2 = _powers(betas, self._dtype)
         self._norm_squared: float | None = None
 
@@ -94,7 +97,7 @@ class DeferredAdam(EmbeddingOptimiser):
 
         map_chunks(len(self.weight), _FLUSH_ROWS_PER_CHUNK, replay)
         self._flushed = self.step_count
-        self._history = _History(self._dtype, self.betas[0], self.eps)
+        self._history = self._new_history()
         self._norm_squared = None
 
     @torch.no_grad()
@@ -112,6 +115,7 @@ class DeferredAdam(EmbeddingOptimiser):
         moments = self._first_moment.numpy(), self._second_moment.numpy(), self._last_step.numpy()
         numbers = (
             *(scalar(x) for x in (self.lr * correction1, inverse_root, grad_scale, self.l2)),
+            self._scales,
             *self._beta_scalars(),
             scalar(self.eps),
         )
@@ -149,7 +153,7 @@ class DeferredAdam(EmbeddingOptimiser):
 
         def add(start: int, stop: int) -> float:
             weight, places = self._storage.read(rows[start:stop])
-            return deferred_kernels.gradient_norm_squared(start, stop, gradient, weight, places, l2)
+            return deferred_kernels.gradient_norm_squared(start, stop, rows, gradient, weight, places, l2, self._scales)
 
         return math.fsum(map_chunks(len(rows), _ROWS_PER_CHUNK, add)) + self.l2**2 * rest
 
@@ -173,7 +177,7 @@ class DeferredAdam(EmbeddingOptimiser):
         self._first_moment.copy_(state["first_moment"])
         self._second_moment.copy_(state["second_moment"])
         self._last_step.copy_(state["last_step"])
-        self._history = _History(self._dtype, self.betas[0], self.eps)
+        self._history = self._new_history()
         self._history.load(state["history"].numpy(), float(state["largest_lr"]))
         norm_squared = float(state["norm_squared"])
         self._norm_squared = norm_squared if norm_squared >= 0 else None
@@ -199,6 +203,7 @@ class DeferredAdam(EmbeddingOptimiser):
                 history.step_sizes,
                 history.inverse_roots,
                 history.decays,
+                self._scales,
                 history.dead_weights,
                 history.dead_moments,
                 *self._beta_scalars(),
@@ -222,12 +227,15 @@ class DeferredAdam(EmbeddingOptimiser):
             deferred_kernels.replay_momentum(start, stop, *arguments)
         self._storage.write(weight, chunk, self.step_count)
 
+    def _new_history(self) -> "_History":
+        return _History(self._dtype, self.betas[0], self.eps, float(self._scales.max()))
+
     def _beta_scalars(self) -> tuple[Any, ...]:
         beta1, beta2 = self.betas
         return tuple(self._dtype.type(x) for x in (beta1, 1 - beta1, beta2, 1 - beta2))
 
     def _weight_norm_squared(self) -> float:
-        """‖weight‖² with every row as it was when last brought up to date."""
+        """‖scale · weight‖² with every row as it was when last brought up to date."""
         if self._norm_squared is None:
             self._norm_squared = self._rows_norm_squared(np.arange(len(self.weight)), always=True)
         return self._norm_squared
@@ -238,7 +246,7 @@ class DeferredAdam(EmbeddingOptimiser):
 
         def add(start: int, stop: int) -> float:
             weight, places = self._storage.read(rows[start:stop])
-            return deferred_kernels.sum_of_squares(places, weight)
+            return deferred_kernels.sum_of_squares(start, stop, rows, weight, places, self._scales)
 
         return math.fsum(map_chunks(len(rows), _FLUSH_ROWS_PER_CHUNK, add))
 
@@ -257,11 +265,12 @@ class _History:
     inside its stable range 0 < gain < 2(1+β1)/(1−β1): then a change of that size dies out by itself.
     """
 
-    def __init__(self, dtype: np.dtype[Any], beta1: float, eps: float) -> None:
+    def __init__(self, dtype: np.dtype[Any], beta1: float, eps: float, largest_scale: float) -> None:
         self._numbers = np.empty((6, 1024), dtype)
         self._length = 0
         self.largest_lr = 0.0
         self._eps = eps
+        self._largest_scale = largest_scale
         self._stable_gain = (1 + beta1) / (1 - beta1)
         self._dead_weight = float(np.finfo(dtype).tiny) * 2.0**30
 
@@ -275,7 +284,7 @@ class _History:
             self.bounds[:] = np.inf if self.largest_lr == 0 else self.bounds * (lr / self.largest_lr)
             self.largest_lr = lr
         step_size = lr * correction1
-        alive = step_size == 0 or step_size * decay / self._eps >= self._stable_gain
+        alive = step_size == 0 or step_size * decay * self._largest_scale / self._eps >= self._stable_gain
         dead_weight = 0.0 if alive else self._dead_weight
         dead_moment = 0.0 if alive else dead_weight * min(1.0, self._eps / step_size)
         bound = self.largest_lr * correction1

@@ -1,7 +1,8 @@
 """Compiled loops of deferred exact Adam (the algebra is in docs/optimisers.md).
 
 All scalars come in the dtype of the arithmetic, so that nothing is silently widened. Weights may be a copy of the
-rows [start, stop) of the call alone: `places_N` says which row of `weight_NS` belongs to which of them.
+rows [start, stop) of the call alone: `places_N` says which row of `weight_NS` belongs to which of them. `scales_V`
+holds the factor of each row's L2, or one factor for all.
 Shape suffixes: V table rows, S table width, U rows of this call, N of them that are worked on, J steps since the
 last flush.
 """
@@ -26,25 +27,36 @@ WHOLE_LANES = 32
 
 
 @sum_kernel
-def sum_of_squares(places_N: Array, weight_NS: Array) -> float:
+def sum_of_squares(start: int, stop: int, rows_U: Array, weight_NS: Array, places_N: Array, scales_V: Array) -> float:
+    """Σ (scale·w)² of rows_U[start:stop], in float64."""
     total = 0.0
-    for place in places_N:
+    for index in range(start, stop):
+        scale = scales_V[rows_U[index] % len(scales_V)]
+        place = places_N[index - start]
         for column in range(weight_NS.shape[1]):
-            value = np.float64(weight_NS[place, column])
+            value = np.float64(scale * weight_NS[place, column])
             total += value * value
     return total
 
 
 @sum_kernel
 def gradient_norm_squared(
-    start: int, stop: int, gradient_US: Array, weight_NS: Array, places_N: Array, l2: Scalar
+    start: int,
+    stop: int,
+    rows_U: Array,
+    gradient_US: Array,
+    weight_NS: Array,
+    places_N: Array,
+    l2: Scalar,
+    scales_V: Array,
 ) -> float:
-    """Σ (gradient + l2·w)² over rows [start, stop) of the gradient, in float64."""
+    """Σ (gradient + l2·scale·w)² over rows [start, stop) of the gradient, in float64."""
     total = 0.0
     for index in range(start, stop):
         place = places_N[index - start]
+        own = l2 * scales_V[rows_U[index] % len(scales_V)]
         for column in range(weight_NS.shape[1]):
-            value = np.float64(gradient_US[index, column] + l2 * weight_NS[place, column])
+            value = np.float64(gradient_US[index, column] + own * weight_NS[place, column])
             total += value * value
     return total
 
@@ -64,6 +76,7 @@ def replay_with_l2(
     step_sizes_J: Array,
     inverse_roots_J: Array,
     decays_J: Array,
+    scales_V: Array,
     dead_weights_J: Array,
     dead_moments_J: Array,
     beta1: Scalar,
@@ -72,14 +85,15 @@ def replay_with_l2(
     one_minus_beta2: Scalar,
     eps: Scalar,
 ) -> None:
-    """Steps last+1 … now of Adam with gradient decay·w, for rows_U[start:stop].
+    """Steps last+1 … now of Adam with gradient decay·scale·w, for rows_U[start:stop].
 
     Index j of the per-step arrays (see `_History`) is step base + 1 + j.
     """
     width = weight_NS.shape[1]
     group = max(1, LANES // width)
     lanes = -(-group * width // WHOLE_LANES) * WHOLE_LANES
-    weight, first, second = (
+    weight, first, second, scale = (
+        np.zeros(lanes, weight_NS.dtype),
         np.zeros(lanes, weight_NS.dtype),
         np.zeros(lanes, weight_NS.dtype),
         np.zeros(lanes, weight_NS.dtype),
@@ -101,6 +115,7 @@ def replay_with_l2(
                 weight[member * width + column] = weight_NS[place, column]
                 first[member * width + column] = first_VS[row, column]
                 second[member * width + column] = second_VS[row, column]
+                scale[member * width + column] = scales_V[row % len(scales_V)]
         for active in range(1, size + 1):
             begin = begins[order[group_start + active - 1]]
             end = begins[order[group_start + active]] if active < size else now
@@ -122,7 +137,7 @@ def replay_with_l2(
                                 weight[lane] = 0
                                 first[lane] = 0
                 for lane in range(span):
-                    gradient = decay * weight[lane]
+                    gradient = decay * scale[lane] * weight[lane]
                     m = beta1 * first[lane] + one_minus_beta1 * gradient
                     v = beta2 * second[lane] + one_minus_beta2 * (gradient * gradient)
                     first[lane] = m
@@ -222,19 +237,21 @@ def apply_gradient(
     inverse_root: Scalar,
     grad_scale: Scalar,
     l2: Scalar,
+    scales_V: Array,
     beta1: Scalar,
     one_minus_beta1: Scalar,
     beta2: Scalar,
     one_minus_beta2: Scalar,
     eps: Scalar,
 ) -> None:
-    """Step `now` of Adam with gradient grad_scale · (gradient + l2·w) on rows that are at step now − 1."""
+    """Step `now` of Adam with gradient grad_scale · (gradient + l2·scale·w) on rows that are at step now − 1."""
     for index in range(start, stop):
         row = rows_U[index]
         weight, first, second = weight_NS[places_N[index - start]], first_VS[row], second_VS[row]
         given = gradient_US[index]
+        own = l2 * scales_V[row % len(scales_V)]
         for column in range(weight_NS.shape[1]):
-            gradient = grad_scale * (given[column] + l2 * weight[column])
+            gradient = grad_scale * (given[column] + own * weight[column])
             m = beta1 * first[column] + one_minus_beta1 * gradient
             v = beta2 * second[column] + one_minus_beta2 * (gradient * gradient)
             first[column] = m

@@ -22,8 +22,10 @@ class DenseAdam(EmbeddingOptimiser):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         l2: float = 0.0,
+        l2_scale_V: Tensor | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
+        self._scale_V1 = None if l2_scale_V is None else l2_scale_V.to(weight).unsqueeze(1)
         self._adam = torch.optim.Adam([weight], lr=lr, betas=betas, eps=eps, fused=True)
         self._whole: Tensor | None = None
 
@@ -52,7 +54,8 @@ class DenseAdam(EmbeddingOptimiser):
             return gradient
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         if self.l2:
-            dense.add_(self.weight, alpha=self.l2)
+            own = self.weight if self._scale_V1 is None else self._scale_V1 * self.weight
+            dense.add_(own, alpha=self.l2)
         self.weight.grad = self._whole = dense
         return dense
 

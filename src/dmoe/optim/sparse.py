@@ -24,8 +24,9 @@ class _BatchRowsOptimiser(EmbeddingOptimiser):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         l2: float = 0.0,
+        l2_scale_V: Tensor | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
         if l2 > 0:
             raise ConfigError(
                 f"embedding_l2 acts on every row at every step, which '{self.kind}' does not do; "
@@ -53,8 +54,9 @@ class LazyAdam(_BatchRowsOptimiser):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         l2: float = 0.0,
+        l2_scale_V: Tensor | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
         self._first_moment = torch.zeros_like(weight, requires_grad=False)
         self._second_moment = torch.zeros_like(weight, requires_grad=False)
 
@@ -109,10 +111,11 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         l2: float = 0.0,
+        l2_scale_V: Tensor | None = None,
         *,
         widths: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
         self.widths = list(widths) if widths is not None else [weight.shape[1]]
         if sum(self.widths) != weight.shape[1]:
             raise ConfigError(f"widths {self.widths} do not sum to the table width {weight.shape[1]}")

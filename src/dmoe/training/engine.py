@@ -33,6 +33,7 @@ class Engine:
     Args:
         clip_norm: bound on the global L2 norm of the whole gradient, embedding L2 over the full tables included.
         autocast: dtype of matrix products, or None for the weights' own.
+        l2_scales: for each table of rows, the factor of each row's L2; by default 1.
     """
 
     def __init__(
@@ -44,13 +45,17 @@ class Engine:
         clip_norm: float | None,
         device: torch.device,
         autocast: torch.dtype | None = None,
+        l2_scales: Sequence[Tensor] | None = None,
     ) -> None:
         self.model, self.terms, self.device, self.clip_norm = model, list(terms), device, clip_norm
         self.autocast = autocast
         self.tables = list(model.embedding.row_tables())
+        scales: Sequence[Tensor | None] = l2_scales or [None] * len(self.tables)
         self.embeddings = [
-            make_embedding_optimiser(config.embedding, table.weight, lr=config.lr, l2=config.embedding_l2)
-            for table in self.tables
+            make_embedding_optimiser(
+                config.embedding, table.weight, lr=config.lr, l2=config.embedding_l2, l2_scale_V=scale_V
+            )
+            for table, scale_V in zip(self.tables, scales, strict=True)
         ]
         # From here on a forward pass first brings the rows that it reads up to date.
         for table, optimiser in zip(self.tables, self.embeddings, strict=True):

@@ -34,7 +34,7 @@ from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpo
 from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.evaluation import SCORING_ROWS, check_split, evaluate_split, quick_metrics
 from dmoe.training.progress import Silent, Watcher
-from dmoe.training.recipe import needs_facts, resolved
+from dmoe.training.recipe import l2_scales, needs_facts, resolved
 from dmoe.training.replacement import Replacement
 from dmoe.training.run import (
     FirstWeights,
@@ -226,6 +226,7 @@ class _Trainer:
             clip_norm=recipe.clip_norm,
             device=self.device,
             autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+            l2_scales=l2_scales(self.model, facts, config.optimiser.embedding_l2_rarity) if facts else None,
         )
         self.at = _Position(lr=config.optimiser.lr)
         # Dropout draws from torch's global stream.

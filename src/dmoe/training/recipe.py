@@ -5,8 +5,14 @@ Every rule is in terms of its rows and tokens, never of a log's name; reasons an
 
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from dmoe.config import RunConfig
 from dmoe.data.log_facts import LogFacts
+from dmoe.nn.embedding import MultiTableEmbedding
+from dmoe.nn.model import DMoE
 from dmoe.training.replacement import check_rates
 from dmoe.validation import validate
 
@@ -24,7 +30,20 @@ _STEPS_BEFORE_LOSS = 150
 def needs_facts(config: RunConfig) -> bool:
     """Whether train must be measured before a run of this configuration starts."""
     training = config.training
-    return training.recipe == "auto" or bool(training.unseen) or training.base_rate
+    rarity = config.optimiser.embedding_l2_rarity
+    return training.recipe == "auto" or bool(training.unseen) or training.base_rate or rarity > 0
+
+
+def l2_scales(model: DMoE, facts: LogFacts, rarity: float) -> list[Tensor] | None:
+    """For each table of rows, n^−rarity of every row, n ≥ 1 being its token's count; None if that is 1 throughout."""
+    if rarity == 0:
+        return None
+    scales = []
+    for bank in model.embedding.each_bank():
+        if isinstance(bank.tables, MultiTableEmbedding):
+            counts_V = np.concatenate([facts.vocabulary_counts(number) for number in bank.vocabularies])
+            scales.append(torch.from_numpy(np.maximum(counts_V, 1.0) ** -rarity))
+    return scales
 
 
 def resolved(config: RunConfig, facts: LogFacts) -> RunConfig:
