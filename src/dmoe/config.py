@@ -249,6 +249,10 @@ class OptimiserConfig(_Strict):
 class TrainingConfig(_Strict):
     """The recipe: when to evaluate, when to stop, what is kept.
 
+    `calibration`: the map from logits to calibrated ones that is fitted on valid at the end and becomes part of the
+    model; `auto` takes what is best on rows that it was not fitted on. `negative_sampling_rate` is the share of rows
+    without a click that the log kept of all; predictions are then of the whole log, figures of the log as it is.
+
     `recipe`: with `auto` every key of the run that is left out is chosen by what train measures; see
     `dmoe.training.recipe`. `unseen`: for each field the share of its tokens that a training step takes for unseen;
     `auto` estimates it from train, 0 is none. `base_rate`: the model starts at train's click rate.
@@ -268,6 +272,8 @@ class TrainingConfig(_Strict):
     precision: Literal["float32", "bfloat16"] = "float32"
     memory_gb: float = Field(default=4.0, gt=0)
     checkpoint_minutes: float = Field(default=10.0, gt=0)
+    calibration: Literal["none", "auto", "temperature", "platt", "isotonic"] = "none"
+    negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
 
     @property
     def unseen_rates(self) -> dict[str, float]:

@@ -94,4 +94,4 @@ class Predictor(EncodedScorer):
     def _probability(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             output = self.model(ids_BC.to(self.device), numeric_BN.to(self.device))
-        return torch.sigmoid(output.logit.float())
+        return torch.sigmoid(self.model.calibration.served(output.logit.float()))

@@ -143,8 +143,9 @@ def compare(model: DMoE, score: Scorer, data: Path) -> dict[str, Any]:
         probability_B, logit_B = score(batch)
         labels.append(batch.labels_B.numpy())
         ours.append(logit_B)
-        torches.append(output.logit.double().numpy())
-        probabilities.append(float(np.abs(torch.sigmoid(output.logit.double()).numpy() - probability_B).max()))
+        logit = model.calibration.served(output.logit).double()
+        torches.append(logit.numpy())
+        probabilities.append(float(np.abs(torch.sigmoid(logit).numpy() - probability_B).max()))
     labels_R, ours_R, torch_R = np.concatenate(labels), np.concatenate(ours), np.concatenate(torches)
     return {
         "split": split,

@@ -74,5 +74,5 @@ class ScoringModel(nn.Module):
 
     def forward(self, ids_BC: Tensor, numeric_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = self.model(ids_BC, numeric_BN)
-        logit_B1 = output.logit.unsqueeze(1)
+        logit_B1 = self.model.calibration.served(output.logit).unsqueeze(1)
         return torch.sigmoid(logit_B1), logit_B1, output.gate_weights

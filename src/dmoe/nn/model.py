@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmoe.nn.benchmark_form import BareExpert, BenchmarkHead
+from dmoe.nn.calibration import LogitMap
 from dmoe.nn.experts.base import Expert
 from dmoe.nn.fields import FieldEmbedding, TokenField
 from dmoe.nn.gate import Gate, GateOutput
@@ -193,6 +194,9 @@ class DMoE(nn.Module):
             self.head = nn.Linear(self.tower.out_features, 1)
             initialise_linear(self.head)
 
+        # After training: from logits to calibrated ones.
+        self.calibration = LogitMap()
+
     @property
     def num_experts(self) -> int:
         return len(self.experts)
@@ -221,6 +225,9 @@ class DMoE(nn.Module):
         logit_B = self.predict_from_mixture(mixed_BH)
         if self.first_order_reads is not None:
             logit_B = logit_B + embeddings_TBFD[self.first_order_reads].sum(dim=(1, 2))
+
+        if not self.training:
+            logit_B = self.calibration(logit_B)
 
         return DMoEOutput(
             logit=logit_B,

@@ -215,3 +215,24 @@ class Evaluation(_Part):
     gate: Gate | None = None
     removal: tuple[ExpertScores, ...] = ()
     alone: tuple[ExpertScores, ...] = ()
+
+
+class Reliability(_Part):
+    """Logloss and calibration of a split, before or after the map."""
+
+    logloss: Number = None
+    expected_calibration_error: Number = None
+    predicted_to_observed: Number = None
+
+
+class Change(_Part):
+    before: Reliability = Reliability()
+    after: Reliability = Reliability()
+
+
+class CalibrationMap(_Part):
+    """calibration.json."""
+
+    asked: str
+    kind: str
+    splits: dict[str, Change] = Field(default_factory=dict)

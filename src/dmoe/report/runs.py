@@ -13,7 +13,7 @@ from dmoe.baselines.folder import Baseline
 from dmoe.baselines.models import NAMES
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json, read_json_lines
-from dmoe.report.formats import EpochLine, Evaluation, FinalMetrics, RunConfig, Scores, StepLine
+from dmoe.report.formats import CalibrationMap, EpochLine, Evaluation, FinalMetrics, RunConfig, Scores, StepLine
 from dmoe.schema import Schema
 from dmoe.validation import validate
 from dmoe.verdict import faults_of_run
@@ -44,6 +44,7 @@ class Run:
     warnings: tuple[str, ...] | None = None
     baseline: str | None = None  # the name of the simple model, if it is one
     beside: dict[str, Any] | None = None  # comparison.json: the run and its data set's logistic regression
+    calibration: CalibrationMap | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -148,6 +149,7 @@ def read_run(folder: Path, name: str) -> Run:
         baseline=baseline,
         beside=read_beside(folder),
         warnings=_warnings(folder / "warnings.json"),
+        calibration=_calibration(folder / "calibration.json"),
     )
 
 
@@ -198,6 +200,11 @@ def _final_metrics(path: Path) -> FinalMetrics | None:
         return None
     splits = {key: value for key, value in values.items() if isinstance(value, dict) and "auc" in value}
     return _part(FinalMetrics, values | {"splits": splits}, str(path))
+
+
+def _calibration(path: Path) -> CalibrationMap | None:
+    values = _read_optional(path)
+    return None if values is None else _part(CalibrationMap, values, str(path))
 
 
 def _evaluations(folder: Path) -> dict[str, Evaluation]:

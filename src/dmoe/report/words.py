@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmoe.report import numbers
-from dmoe.report.formats import Correlation, Evaluation, Gate, Scores
+from dmoe.report.formats import CalibrationMap, Correlation, Evaluation, Gate, Scores
 from dmoe.report.runs import Run
 
 _LOCATIONS = {
@@ -229,3 +229,19 @@ def beside(run: Run, split: str, paired: Mapping[str, Any]) -> str:
         verdict = "not resolved" if one["p"] >= 0.05 else ("better" if one["difference"] * better > 0 else "worse")
         parts.append(f"{name} {numbers.change(one['difference'])} ({interval}, {verdict})")
     return f"{run.name} against the {run.beside['name']} on the same {split} rows: {', '.join(parts)}."
+
+
+_MAPS = {
+    "temperature": "divided by a temperature",
+    "platt": "scaled and shifted (Platt)",
+    "isotonic": "bent by isotonic regression",
+}
+
+
+def calibration_map(found: CalibrationMap) -> str:
+    """What became of the logits after training."""
+    if found.kind == "none":
+        return "The logits are the model’s own: no map fitted on valid was better beyond chance on rows left out of it."
+    return (
+        f"The model’s logits are {_MAPS.get(found.kind, found.kind)}, as fitted on valid; test rows had no part in it."
+    )

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyarrow.dataset import dataset
 from pyarrow.parquet import ParquetFile
 from torch import Tensor
@@ -57,12 +58,19 @@ def scored_batches(model: DMoE, batches: Iterable[Batch], device: torch.device) 
 
 def quick_metrics(model: DMoE, reader: SplitReader, device: torch.device) -> dict[str, float]:
     """AUC and logloss alone: what the training loop watches."""
+    labels_R, logits_R = labels_and_logits(model, reader, device)
+    return {"auc": auc(labels_R, logits_R), "logloss": logloss(labels_R, logits_R)}
+
+
+def labels_and_logits(
+    model: DMoE, reader: SplitReader, device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Those of all rows, (R,) each."""
     labels, logits = [], []
     for batch, output in scored_batches(model, reader.batches(), device):
         labels.append(batch.labels_B.numpy())
         logits.append(_numpy(output.logit))
-    labels_R, logits_R = np.concatenate(labels), _joined(logits)
-    return {"auc": auc(labels_R, logits_R), "logloss": logloss(labels_R, logits_R)}
+    return np.concatenate(labels), _joined(logits)
 
 
 def evaluate_run(
@@ -175,8 +183,8 @@ def evaluate_split(
         similarity.update(output.expert_outputs)
         gate.update(batch, output.gate_weights)
         for expert in range(num_experts):
-            without[expert].append(_numpy(_logit_without(model, output, expert)))
-            alone[expert].append(_numpy(model.predict_from_mixture(output.expert_outputs[expert])))
+            without[expert].append(_numpy(model.calibration(_logit_without(model, output, expert))))
+            alone[expert].append(_numpy(model.calibration(model.predict_from_mixture(output.expert_outputs[expert]))))
 
     labels_R, logits_R = np.concatenate(labels), _joined(logits)
     several = num_experts > 1

@@ -1,5 +1,6 @@
 """Training from a data set folder to a run folder: the recipe of the benchmark lineage, resumable to the bit."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,9 +31,16 @@ from dmoe.nn.build import build_model, build_terms, check_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import Schema
 from dmoe.stopping import StopRequest, stop_requests
+from dmoe.training.calibrate import calibrate
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
 from dmoe.training.engine import Engine, StepLoss
-from dmoe.training.evaluation import SCORING_ROWS, check_split, evaluate_split, quick_metrics
+from dmoe.training.evaluation import (
+    SCORING_ROWS,
+    check_split,
+    evaluate_split,
+    labels_and_logits,
+    quick_metrics,
+)
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import l2_scales, needs_facts, resolved
 from dmoe.training.replacement import Replacement
@@ -357,6 +365,23 @@ class _Trainer:
     def _save_checkpoint(self) -> None:
         save_checkpoint(self.run.path, Checkpoint(self.engine.state(), asdict(self.at)))
 
+    def _calibrate(self, model: DMoE) -> None:
+        """Fits the map from logits to calibrated ones on valid and keeps it with the weights."""
+        how, rate = self.recipe.calibration, self.recipe.negative_sampling_rate
+        if how == "none" and rate == 1:
+            return
+        # A kill may have come after the map of an earlier attempt was saved.
+        model.calibration.set(0.0, 1.0)
+        model.calibration.offset.fill_(math.log(rate))
+        if how != "none":
+            held_out = {
+                split: labels_and_logits(model, SplitReader(self.data, split, batch_size=SCORING_ROWS), self.device)
+                for split in ("valid", "test")
+                if (self.data / split).is_dir()
+            }
+            write_json(self.run.path / "calibration.json", calibrate(model, how, held_out))
+        self.run.save_weights(model.state_dict())
+
     def _finish(self, requests: StopRequest) -> None:
         """Reloads the best weights, evaluates them on every held-out split and writes the final figures.
 
@@ -374,6 +399,7 @@ class _Trainer:
         del self.engine, self.reader, self.valid
         self.run.load_weights_into(self.model)
         model = self.model.eval()
+        self._calibrate(model)
         (self.run.path / "evaluation").mkdir(exist_ok=True)
         final: dict[str, Any] = {}
         for split in ("valid", "test"):

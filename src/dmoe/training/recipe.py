@@ -71,6 +71,7 @@ def _choose(config: RunConfig, values: dict[str, Any], facts: LogFacts) -> None:
         patience=2,
         unseen="auto",
         base_rate=True,
+        calibration="auto",
     )
     mixture = config.model.form == "mixture"
     units = units_of(facts.rows)
