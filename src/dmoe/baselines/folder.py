@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dmoe.baselines.models import MODELS, EncodedRows, Kind, Model, Tell
 from dmoe.data.config import SPLITS
-from dmoe.data.dataset import SplitReader
+from dmoe.data.dataset import read_once
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json, write_json, written_aside
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
@@ -185,7 +185,7 @@ def evaluate_model(model: Model, data: Path, split: str) -> dict[str, Any]:
 
 def _read(data: Path, split: str, memory_bytes: int) -> EncodedRows:
     """The rows of a split in file order, the last `MOST_ROWS` of them, or what fits into half of the memory."""
-    reader = SplitReader(data, split, batch_size=_BATCH_ROWS)
+    reader = read_once(data, split, batch_size=_BATCH_ROWS)
     entries = reader.schema.num_ids + 2 * len(reader.schema.numeric)
     # An entry is an id, and a float64 and a column of the design.
     most = min(MOST_ROWS, memory_bytes // 2 // (entries * 16))
@@ -199,5 +199,5 @@ def _read(data: Path, split: str, memory_bytes: int) -> EncodedRows:
 
 
 def _batches(data: Path, split: str) -> Iterator[EncodedRows]:
-    for batch in SplitReader(data, split, batch_size=_BATCH_ROWS).batches():
+    for batch in read_once(data, split, batch_size=_BATCH_ROWS).batches():
         yield EncodedRows(batch.ids_BC.numpy(), batch.numeric_BN.numpy(), batch.labels_B.numpy())

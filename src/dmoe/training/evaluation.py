@@ -63,11 +63,12 @@ def quick_metrics(model: DMoE, reader: SplitReader, device: torch.device) -> dic
 
 
 def labels_and_logits(
-    model: DMoE, reader: SplitReader, device: torch.device
+    model: DMoE, reader: SplitReader, device: torch.device, at_batch: Callable[[], None] = lambda: None
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Those of all rows, (R,) each."""
+    """Those of all rows, (R,) each; `at_batch` is called at each batch, and what it raises ends the work."""
     labels, logits = [], []
     for batch, output in scored_batches(model, reader.batches(), device):
+        at_batch()
         labels.append(batch.labels_B.numpy())
         logits.append(_numpy(output.logit))
     return np.concatenate(labels), _joined(logits)

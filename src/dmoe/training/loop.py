@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dmoe.config import RunConfig, TrainingConfig
-from dmoe.data.dataset import SplitReader
+from dmoe.data.dataset import SplitReader, read_once
 from dmoe.data.log_facts import LogFacts, measure_log
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.files import (
@@ -365,7 +365,7 @@ class _Trainer:
     def _save_checkpoint(self) -> None:
         save_checkpoint(self.run.path, Checkpoint(self.engine.state(), asdict(self.at)))
 
-    def _calibrate(self, model: DMoE) -> None:
+    def _calibrate(self, model: DMoE, at_batch: Callable[[], None]) -> None:
         """Fits the map from logits to calibrated ones on valid and keeps it with the weights."""
         how, rate = self.recipe.calibration, self.recipe.negative_sampling_rate
         if how == "none" and rate == 1:
@@ -375,7 +375,9 @@ class _Trainer:
         model.calibration.offset.fill_(math.log(rate))
         if how != "none":
             held_out = {
-                split: labels_and_logits(model, SplitReader(self.data, split, batch_size=SCORING_ROWS), self.device)
+                split: labels_and_logits(
+                    model, read_once(self.data, split, batch_size=SCORING_ROWS), self.device, at_batch
+                )
                 for split in ("valid", "test")
                 if (self.data / split).is_dir()
             }
@@ -399,7 +401,7 @@ class _Trainer:
         del self.engine, self.reader, self.valid
         self.run.load_weights_into(self.model)
         model = self.model.eval()
-        self._calibrate(model)
+        self._calibrate(model, stop_if_asked)
         (self.run.path / "evaluation").mkdir(exist_ok=True)
         final: dict[str, Any] = {}
         for split in ("valid", "test"):
