@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dmoe.classifier import DMoEClassifier
+    from dmoe.data.canonical import MissingWordsWarning
     from dmoe.data.unseen import UnseenValuesWarning
     from dmoe.decorrelation import (
         BarlowTwinsLoss,
@@ -27,6 +28,7 @@ __all__ = [
     "DMoEClassifier",
     "DMoEOutput",
     "LinearCKA",
+    "MissingWordsWarning",
     "UnseenValuesWarning",
     "VICRegLoss",
     "cross_expert_correlation",
@@ -44,6 +46,7 @@ _HOME = {
     "DMoE": "dmoe.nn.model",
     "DMoEClassifier": "dmoe.classifier",
     "DMoEOutput": "dmoe.nn.model",
+    "MissingWordsWarning": "dmoe.data.canonical",
     "UnseenValuesWarning": "dmoe.data.unseen",
     "load": "dmoe.scoring",
 }

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import narwhals as nw
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from dmoe.data.config import DataConfig
 from dmoe.data.prepare import prepare
 from dmoe.errors import DataError
 from dmoe.prediction import Predictor
+from dmoe.rows import as_arrow
 from dmoe.training.loop import train
 from dmoe.validation import validate
 
@@ -154,11 +154,4 @@ def _as_arrow(X: Any) -> pa.Table:
         if X.ndim != 2:
             raise DataError(f"X must be a table or a two-dimensional array, got shape {X.shape}")
         return pa.table({f"x{index}": np.ascontiguousarray(X[:, index]) for index in range(X.shape[1])})
-    try:
-        frame = nw.from_native(X, eager_only=True)
-    except TypeError:
-        raise DataError(
-            f"X must be a pandas, polars or pyarrow table or a numpy array, got {type(X).__name__}"
-        ) from None
-    table: pa.Table = frame.to_arrow()
-    return table
+    return as_arrow(X)

@@ -13,11 +13,12 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dmoe.data.canonical import ValueForm
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import write_text
 from dmoe.validation import validate
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MISSING_ID = 0
 OOV_ID = 1
 FIRST_TOKEN_ID = 2
@@ -40,7 +41,8 @@ class CategoricalField(BaseModel):
     With `edges` the value is the number of edges below a raw number: the rising inner bounds of quantile buckets.
 
     `embedding_dim` is a width of its own, which a model projects to that of each table; `table_group` a name under
-    which experts can ask for it and others; `vectors` says that its embedding is given.
+    which experts can ask for it and others; `vectors` says that its embedding is given. `values` is the type of its raw
+    values, by which they are tokens whatever carries them (docs/data.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +54,7 @@ class CategoricalField(BaseModel):
     embedding_dim: int | None = Field(default=None, ge=1)
     table_group: str | None = None
     vectors: Vectors | None = None
+    values: ValueForm = ValueForm()
 
     @property
     def length(self) -> int:
@@ -156,6 +159,10 @@ class Schema(BaseModel):
     def categorical(self) -> tuple[CategoricalField, ...]:
         """The fields with a vocabulary, multi-valued ones included, in the order of their id columns."""
         return tuple(field for field in self.fields if isinstance(field, CategoricalField))
+
+    def field(self, name: str) -> CategoricalField:
+        """The field with a vocabulary of this name."""
+        return next(field for field in self.categorical if field.name == name)
 
     @property
     def id_columns(self) -> list[slice]:

@@ -5,15 +5,30 @@ Categorical columns become codes into the distinct values of their chunk, so tha
 N rows, V distinct values of one field in the chunk.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.data.coded import MISSING, Coded, Column, Numbers, as_text, codes_of, pc, take, without
-from dmoe.data.config import DataConfig, NumberFormat
+from dmoe.data.canonical import Carriers, Forms, MissingWordsWarning, ValueForm, forms_of
+from dmoe.data.coded import (
+    MISSING,
+    Coded,
+    Column,
+    Numbers,
+    as_text,
+    codes_of,
+    float64_of,
+    missing_texts,
+    pc,
+    take,
+    wall_clock,
+    without,
+)
+from dmoe.data.config import CategoricalOptions, DataConfig, NumberFormat
 from dmoe.data.labels import read_labels
 from dmoe.data.lists import split_values
 from dmoe.data.number_format import PLAIN, is_text, number_reader, plain_at_once, plain_maker, without_numbers
@@ -27,7 +42,8 @@ from dmoe.errors import DataError
 @dataclass(frozen=True, slots=True)
 class Rows:
     """N accepted rows. `numeric` is NaN where missing; `labels_N` is None if the label column is absent;
-    `times_N` (numbers or moments) is the order of a time split, else None."""
+    `times_N` (numbers or moments) is the order of a time split, else None. `carriers` says what types, beside text, the
+    values of the fields with a vocabulary of raw values came in."""
 
     lines_N: npt.NDArray[np.int64]
     labels_N: npt.NDArray[np.uint8] | None
@@ -36,6 +52,7 @@ class Rows:
     numeric: Mapping[str, Numbers]
     rejects: list[Reject]
     blank_lines: int
+    carriers: Mapping[str, Carriers] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lines_N)
@@ -56,6 +73,24 @@ def quantile_names(config: DataConfig) -> list[str]:
     return [name for name, options in config.fields.numeric.items() if options.transform == "quantile"]
 
 
+def raw_valued(config: DataConfig) -> list[str]:
+    """The fields whose tokens are the raw values themselves, or their hashes: those with a `ValueForm`."""
+    fields = config.fields
+    plain = [name for name in fields.categorical if name not in config.derive]
+    return [*plain, *fields.multi_valued, *fields.pretrained]
+
+
+def value_forms(rows: Rows, config: DataConfig) -> dict[str, Forms]:
+    """How the values of these rows are written, by field with a `ValueForm`."""
+    forms = {}
+    for name in raw_valued(config):
+        column = rows.categorical[name]
+        used = np.bincount(column.codes_N.reshape(-1) - MISSING, minlength=len(column.values) + 1)[1:] > 0
+        values = column.values if used.all() else column.values.filter(pa.array(used))
+        forms[name] = forms_of(values, rows.carriers[name] if len(values) else {})
+    return forms
+
+
 @dataclass
 class _Faults:
     """The first fault of each row, in the order in which columns are looked at."""
@@ -70,12 +105,17 @@ class _Faults:
                 self.found[row] = Reject(self.raw.file, line, column, reason, shorten(text(row)))
 
 
-def convert(raw: RawRows, config: DataConfig, *, scoring: bool = False) -> Rows:
+def convert(
+    raw: RawRows, config: DataConfig, *, scoring: bool = False, forms: Mapping[str, ValueForm] | None = None
+) -> Rows:
     """The rows of a chunk as fields; rows with a value that cannot be used become rejects.
 
-    For `scoring`, labels are read only if `raw` has them, and the time of the split is not.
+    For `scoring`, labels are read only if `raw` has them, and the time of the split is not. Raw values become tokens
+    by `forms`, those of the fields that have one; without, as while preparing, they are as they came and not hashed:
+    what they are is known only when all rows were seen.
 
-    Raises: DataError if a typed column holds lists, structures or other values that are no scalars.
+    Raises: DataError if a typed column holds lists, structures or other values that are no scalars, or none that
+    training could tell.
     """
     faults = _Faults(raw)
     missing = config.format.missing
@@ -93,43 +133,80 @@ def convert(raw: RawRows, config: DataConfig, *, scoring: bool = False) -> Rows:
     for name, options in config.fields.numeric.items():
         source = config.source_column(name)
         if options.makes_tokens and options.transform != "quantile":
-            column = texts.coded(source)
             if name in derivers:
-                column = _map_values(column, missing, derivers[name], source, faults)
-            elif is_text(raw.columns[source]) and (plain := plain_maker(config.number_format(name))):
-                column = _map_values(column, missing, plain, source, faults)
+                column = _map_values(texts.times(source), missing, derivers[name], source, faults)
+            else:
+                column = texts.coded(source)
+                if is_text(raw.columns[source]) and (plain := plain_maker(config.number_format(name))):
+                    column = _map_values(column, missing, plain, source, faults)
             column = _map_values(column, missing, token_maker(options, missing), source, faults)
             coded[name] = without(column, options.missing_values)
         elif name in derivers:
-            column = _map_values(texts.coded(source), missing, derivers[name], source, faults)
+            column = _map_values(texts.times(source), missing, derivers[name], source, faults)
             numeric[name] = _decoded_numbers(column)
         else:
             gone = (*missing, *options.missing_values)
             numeric[name] = _numbers(raw.columns[source], gone, source, faults, config.number_format(name))
     for name, categorical in config.fields.categorical.items():
         source = config.source_column(name)
-        column = texts.coded(source)
         if name in derivers:
-            column = _map_values(column, missing, derivers[name], source, faults)
+            column = _map_values(texts.times(source), missing, derivers[name], source, faults)
             coded[name] = without(column, categorical.missing_values)
+            if categorical.hash_buckets is not None:
+                coded[name] = _map_values(coded[name], (), hasher(categorical.hash_buckets), source, faults)
         else:
-            coded[name] = without(column, (*missing, *categorical.missing_values))
-        if categorical.hash_buckets is not None:
-            coded[name] = _map_values(coded[name], (), hasher(categorical.hash_buckets), source, faults)
+            coded[name] = without(texts.coded(source, certain=True), (*missing, *categorical.missing_values))
     for name, several in config.fields.multi_valued.items():
         source = config.source_column(name)
         coded[name] = split_values(raw.columns[source], several, missing, source)
     for name, given in config.fields.pretrained.items():
-        coded[name] = without(texts.coded(config.source_column(name)), (*missing, *given.missing_values))
-    return _without_faults(Rows(raw.lines_N, labels, times, coded, numeric, [], raw.blank_lines), raw, faults)
+        values = texts.coded(config.source_column(name), certain=True)
+        coded[name] = without(values, (*missing, *given.missing_values))
+    carriers = {name: raw.carriers_of(config.source_column(name)) for name in raw_valued(config)}
+    for name, form in (forms or {}).items():
+        source = config.source_column(name)
+        form.check(source, carriers[name])
+        _warn_of_words(form, source, raw.columns[source], coded[name])
+        coded[name] = tokens(coded[name], token_of(form, config, name))
+    rows = Rows(raw.lines_N, labels, times, coded, numeric, [], raw.blank_lines, carriers)
+    return _without_faults(rows, raw, faults)
+
+
+def token_of(form: ValueForm, config: DataConfig, name: str) -> Callable[[str], str] | None:
+    """The function from a raw value of a field to its token, None if that is the value as it came."""
+    options = config.fields.options(name)
+    buckets = options.hash_buckets if isinstance(options, CategoricalOptions) else None
+    if buckets is None:
+        return None if form.kind == "text" else form.token
+    hashed = hasher(buckets)
+    return lambda text: hashed(form.token(text))
+
+
+def tokens(column: Coded, token: Callable[[str], str] | None) -> Coded:
+    """The column with each value replaced by its token; several values may have one."""
+    if token is None:
+        return column
+    return Coded(column.codes_N, pa.array([token(value) for value in column.values.to_pylist()], pa.string()))
+
+
+def _warn_of_words(form: ValueForm, source: str, raw: Column, column: Coded) -> None:
+    if not form.words or not raw.null_count:
+        return
+    if not pc.any(pc.is_in(column.values, value_set=pa.array(form.words, pa.string()))).as_py():
+        words = ", ".join(f"'{word}'" for word in form.words)
+        warnings.warn(
+            f"column '{source}' was text with {words} among its values in training, which table readers take for "
+            f"missing, and comes with {raw.null_count} missing values and without {words}; read the table with such "
+            "words kept, as by pandas.read_csv(..., keep_default_na=False)",
+            MissingWordsWarning,
+            stacklevel=2,
+        )
 
 
 def _without_faults(rows: Rows, raw: RawRows, faults: _Faults) -> Rows:
     rejects = sorted([*raw.rejects, *faults.found.values()], key=lambda reject: reject.line)
     if not faults.found:
-        return Rows(
-            rows.lines_N, rows.labels_N, rows.times_N, rows.categorical, rows.numeric, rejects, rows.blank_lines
-        )
+        return replace(rows, rejects=rejects)
     keep = np.ones(len(rows), dtype=bool)
     keep[list(faults.found)] = False
     return Rows(
@@ -140,6 +217,7 @@ def _without_faults(rows: Rows, raw: RawRows, faults: _Faults) -> Rows:
         {name: numbers[keep] for name, numbers in rows.numeric.items()},
         rejects,
         rows.blank_lines,
+        rows.carriers,
     )
 
 
@@ -148,13 +226,23 @@ class _Texts:
 
     def __init__(self, raw: RawRows) -> None:
         self._raw = raw
-        self._coded: dict[str, Coded] = {}
+        self._coded: dict[tuple[str, str], Coded] = {}
 
-    def coded(self, name: str) -> Coded:
-        if name not in self._coded:
-            encoded = as_text(self._raw.columns[name], name).dictionary_encode()
-            self._coded[name] = Coded(codes_of(encoded), encoded.dictionary)
-        return self._coded[name]
+    def coded(self, name: str, *, certain: bool = False) -> Coded:
+        """With `certain`, numbers that may not tell an id are refused."""
+        return self._of(name, "certain" if certain else "any", self._raw.columns[name])
+
+    def times(self, name: str) -> Coded:
+        """Times as the clock of their zone shows them, the form in which texts have them."""
+        return self._of(name, "wall", wall_clock(self._raw.columns[name]))
+
+    def _of(self, name: str, way: str, column: Column) -> Coded:
+        if pa.types.is_string(column.type):
+            way = "text"
+        if (name, way) not in self._coded:
+            encoded = as_text(column, name, certain=way == "certain").dictionary_encode()
+            self._coded[name, way] = Coded(codes_of(encoded), encoded.dictionary)
+        return self._coded[name, way]
 
 
 def _map_values(
@@ -200,8 +288,13 @@ def _numbers(
 def _typed_numbers(column: Column, missing: tuple[str, ...], name: str, faults: _Faults) -> Numbers | None:
     """The numbers of a numeric column, None of any other."""
     kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
-        if not pa.types.is_floating(kind):
+        if pa.types.is_floating(kind):
+            column = float64_of(column)
+        else:
             column = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
         numbers: Numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         gone = np.isin(numbers, list(missing_numbers(missing)))
@@ -213,8 +306,7 @@ def _typed_numbers(column: Column, missing: tuple[str, ...], name: str, faults: 
 
 def _text_numbers(text: Column, missing: tuple[str, ...], name: str, faults: _Faults, form: NumberFormat) -> Numbers:
     if missing:
-        absent = pc.is_in(text, value_set=pa.array(missing, pa.string()))
-        text = pc.if_else(absent, pa.scalar(None, pa.string()), text)
+        text = pc.if_else(pa.array(missing_texts(missing).among(text)), pa.scalar(None, pa.string()), text)
     if form != PLAIN:
         plain = plain_at_once(text, form)
         if plain is None:

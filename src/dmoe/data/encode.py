@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import narwhals as nw
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dmoe.data.coded import MISSING, Coded
-from dmoe.data.columns import Rows, convert
+from dmoe.data.columns import Rows, convert, raw_valued
 from dmoe.data.config import DataConfig
 from dmoe.data.inputs import expand_inputs
 from dmoe.data.kept import Kept, joined, set_apart
@@ -29,6 +28,7 @@ from dmoe.data.unseen import ValueCounts, missing_rows
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import ConfigError, DataError
 from dmoe.machine import usable_threads
+from dmoe.rows import as_arrow, column_names
 from dmoe.schema import MISSING_ID, OOV_ID, Schema
 from dmoe.validation import validate
 
@@ -65,6 +65,7 @@ class RawEncoder:
         merged = [self._config.missing_is_oov(field.name) for field in self.schema.categorical]
         lengths = [field.length for field in self.schema.categorical]
         self._merged_C = np.repeat(np.array(merged, dtype=bool), lengths)
+        self._forms = {name: self.schema.field(name).values for name in raw_valued(self._config)}
         self._vocabularies = {field.name: read_vocabulary(folder, field) for field in self.schema.categorical}
 
     def encode_files(
@@ -112,12 +113,8 @@ class RawEncoder:
 
         Raises: DataError if it is no table, lacks a column, or a row (counted from 1) cannot be encoded.
         """
-        try:
-            frame = nw.from_native(table, eager_only=True)
-        except TypeError:
-            raise DataError(f"expected a pandas, polars or pyarrow table, got {type(table).__name__}") from None
-        wanted = needed_columns(self._config, frame.columns, "table", scoring=True, labels=labels)
-        arrow = frame.select(*wanted).to_arrow()
+        wanted = needed_columns(self._config, column_names(table), "table", scoring=True, labels=labels)
+        arrow = as_arrow(table, wanted)
         return self._encode(table_rows(arrow, wanted, "table"), counts)
 
     def _encode_piece(self, piece: Piece, *, labels: bool, keep: Sequence[str], counts: ValueCounts | None) -> RawBatch:
@@ -125,7 +122,7 @@ class RawEncoder:
         return replace(self._encode(raw, counts), kept=kept)
 
     def _encode(self, raw: RawRows, counts: ValueCounts | None) -> RawBatch:
-        rows = convert(raw, self._config, scoring=True)
+        rows = convert(raw, self._config, scoring=True, forms=self._forms)
         if rows.rejects:
             raise DataError(str(rows.rejects[0]))
         ids_BC = np.empty((len(rows), self.schema.num_ids), dtype=np.int32)

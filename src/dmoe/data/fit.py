@@ -12,13 +12,14 @@ import numpy.typing as npt
 
 from dmoe.data import splits
 from dmoe.data.base import Base
+from dmoe.data.canonical import ValueForm, carriers_in, merged
 from dmoe.data.coded import MISSING, Numbers
-from dmoe.data.columns import categorical_names, numeric_names, quantile_names
+from dmoe.data.columns import categorical_names, numeric_names, quantile_names, token_of
 from dmoe.data.config import DataConfig, MultiValuedOptions, PretrainedOptions
 from dmoe.data.engines import Engine
 from dmoe.data.numbers import encode_numbers, fit_field
 from dmoe.data.ordered_pool import OrderedPool
-from dmoe.data.pretrained import take_vectors
+from dmoe.data.pretrained import key_forms, take_vectors
 from dmoe.data.quantiles import quantile_edges
 from dmoe.data.restart import Journal
 from dmoe.data.stage import Stage, StagedChunk, array_again, array_on_disk
@@ -78,6 +79,7 @@ class Fitter:
         readers = vocabulary_readers(self.config)
         (self.folder / "vocabulary").mkdir(exist_ok=True)
         finished = {entry["field"]: entry for entry in self.journal.of("vocabulary")}
+        forms = {owner: self._form(owner, names) for owner, names in readers.items()}
         counts = {} if len(finished) == len(readers) else self._counts(pool)
         fields: dict[str, AnyField] = {}
         distinct: dict[str, int] = {}
@@ -85,13 +87,13 @@ class Fitter:
         for index, (owner, names) in enumerate(readers.items()):
             entry = finished.get(owner)
             if entry is None:
-                entry = self._vocabulary(owner, names, counts, note)
+                entry = self._vocabulary(owner, names, counts, note, forms[owner], pool)
             sizes = [self.stage.offsets(name)[-1] for name in names]
             whole = array_again(self._path("ids", owner), sum(sizes))
             for name, size, end in zip(names, sizes, accumulate(sizes), strict=True):
                 ids[name] = whole[end - size : end]
                 distinct[name] = entry["distinct"]
-                fields[name] = self._field(name, entry)
+                fields[name] = self._field(name, entry, forms[owner])
             progress("count", index + 1, (index + 1) / len(readers))
         for name in numeric_names(self.config):
             options, training = self.config.fields.numeric[name], partial(self._training, name)
@@ -103,9 +105,32 @@ class Fitter:
         )
         return Fitted(self.config, schema, self.stage, distinct, ids)
 
-    def _field(self, name: str, entry: dict[str, Any]) -> CategoricalField:
+    def _form(self, owner: str, names: list[str]) -> ValueForm:
+        """The type of the raw values of a field and of those that read its vocabulary.
+
+        Raises: DataError if some of them came in a type that lost what others have.
+        """
+        by_name = {name: self.stage.forms.get(name, {}) for name in names}
+        options = self.config.fields.options(owner)
+        whole = list(by_name.values())
+        if self.base is not None:
+            form = self.base.schema.field(owner).values.grown(merged(whole))
+        else:
+            form = ValueForm.of(
+                merged([*whole, key_forms(options)] if isinstance(options, PretrainedOptions) else whole)
+            )
+        for name, forms in by_name.items():
+            form.check(self.config.source_column(name), carriers_in(forms))
+        return form
+
+    def _field(self, name: str, entry: dict[str, Any], form: ValueForm) -> CategoricalField:
         options = self.config.fields.options(name)
-        common = {"name": name, "vocabulary_size": entry["size"], "min_count": self.config.min_count(name)}
+        common: dict[str, Any] = {
+            "values": form,
+            "name": name,
+            "vocabulary_size": entry["size"],
+            "min_count": self.config.min_count(name),
+        }
         if isinstance(options, PretrainedOptions):
             vectors = Vectors(width=entry["width"], trainable=options.trainable)
             return CategoricalField(**common, vectors=vectors, table_group=options.table_group)
@@ -119,16 +144,27 @@ class Fitter:
         return CategoricalField(**common, edges=self.stage.edges(name))
 
     def _vocabulary(
-        self, owner: str, names: list[str], counts: dict[str, Counts], note: Callable[..., None]
+        self,
+        owner: str,
+        names: list[str],
+        counts: dict[str, Counts],
+        note: Callable[..., None],
+        form: ValueForm,
+        pool: OrderedPool,
     ) -> dict[str, Any]:
         """Of the values of all `names`, which share it."""
+        for name in names:
+            if name in self.stage.forms:
+                token = token_of(form, self.config, name)
+                if token is not None and not (form.keeps(self.stage.forms[name]) and token == form.token):
+                    self.stage.replace(name, token, pool)
         options = self.config.fields.options(owner)
         grown = vocabulary_path(self.base.folder, owner) if self.base else None
         facts: dict[str, Any] = {}
         if isinstance(options, PretrainedOptions):
             most: int | None = 0  # the keys of the file are all that there is
             given = self.stage.folder / "given.parquet"
-            facts["width"] = take_vectors(options, given, self.folder, owner, self.base)
+            facts["width"] = take_vectors(options, given, self.folder, owner, self.base, form)
             grown = grown or given
         else:
             most = options.max_tokens

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.data.coded import MISSING, Coded, Codes, Column, as_text, codes_of, pc, without
+from dmoe.data.coded import MISSING, Coded, Codes, Column, as_text, codes_of, is_list, pc, without
 from dmoe.data.config import MultiValuedOptions
 from dmoe.schema import MISSING_ID
 
@@ -19,17 +19,17 @@ def split_values(column: Column, options: MultiValuedOptions, missing: Iterable[
 
     Raises: DataError if the column holds no texts and no lists of them.
     """
-    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    lists = lists or pa.types.is_fixed_size_list(column.type)
-    if lists:
+    if is_list(column.type):
         codes_N: Codes = np.arange(len(column), dtype=np.int32)
         split = column
     else:
-        encoded = as_text(column, name).dictionary_encode()
+        encoded = as_text(column, name, certain=True).dictionary_encode()
         codes_N = codes_of(encoded)
         split = pc.split_pattern(encoded.dictionary, options.separator)
-    text_of_E = pc.list_parent_indices(split).to_numpy(zero_copy_only=False)
-    values = as_text(pc.list_flatten(split), name).dictionary_encode()
+    # Not `list_parent_indices`: it has the values too that lie under a null.
+    counts_T = pc.fill_null(pc.list_value_length(split), 0).to_numpy(zero_copy_only=False)
+    text_of_E = np.repeat(np.arange(len(split)), counts_T)
+    values = as_text(split.flatten(), name, certain=True).dictionary_encode()
     elements = without(Coded(codes_of(values), values.dictionary), (*missing, *options.missing_values))
     by_text_TL = padded(text_of_E, elements.codes_N, len(split), options.max_length, options.keep == "last")
     # The last row, found by the code of a missing text, has no values.

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 
+from dmoe.data.canonical import Carriers
+from dmoe.data.coded import carriers_of
 from dmoe.data.lines import BYTE_ORDER_MARK, LineChunk
 from dmoe.data.quoting import Quoting
 from dmoe.data.rejects import (
@@ -48,13 +50,21 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class RawRows:
-    """N rows as columns by name; `lines_N` counts from 1. Rejected and blank lines of the chunk aside."""
+    """N rows as columns by name; `lines_N` counts from 1. Rejected and blank lines of the chunk aside.
+
+    `carriers`: of columns of text that was made of values of other types, what these were.
+    """
 
     file: str
     lines_N: npt.NDArray[np.int64]
     columns: Mapping[str, Any]
     rejects: list[Reject] = field(default_factory=list)
     blank_lines: int = 0
+    carriers: Mapping[str, Carriers] = field(default_factory=dict)
+
+    def carriers_of(self, name: str) -> Carriers:
+        """What types, beside text, the values of a column came in."""
+        return self.carriers.get(name) or carriers_of(self.columns[name].type)
 
 
 def parse_lines(chunk: LineChunk, layout: Layout, file: str) -> RawRows:

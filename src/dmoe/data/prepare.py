@@ -21,7 +21,7 @@ import pyarrow as pa
 from dmoe.data import lines, splits
 from dmoe.data.base import Base
 from dmoe.data.checks import check_inputs, check_result
-from dmoe.data.columns import categorical_names, convert, numeric_names, quantile_names
+from dmoe.data.columns import categorical_names, convert, numeric_names, quantile_names, value_forms
 from dmoe.data.config import SPLITS, DataConfig
 from dmoe.data.engines import Engine, EngineName, EngineOptions, open_engine
 from dmoe.data.fit import Fitter
@@ -202,7 +202,7 @@ class _Work:
             before = sum(sizes[:number])
             for entry in chain(self.journal.of("piece", file=number), self._parsed(number, path, engine, pool)):
                 self.judge.add(entry)
-                self.stage.append(entry["name"], entry["rows"], entry["values"])
+                self.stage.append(entry["name"], entry["rows"], entry["values"], entry["forms"])
                 tally.add(entry["rows"], len(entry["rejects"]), entry["blank_lines"])
                 self.progress("read", self.stage.num_rows, (before + entry["end"]) / max(sum(sizes), 1))
             tallies.append(tally)
@@ -253,6 +253,7 @@ def _read_piece(config: DataConfig, spill: Spill, file: int, numbered: tuple[int
         "name": name,
         "rows": len(rows),
         "values": spill.write(name, rows) if len(rows) else [],
+        "forms": value_forms(rows, config),
         "rejects": [(one.file, one.line, one.column, one.reason, one.text) for one in rows.rejects],
         **witnesses(raw, rows),
         "blank_lines": rows.blank_lines,

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dmoe.data.base import Base
-from dmoe.data.coded import Column, as_text, pc
+from dmoe.data.canonical import Forms, ValueForm, forms_of
+from dmoe.data.coded import Column, as_text, carriers_of, pc
 from dmoe.data.config import PretrainedOptions
 from dmoe.data.vocabulary import write_given
 from dmoe.errors import DataError
@@ -35,7 +36,22 @@ def file_facts(path: Path) -> tuple[str, int, int]:
     return str(path), facts.st_size, facts.st_mtime_ns
 
 
-def take_vectors(options: PretrainedOptions, keys: Path, folder: Path, field: str, base: Base | None) -> int:
+def key_forms(options: PretrainedOptions) -> Forms:
+    """How the keys of the user's file are written.
+
+    Raises: DataError naming the file at fault.
+    """
+    path = Path(options.file)
+    keys = (
+        _tensor_keys(_tensors(path), path, options) if path.suffix == ".safetensors" else _parquet_keys(path, options)
+    )
+    texts = as_text(keys, options.key, certain=True)
+    return forms_of(texts.unique().drop_null(), carriers_of(keys.type))
+
+
+def take_vectors(
+    options: PretrainedOptions, keys: Path, folder: Path, field: str, base: Base | None, form: ValueForm
+) -> int:
     """Writes the vectors of a field into the data set `folder`, its keys as the vocabulary file `keys`; their width.
 
     With `base`, those of that data set are kept.
@@ -47,7 +63,7 @@ def take_vectors(options: PretrainedOptions, keys: Path, folder: Path, field: st
     if base is not None:
         vectors_VW = _tensors(vectors_path(base.folder, field))["vectors"]
     else:
-        texts, vectors_KW = _given(Path(options.file), options)
+        texts, vectors_KW = _given(Path(options.file), options, form)
         vectors_VW = np.concatenate([np.zeros((FIRST_TOKEN_ID, vectors_KW.shape[1]), np.float32), vectors_KW])
         write_given(texts, keys)
     save_file({"vectors": np.ascontiguousarray(vectors_VW)}, target)
@@ -68,8 +84,8 @@ def read_vectors(data: Path, field: CategoricalField) -> Floats:
     return vectors_VW
 
 
-def _given(path: Path, options: PretrainedOptions) -> tuple[Any, Floats]:
-    """The keys as texts, (K,), and their vectors, (K, W)."""
+def _given(path: Path, options: PretrainedOptions, form: ValueForm) -> tuple[Any, Floats]:
+    """The keys as tokens, (K,), and their vectors, (K, W)."""
     if path.suffix == ".safetensors":
         keys, vectors_KW = _from_tensors(path, options)
     else:
@@ -83,6 +99,7 @@ def _given(path: Path, options: PretrainedOptions) -> tuple[Any, Floats]:
     bad = np.flatnonzero(~np.isfinite(vectors_KW).all(1))
     if len(bad):
         raise DataError(f"{path}: the vector of key '{keys[int(bad[0])].as_py()}' holds a NaN or infinity")
+    keys = pa.array([form.token(key) for key in keys.to_pylist()], pa.string())
     counted = pc.value_counts(keys)
     twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
     if len(twice):
@@ -90,18 +107,26 @@ def _given(path: Path, options: PretrainedOptions) -> tuple[Any, Floats]:
     return keys, vectors_KW.astype(np.float32)
 
 
-def _from_parquet(path: Path, options: PretrainedOptions) -> tuple[Any, npt.NDArray[Any]]:
+def _parquet(path: Path, *wanted: str) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            for name in (options.key, options.vector):
+            for name in wanted:
                 if name not in names:
                     raise DataError(f"{path}: has no column '{name}'; it has: {', '.join(names)}")
-            table = file.read(columns=[options.key, options.vector])
+            return file.read(columns=list(wanted))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: not readable as Parquet ({reason}); pass Parquet or .safetensors") from None
-    keys = as_text(table.column(options.key).combine_chunks(), options.key)
+
+
+def _parquet_keys(path: Path, options: PretrainedOptions) -> Column:
+    return _parquet(path, options.key).column(0).combine_chunks()
+
+
+def _from_parquet(path: Path, options: PretrainedOptions) -> tuple[Any, npt.NDArray[Any]]:
+    table = _parquet(path, options.key, options.vector)
+    keys = as_text(table.column(options.key).combine_chunks(), options.key, certain=True)
     lists: Column = table.column(options.vector).combine_chunks()
     kind = lists.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
@@ -119,13 +144,18 @@ def _from_parquet(path: Path, options: PretrainedOptions) -> tuple[Any, npt.NDAr
 
 def _from_tensors(path: Path, options: PretrainedOptions) -> tuple[Any, npt.NDArray[Any]]:
     tensors = _tensors(path)
+    keys = _tensor_keys(tensors, path, options)
+    return as_text(keys, options.key), tensors[options.vector]
+
+
+def _tensor_keys(tensors: dict[str, npt.NDArray[Any]], path: Path, options: PretrainedOptions) -> Column:
     for name in (options.key, options.vector):
         if name not in tensors:
             raise DataError(f"{path}: has no tensor '{name}'; it has: {', '.join(sorted(tensors))}")
     keys = tensors[options.key]
     if keys.ndim != 1 or not np.issubdtype(keys.dtype, np.integer):
         raise DataError(f"{path}: tensor '{options.key}' must hold integers, one a vector; text keys need Parquet")
-    return as_text(pa.array(keys), options.key), tensors[options.vector]
+    return pa.array(keys)
 
 
 def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:

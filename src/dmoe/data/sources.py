@@ -19,6 +19,7 @@ from dmoe.data.parse import Layout, RawRows, is_utf8, parse_lines
 from dmoe.data.quoting import Quoting, Records, guess_delimiter, split_line
 from dmoe.data.streams import is_parquet
 from dmoe.errors import DataError
+from dmoe.rows import marked_carriers
 
 PARQUET_ROWS = 1 << 17
 
@@ -212,7 +213,7 @@ def table_rows(table: pa.Table, wanted: Sequence[str], file: str, first_line: in
     """The rows of a typed table; `first_line` is the number of its first row."""
     lines = np.arange(first_line, first_line + table.num_rows)
     columns = {name: _typed(table.column(name).combine_chunks()) for name in wanted}
-    return RawRows(file, lines, columns)
+    return RawRows(file, lines, columns, carriers=marked_carriers(table.schema))
 
 
 def _typed(column: Column) -> Column:

@@ -3,7 +3,7 @@
 The value of code v of chunk k of a field is number `offsets[k] + v` of all values of that field.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 
+from dmoe.data.canonical import Forms, merged
 from dmoe.data.coded import Codes, Column, Numbers
 from dmoe.data.columns import Rows
+from dmoe.data.ordered_pool import OrderedPool
 from dmoe.data.quantiles import bucket_of, bucket_tokens
 from dmoe.data.times import mixed_zones
 
@@ -75,8 +77,12 @@ class Spill:
         self._write(f"rows-{piece}.arrow", [pa.record_batch(columns)], "lz4")
         values = [rows.categorical[name].values.cast(_TEXT) for name in self.coded]
         if values:
-            self._write(f"values-{piece}.arrow", [pa.record_batch({"value": one}) for one in values], "zstd")
+            self.write_values(f"values-{piece}.arrow", values)
         return [len(one) for one in values]
+
+    def write_values(self, file: str, columns: Sequence[Column]) -> None:
+        """Raises: OSError if the disk is full."""
+        self._write(file, [pa.record_batch({"value": one}) for one in columns], "zstd")
 
     def place(self, column: str) -> int:
         """Where a column stands in a file of rows."""
@@ -108,15 +114,19 @@ class Stage:
         self.spill = Spill(folder, tuple(coded), tuple(numeric))
         self.chunks: list[StagedChunk] = []
         self.num_rows = 0
+        self.forms: dict[str, Forms] = {}
         self._offsets: dict[str, list[int]] = {name: [0] for name in coded}
+        self._tokens: set[str] = set()
         self._edges: dict[str, tuple[float, ...]] = {}
 
-    def append(self, piece: str, num_rows: int, num_values: Sequence[int]) -> None:
-        """Takes the next piece, which was spilled."""
+    def append(self, piece: str, num_rows: int, num_values: Sequence[int], forms: Mapping[str, Forms]) -> None:
+        """Takes the next piece, which was spilled; `forms`: how its values are written, by field."""
         if not num_rows:
             return
         for name, count in zip(self.coded, num_values, strict=True):
             self._offsets[name].append(self._offsets[name][-1] + count)
+        for name, found in forms.items():
+            self.forms[name] = merged([self.forms.get(name, {}), found])
         self.chunks.append(StagedChunk(len(self.chunks), piece, self.num_rows, num_rows))
         self.num_rows += num_rows
 
@@ -124,6 +134,17 @@ class Stage:
         """From now on the numeric field `name` has codes and values too: its buckets between these edges."""
         self._edges[name] = edges
         self._offsets[name] = [index * (len(edges) + 1) for index in range(len(self.chunks) + 1)]
+
+    def replace(self, name: str, token: Callable[[str], str], pool: OrderedPool) -> None:
+        """From now on the values of a categorical field are their tokens: worked out once, and kept in files."""
+
+        def write(chunk: StagedChunk) -> None:
+            texts = [token(value) for value in self._values(chunk, name).to_pylist()]
+            self.spill.write_values(self._token_file(chunk, name), [pa.array(texts, _TEXT)])
+
+        for _ in pool.map(write, self.chunks):
+            pass
+        self._tokens.add(name)
 
     def edges(self, name: str) -> tuple[float, ...] | None:
         return self._edges.get(name)
@@ -160,8 +181,18 @@ class Stage:
             if name in self._edges:
                 yield bucket_tokens(self._edges[name])
                 continue
-            with pa.OSFile(str(self.folder / f"values-{chunk.name}.arrow"), "rb") as file:
-                yield pa.ipc.open_file(file).get_batch(self.coded.index(name)).column(0)
+            yield self._values(chunk, name)
+
+    def _values(self, chunk: StagedChunk, name: str) -> Column:
+        place = self.coded.index(name)
+        path, batch = f"values-{chunk.name}.arrow", place
+        if name in self._tokens:
+            path, batch = self._token_file(chunk, name), 0
+        with pa.OSFile(str(self.folder / path), "rb") as file:
+            return pa.ipc.open_file(file).get_batch(batch).column(0)
+
+    def _token_file(self, chunk: StagedChunk, name: str) -> str:
+        return f"tokens-{self.coded.index(name)}-{chunk.name}.arrow"
 
     def times(self, column: str) -> Iterator[pa.RecordBatch]:
         """Row number and time, a number or a moment in nanoseconds, of every row; `column` is the time's name.

@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from dmoe.data.canonical import MissingTexts
 from dmoe.data.coded import MISSING, Coded
-from dmoe.data.columns import Rows, convert
+from dmoe.data.columns import Rows, convert, raw_valued, token_of
 from dmoe.data.config import CategoricalOptions, DataConfig, MultiValuedOptions, NumericOptions
 from dmoe.data.numbers import encode_numbers
 from dmoe.data.parse import RawRows
@@ -117,7 +118,7 @@ TokenMaker: TypeAlias = Callable[[str], str | Fault | None]
 
 
 def token_makers(schema: Schema, config: DataConfig) -> dict[str, TokenMaker]:
-    """For each field whose tokens are made of a raw text: the function that makes them, None where it is missing.
+    """For each field but multi-valued ones: the function from a raw text to its token, None where it is missing.
 
     Fields that the graph itself buckets count as numbers: theirs gives the number's text.
     """
@@ -133,14 +134,24 @@ def token_makers(schema: Schema, config: DataConfig) -> dict[str, TokenMaker]:
                 else:
                     made = _after(makers.get(field.name), token_maker(options, absent))
                     makers[field.name] = _without(made, options.missing_values)
+        elif field.name not in config.derive and not isinstance(options, MultiValuedOptions):
+            gone = (*config.format.missing, *options.missing_values)
+            makers[field.name] = _value_maker(gone, token_of(field.values, config, field.name))
         elif isinstance(options, CategoricalOptions) and options.hash_buckets is not None:
-            absent = (
-                options.missing_values
-                if field.name in config.derive
-                else (*config.format.missing, *options.missing_values)
-            )
-            makers[field.name] = _after(_without(makers.get(field.name, str), absent), hasher(options.hash_buckets))
+            made = _without(makers[field.name], options.missing_values)
+            makers[field.name] = _after(made, hasher(options.hash_buckets))
     return makers
+
+
+def _value_maker(missing: Collection[str], token: Callable[[str], str] | None) -> TokenMaker:
+    absent = MissingTexts(missing)
+
+    def make(text: str) -> str | None:
+        if text in absent:
+            return None
+        return text if token is None else token(text)
+
+    return make
 
 
 def _quantile_maker(field: CategoricalField, missing: Collection[str]) -> TokenMaker:
@@ -185,12 +196,13 @@ class Featuriser:
     ):
         self.schema, self.inputs, self._tables = schema, inputs, tables
         self.config = without_buckets(config)
+        self._forms = {name: schema.field(name).values for name in raw_valued(config)}
         self._edges = {field.name: field.edges for field in schema.categorical if field.edges is not None}
         self._narrow = [field for field in schema.numeric if _may_overflow(field)]
 
     def __call__(self, raw: RawRows) -> Features:
         """Raises: DataError naming the first row that cannot be read."""
-        rows = convert(raw, self.config, scoring=True)
+        rows = convert(raw, self.config, scoring=True, forms=self._forms)
         if rows.rejects:
             raise DataError(str(rows.rejects[0]))
         features = {one.name: self._column(one, rows) for one in self.inputs}

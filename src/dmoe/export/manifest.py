@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dmoe.data.canonical import Kind
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json
 from dmoe.validation import validate
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 
 # What a model folder can be asked for: (rows, 1), (rows, 1) and (rows, experts).
 OUTPUTS = ("probability", "logit", "gate_weights")
@@ -40,6 +41,7 @@ class Input(_Strict):
     column: str  # the raw column that the field is read from
     missing: str = ""
     example: str | float | None = None  # a frequent value
+    values: Kind | None = None  # the type of the raw values, which the graph takes as their canonical texts
 
 
 class Parity(_Strict):

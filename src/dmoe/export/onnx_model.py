@@ -24,7 +24,7 @@ from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, fi
 from dmoe.export.lookup import TokenTable
 from dmoe.export.manifest import OUTPUTS, VALUES, Manifest
 from dmoe.machine import usable_threads
-from dmoe.rows import as_arrow, as_paths
+from dmoe.rows import as_arrow, as_paths, column_names
 from dmoe.schema import Schema, vocabulary_path
 
 ReadRows: TypeAlias = Callable[[], RawRows]
@@ -121,7 +121,7 @@ class OnnxModel:
         Raises: DataError if one is missing.
         """
         wanted = needed_columns(self._config, table.column_names, where, scoring=True)
-        return table_rows(table.select(list(wanted)), wanted, where)
+        return table_rows(as_arrow(table, wanted), wanted, where)
 
     def score(self, features: Features, outputs: Sequence[str] = OUTPUTS[:1]) -> dict[str, npt.NDArray[np.float32]]:
         """The named outputs for the rows of `features`, (R, width), `GRAPH_ROWS` at a time."""
@@ -133,9 +133,8 @@ class OnnxModel:
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
     def _table_pieces(self, table: Any) -> Iterable[ReadRows]:
-        arrow = as_arrow(table)
-        wanted = needed_columns(self._config, arrow.column_names, "table", scoring=True)
-        arrow = arrow.select(list(wanted))
+        wanted = needed_columns(self._config, column_names(table), "table", scoring=True)
+        arrow = as_arrow(table, wanted)
         step = 64 * GRAPH_ROWS
         return (
             partial(table_rows, arrow.slice(start, step), wanted, "table", start + 1)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dmoe.data.columns import raw_valued
 from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import DataError, DmoeError, UserError
 from dmoe.export.check import Decoder, check_tokens, compare, reference_scores
@@ -162,6 +163,7 @@ def _prove(run: Run, folder: Path, data: Path, format: Format, tables: TableType
             f"{run.path}: the export differs from the run by {parity['max_abs_probability']:.1e} in probability "
             f"on the {parity['split']} split, more than {_TOLERANCE:g}; nothing was written"
         )
+    kinds = {name: run.schema.field(name).values.kind for name in raw_valued(data_config(run.schema, run.path))}
     packages = ("dmoe", "torch", *(("onnx", "onnxruntime") if format == "onnx" else ()))
     write_json(
         folder / MANIFEST,
@@ -176,6 +178,7 @@ def _prove(run: Run, folder: Path, data: Path, format: Format, tables: TableType
                     "column": one.column,
                     "missing": one.null if one.kind == "text" else "",
                     "example": decoder.example(one),
+                    "values": kinds.get(one.name),
                 }
                 for one in inputs
             ],

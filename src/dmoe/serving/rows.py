@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dmoe.data.canonical import LostFormError, MissingTexts, ValueForm, float_text
+from dmoe.data.coded import EXACT_BELOW
+from dmoe.data.columns import raw_valued, tokens
 from dmoe.data.lists import split_values
 from dmoe.data.number_format import number_reader, plain_maker, without_numbers
 from dmoe.data.values import FLOAT32_MAX, Fault
@@ -23,7 +26,12 @@ from dmoe.serving.arrow import read_table
 
 _NONE = type(None)
 _INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
-_FLOATS = frozenset({"FP16", "FP32", "FP64"})
+_FLOATS = {"FP16": 16, "FP32": 32, "FP64": 64}
+_NARROW = {"FP16": np.float16, "FP32": np.float32}
+_CARRIERS = {
+    **{number: {"number": number} for number in (*_INTEGERS, *_FLOATS)},
+    "BOOL": {"boolean": "BOOL"},
+}
 # What JSON values a datatype may hold. A text is never a number by accident, nor a truth value a number.
 _JSON_TYPES: dict[str, Collection[type]] = {
     "BYTES": {str, _NONE},
@@ -57,8 +65,10 @@ class RowReader:
         self._model = model
         config = model.featuriser.config
         self._config = config
-        self._missing = frozenset(config.format.missing)
+        self._missing = MissingTexts(config.format.missing)
         self._missing_of = {name: options.missing_values for name, options in config.fields.numeric.items()}
+        self._missing_texts = config.format.missing
+        self._forms = {name: model.schema.field(name).values for name in raw_valued(config)}
         self.columns = tuple(config.field_columns())
         self._fields = {column: [one for one in model.inputs if one.column == column] for column in self.columns}
         self.derived = frozenset(config.derive)
@@ -94,6 +104,8 @@ class RowReader:
             if table is None:
                 raise RequestError(413, f"more than {max_rows} rows; send them in several requests")
             return self._model.featuriser(self._model.raw_rows(table, "body"))
+        except LostFormError as error:
+            raise RequestError(400, error.bare) from None
         except DataError as error:
             raise RequestError(400, str(error)) from None
         except (pa.ArrowException, ValueError, OverflowError):
@@ -108,29 +120,44 @@ class RowReader:
             ) from None
 
     def _column(self, field: FieldInput, column: JsonColumn) -> Column:
+        form = self._forms.get(field.name)
+        if form is not None:
+            return self._values(field, column, form)
         if field.name in self._makers:
             return self._made(field, column)
-        if field.kind == "number":
-            return self._numbers(field, column)
-        return self._as_input(field, _texts(column))
+        return self._numbers(field, column)
+
+    def _values(self, field: FieldInput, column: JsonColumn, form: ValueForm) -> Column:
+        """Of a field whose tokens are the raw values."""
+        lost = form.lost_form(_CARRIERS.get(column.datatype, {}))
+        if lost is not None:
+            raise RequestError(
+                400,
+                f"input '{column.name}' was text with {lost[1]} in training and comes as {lost[0]}, which has lost "
+                "them; send it as BYTES",
+            )
+        texts = _texts(column)
+        if field.lists is None:
+            return self._as_input(field, self._mapped(texts, self._makers[field.name], column.name, None))
+        coded = split_values(pa.array(texts, pa.string()), field.lists, self._missing_texts, field.column)
+        return list_ids(self._model.tables[field.name], tokens(coded, form.token))
 
     def _as_input(self, field: FieldInput, texts: Sequence[str | None]) -> Column:
-        if field.lists is not None:
-            coded = split_values(pa.array(texts, pa.string()), field.lists, self._missing, field.column)
-            return list_ids(self._model.tables[field.name], coded)
         if field.kind == "id":
             return text_ids(self._model.tables[field.name], field, texts)
         return text_column(field, texts)
 
     def _numbers(self, field: FieldInput, column: JsonColumn) -> npt.NDArray[np.float64]:
-        missing = (*self._missing, *self._missing_of.get(field.name, ()))
+        missing = (*self._missing_texts, *self._missing_of.get(field.name, ()))
         if column.datatype != "BYTES":
             numbers = np.array(column.data, dtype=np.float64)  # null becomes NaN
             numbers = without_numbers(numbers, missing)
             if (np.abs(numbers) > FLOAT32_MAX).any():
                 row = int(np.flatnonzero(np.abs(numbers) > FLOAT32_MAX)[0])
                 raise RequestError(400, f"input '{column.name}', row {row}: number out of range")
-            return numbers
+            if column.datatype in _NARROW:
+                numbers = np.array([np.nan if text is None else float(text) for text in _number_texts(column)])
+            return without_numbers(numbers, missing)
         texts = [None if text in missing else text for text in column.data]
         read = number_reader(self._config.number_format(field.name))
         return without_numbers(np.array(self._mapped(texts, read, column.name, np.nan)), missing)
@@ -160,18 +187,33 @@ def _number_texts(column: JsonColumn) -> Sequence[str | None]:
     """The values as text that reads as the same numbers."""
     if column.datatype == "BYTES":
         return column.data
-    return [None if value is None else repr(float(value)) for value in column.data]
+    narrow = _NARROW.get(column.datatype, float)
+    with np.errstate(over="ignore"):
+        return [None if value is None else _number_text(value, narrow) for value in column.data]
+
+
+def _number_text(value: Any, narrow: Callable[[Any], Any]) -> str:
+    if not isinstance(value, float):
+        return str(int(value))
+    number = narrow(value)
+    return float_text(number if np.isfinite(number) else value)
 
 
 def _texts(column: JsonColumn) -> Sequence[str | None]:
     """The values as text, as `as_text` gives them for a typed column."""
     if column.datatype == "BYTES":
         return column.data
-    if column.datatype in _INTEGERS:
-        return [None if value is None else str(value) for value in column.data]
     if column.datatype == "BOOL":
         return [None if value is None else str(value).lower() for value in column.data]
-    raise RequestError(400, f"input '{column.name}' is text; send it as BYTES, not {column.datatype}")
+    if column.datatype in _FLOATS:
+        for row, value in enumerate(column.data):
+            if isinstance(value, float) and abs(value) >= EXACT_BELOW[_FLOATS[column.datatype]]:
+                raise RequestError(
+                    400,
+                    f"input '{column.name}', row {row}: an id so large may be another's in {column.datatype}; send it "
+                    "as BYTES or INT64",
+                )
+    return _number_texts(column)
 
 
 def json_columns(inputs: Any, max_rows: int) -> list[JsonColumn]:

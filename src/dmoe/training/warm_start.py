@@ -109,7 +109,9 @@ def _shared_ids(
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """The ids, now and then, of the tokens that both vocabularies hold."""
     ids_old = read_vocabulary(run, old)
-    pairs = [(id_, ids_old[token]) for token, id_ in read_vocabulary(data, new).items() if token in ids_old]
+    # Yesterday's type may be another: its tokens are what it makes of today's.
+    known = ((id_, ids_old.get(old.values.token(token))) for token, id_ in read_vocabulary(data, new).items())
+    pairs = [(id_, id_old) for id_, id_old in known if id_old is not None]
     both = np.array(pairs, np.int64).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
