@@ -3,6 +3,7 @@
 import errno
 import importlib
 import sys
+import warnings
 from importlib.metadata import version as installed_version
 
 import typer
@@ -61,9 +62,22 @@ def build_app(chosen: str | None) -> typer.Typer:
     return app
 
 
+def _in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings are for the user, who needs no place in the code."""
+    if category.__module__.partition(".")[0] == "dmoe":
+        return f"warning: {message}\n"
+    return _format_warning(message, category, filename, lineno, line)
+
+
+_format_warning = warnings.formatwarning
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 failed while running, 2 usage or data, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.formatwarning = _in_one_line
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     try:
         build_app(chosen)(args=arguments, prog_name="dmoe")
