@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.arguments import DEFAULT_ENVIRONMENTS
 from benchmarks.environments import ROOT, python_of
 from dmoe.data.config import read_data_config
-from dmoe.data.values import deriver
+from dmoe.data.times import deriver
 from dmoe.files import write_json
 
 SPLITS = ("train", "valid", "test")

@@ -260,6 +260,7 @@ def test_frames_to_skip_and_padding_are_no_damage(tmp_path: Path) -> None:
         (b"\xff\x06\x00\x00sNaPpYrest", "is compressed by snappy; unpack it, or compress it by gzip, zstd"),
         (b"Obj\x01rest", "is an Avro file; convert it"),
     ],
+    ids=["twice", "parquet", "zip", "utf-16", "snappy", "avro"],  # bytes hold the time of compression
 )
 def test_other_kinds_of_files_are_told(tmp_path: Path, stored: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
