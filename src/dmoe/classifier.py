@@ -20,7 +20,7 @@ from dmoe.data.config import DataConfig
 from dmoe.data.prepare import prepare
 from dmoe.errors import DataError
 from dmoe.prediction import Predictor
-from dmoe.rows import as_arrow
+from dmoe.rows import NoTableError, as_arrow
 from dmoe.training.loop import train
 from dmoe.validation import validate
 
@@ -154,4 +154,9 @@ def _as_arrow(X: Any) -> pa.Table:
         if X.ndim != 2:
             raise DataError(f"X must be a table or a two-dimensional array, got shape {X.shape}")
         return pa.table({f"x{index}": np.ascontiguousarray(X[:, index]) for index in range(X.shape[1])})
-    return as_arrow(X)
+    try:
+        return as_arrow(X)
+    except NoTableError:
+        raise DataError(
+            f"X must be a pandas, polars or pyarrow table or a numpy array, got {type(X).__name__}"
+        ) from None

@@ -27,6 +27,10 @@ _TEXT: pa.DataType = pa.string()
 _TYPED: tuple[tuple[type, pa.DataType], ...] = ((str, _TEXT), (bool, pa.bool_()), (float, pa.float64()))
 
 
+class NoTableError(DataError):
+    """What was passed is no pandas, polars or pyarrow table."""
+
+
 def as_paths(rows: Any) -> list[Path] | None:
     """One path or several as a list; None for anything else."""
     if isinstance(rows, str | Path):
@@ -48,7 +52,7 @@ def column_names(table: Any) -> list[str]:
     try:
         return list(nw.from_native(table, eager_only=True).columns)
     except TypeError:
-        raise DataError(f"expected a pandas, polars or pyarrow table, got {type(table).__name__}") from None
+        raise NoTableError(f"expected a pandas, polars or pyarrow table, got {type(table).__name__}") from None
 
 
 def as_arrow(table: Any, wanted: Sequence[str] | None = None) -> pa.Table:

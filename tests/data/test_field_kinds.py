@@ -159,7 +159,6 @@ def test_max_tokens_keeps_the_most_frequent(tmp_path: Path) -> None:
         ({"numeric": {"n": {"transform": "log-bucket", "buckets": 3}}}, "'buckets' goes with 'transform: quantile'"),
         ({"numeric": {"n": {"transform": "bucket", "steps": 3}}}, "'steps' goes with 'transform: log-bucket' only"),
         ({"numeric": {"n": {"radix": 3}}}, "'radix' goes with 'transform: digit' only"),
-        ({"numeric": {"n": {"transform": "quantile", "missing_values": ["0"]}}}, "'missing_values' goes with"),
         ({"numeric": {"n": {"transform": "quantile", "buckets": 1}}}, "fields.numeric.n.buckets"),
         ({"categorical": {"n": {"hash_buckets": 0}}}, "fields.categorical.n.hash_buckets"),
         ({"categorical": {"n": {"column": "y"}}}, "'y' is the label and cannot be a field too"),

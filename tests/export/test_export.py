@@ -39,6 +39,8 @@ from tests.data.logs import COLUMNS, random_rows
 
 from .conftest import trained
 
+pytestmark = pytest.mark.filterwarnings("ignore::dmoe.MissingWordsWarning")  # NA is one of the values
+
 # Nasty raw values of each column of the log in tests/data/logs.py.
 VALUES: dict[str, list[object]] = {
     "site": ["a", "b", "é", "日本", "😀", "", "?", "never seen", " a", "\0", None],
