@@ -84,7 +84,8 @@ def test_any_values_score_as_the_run_does(
 ) -> None:
     model = _opened(in_graph if folder == "in_graph" else looked_up)
     expected = _opened_run(run).predict_proba(table(rows))
-    np.testing.assert_allclose(model.predict_proba(table(rows)), expected, atol=2e-6)
+    # Numbers of 3e38 lie beside small ones: float32 sums in another order differ in their last digits.
+    np.testing.assert_allclose(model.predict_proba(table(rows)), expected, atol=5e-6)
 
 
 _cache: dict[Path, Any] = {}

@@ -216,5 +216,5 @@ def test_labelled_rows_must_be_some(run: Run, tmp_path: Path) -> None:
     from dmoe.comparison import compare_runs
 
     pd.DataFrame(columns=list(COLUMNS)).to_csv(tmp_path / "none.csv", index=False)
-    with pytest.raises(DataError, match="holds a header but no rows"):
+    with pytest.raises(DataError, match="holds no rows to compare on"):
         compare_runs(run, run, logs=[tmp_path / "none.csv"])

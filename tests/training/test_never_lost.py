@@ -204,7 +204,7 @@ def test_memory_is_shared_by_the_splits_and_changes_no_bit(small_data, tmp_path,
     memory = 1000 * per_row / 2**30  # the train split and nothing else
     config = small_config(f"training.memory_gb={memory!r}")
     trainer = loop._Trainer(
-        Run.create(tmp_path / "tight", config, Run.open(whole.path).schema, small_data), small_data, Watch(), None
+        Run.create(tmp_path / "tight", config, Run.open(whole.path).schema, small_data), small_data, Watch(), None, None
     )
     assert (trainer.reader.in_memory, trainer.valid.in_memory) == (True, False)
     roomy = SplitReader(small_data, "valid", batch_size=64, memory_bytes=300 * per_row)

@@ -105,7 +105,7 @@ class RawEncoder:
                         *whole, rest = _cut(held, batch_size)
                         yield from whole
                         held, num_held, given = [rest], len(rest), True
-        if num_held or not given:
+        if num_held or (held and not given):
             yield from _cut(held, batch_size)[:1]
 
     def encode_table(self, table: Any, *, labels: bool = False, counts: ValueCounts | None = None) -> RawBatch:
