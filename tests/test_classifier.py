@@ -60,6 +60,28 @@ def test_tables_of_every_kind_and_unseen_values(fitted):
     assert ["'site'" in str(said[0].message), "'price'" in str(said[1].message)] == [True, True]
 
 
+def test_the_row_index_is_no_feature(fitted):
+    rows, labels = table(600, seed=3)
+    shuffled = rows.sample(frac=1, random_state=0)
+    order = shuffled.index.to_numpy()
+    quick = [*QUICK, "training.epochs=1"]
+    model = DMoEClassifier(overrides=quick).fit(shuffled.rename_axis("impression"), labels[order])
+    assert list(model.feature_names_in_) == ["site", "ad", "price"]
+    assert np.array_equal(fitted.predict_proba(shuffled), fitted.predict_proba(rows)[order])
+    for indexed in (rows.set_index(["site", "ad"], drop=False), rows.set_axis(pandas.RangeIndex(5, 605))):
+        assert np.array_equal(fitted.predict_proba(indexed), fitted.predict_proba(rows))
+
+
+def test_columns_that_cannot_be_told_apart_or_read(fitted):
+    rows, _ = table(50)
+    with pytest.raises(DataError, match="two columns of one name"):
+        fitted.predict_proba(rows.set_axis(["site", "site", "price"], axis=1))
+    mixed = rows.astype({"site": object})
+    mixed.loc[3, "site"] = 7
+    with pytest.raises(DataError, match="column site"):
+        fitted.predict_proba(mixed)
+
+
 def test_it_can_be_cloned_and_cross_validated():
     rows, labels = table(600)
     model = clone(DMoEClassifier(overrides=[*QUICK, "training.epochs=1"]))

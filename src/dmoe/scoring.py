@@ -15,7 +15,7 @@ from dmoe.data.inputs import check_outside
 from dmoe.data.kept import ScoredRows, check_types
 from dmoe.data.unseen import ValueCounts
 from dmoe.errors import ConfigError, DataError, UserError
-from dmoe.export.manifest import Manifest, is_model_folder
+from dmoe.export.manifest import is_model_folder
 from dmoe.files import written_aside
 
 _SCORE = pa.field("probability", pa.float32())
@@ -69,10 +69,6 @@ def load(folder: Path | str, *, device: str = "auto", precision: Literal["float3
         raise ConfigError(f"{folder}: a model folder has the precision of its export; leave --precision out")
     if device not in ("auto", "cpu"):
         raise ConfigError(f"{folder}: a model folder is scored on the CPU, not on {device}; leave --device out")
-    if Manifest.read(folder).format == "torch":
-        from dmoe.export.torch_model import TorchModel
-
-        return TorchModel.open(folder)
     from dmoe.export.onnx_model import OnnxModel
 
     return OnnxModel.open(folder)

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -167,19 +166,6 @@ def test_smaller_tables_cost_little_and_the_cost_is_recorded(run: Run, tmp_path:
     wide = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[tables]
     own = [field.vocabulary_size for field in run.schema.categorical if field.vocabulary_name == field.name]
     assert sum(one.dims[0] for one in stored.graph.initializer if one.data_type == wide) == sum(own)
-
-
-def test_a_torch_program_scores_alike_and_holds_no_pickle(run: Run, log: Path, tmp_path: Path) -> None:
-    found = export(run, tmp_path / "model", format="torch")
-    assert found.parity.max_abs_probability < 2e-6
-    np.testing.assert_allclose(dmoe.load(tmp_path / "model").predict_proba(log), reference(run, log), atol=2e-6)
-    for path in (tmp_path / "model").rglob("*"):
-        assert path.is_dir() or path.suffix in (".pt2", ".json", ".parquet")
-    with zipfile.ZipFile(tmp_path / "model" / "model.pt2") as archive:
-        for name in archive.namelist():
-            assert not archive.read(name).startswith((b"\x80\x02", b"\x80\x04", b"PK")), name
-    with pytest.raises(DataError, match="--format onnx"):
-        OnnxModel.open(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "schema.json", "vocabulary/site/ids.npy"])

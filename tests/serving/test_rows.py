@@ -149,16 +149,16 @@ def test_arrow_streams_from_strangers(in_graph: Path) -> None:
     whole = stream(arrow)
     for damaged in (b"", b"x" * 100, whole[:-40][: len(whole) // 2], b"\xff\xff\xff\xff\xff\xff\xff\x7f" + whole):
         with pytest.raises(DataError, match=r"no Arrow IPC stream|holds no row"):
-            read_table(damaged, 10)
+            read_table(damaged, 10, 1 << 20)
     for codec in ("zstd", "lz4"):
         with pytest.raises(DataError, match="compressed"):
-            read_table(stream(arrow, options=ipc.IpcWriteOptions(compression=codec)), 10)
+            read_table(stream(arrow, options=ipc.IpcWriteOptions(compression=codec)), 10, 1 << 20)
     coded = arrow.set_column(0, "price", arrow["price"].dictionary_encode())
     assert same(reader.from_arrow(stream(coded), 10), reader.from_arrow(whole, 10))
     with pytest.raises(DataError, match="compressed"):
-        read_table(stream(coded, options=ipc.IpcWriteOptions(compression="zstd")), 10)
+        read_table(stream(coded, options=ipc.IpcWriteOptions(compression="zstd")), 10, 1 << 20)
     with pytest.raises(DataError, match="holds no row"):
-        read_table(stream(arrow[:0]), 10)
+        read_table(stream(arrow[:0]), 10, 1 << 20)
     with pytest.raises(RequestError, match="more than 2 rows") as caught:
         reader.from_arrow(whole, 2)
     assert caught.value.status == 413

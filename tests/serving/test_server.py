@@ -201,6 +201,22 @@ def test_the_token_and_the_host(in_graph: Path) -> None:
     asyncio.run(ask())
 
 
+def test_without_the_token_no_column_or_value_is_shown(in_graph: Path) -> None:
+    async def ask() -> None:
+        async with client(in_graph, token=TOKEN) as (session, _):
+            right = {"authorization": f"Bearer {TOKEN}"}
+            assert "paths" in (await session.get("/openapi.json", headers=right)).json()
+            for method in ("GET", "HEAD", "OPTIONS", "POST"):
+                for path in ("/openapi.json", "//openapi.json", "/openapi.json/", "/%6fpenapi.json", "/docs/../v2"):
+                    assert (await session.request(method, path)).status_code == 401
+            for path in ("/", "/page.js", "/docs", "/docs.js", "/v2/health/ready"):
+                text = (await session.get(path)).text
+                assert "14102123" not in text
+                assert "hits" not in text
+
+    asyncio.run(ask())
+
+
 def test_settings_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for change, message in (
         ({"host": "0.0.0.0"}, "can be reached from other machines and no token is set"),

@@ -18,13 +18,7 @@ both, and the checksum of every file. `dmoe serve` and `dmoe predict` take it.
 Examples:
   dmoe export runs/first -o models/first
   dmoe export runs/first -o models/small --tables int8
-  dmoe export runs/first -o models/program --format torch
 """
-
-
-class Format(StrEnum):
-    onnx = "onnx"
-    torch = "torch"
 
 
 class Tables(StrEnum):
@@ -36,7 +30,6 @@ class Tables(StrEnum):
 def command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")] = ...,  # type: ignore[assignment]
-    format: Annotated[Format, typer.Option(help="onnx, or torch for a torch.export program.")] = Format.onnx,
     tables: Annotated[Tables, typer.Option(help="How embedding weights are stored.")] = Tables.float32,
     max_graph_tokens: Annotated[
         int, typer.Option(help="A field with a larger vocabulary is looked up outside the graph, memory-mapped.")
@@ -52,7 +45,6 @@ def command(
     manifest = export(
         Run.open(run),
         output,
-        format=format.value,
         tables=tables.value,
         max_graph_tokens=max_graph_tokens,
         data=data,

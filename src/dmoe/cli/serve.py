@@ -30,6 +30,9 @@ def command(
         bool, typer.Option("--allow-anonymous", help="Serve other machines without a token.")
     ] = False,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body, MiB; beyond it 413.")] = 16.0,
+    max_decoded_mb: Annotated[
+        float, typer.Option(help="An Arrow stream once every row has its own value, MiB; beyond it 413.")
+    ] = 64.0,
     max_inflight_mb: Annotated[float, typer.Option(help="Bodies in memory at once, MiB; beyond it 429.")] = 256.0,
     max_rows: Annotated[int, typer.Option(help="Most rows of one request; beyond it 413.")] = 10_000,
     max_queue_rows: Annotated[int, typer.Option(help="Rows waiting or being scored; beyond it 429.")] = 40_000,
@@ -60,6 +63,7 @@ def command(
         token=read_token(token_file),
         allow_anonymous=allow_anonymous,
         max_body_mb=max_body_mb,
+        max_decoded_mb=max_decoded_mb,
         max_inflight_mb=max_inflight_mb,
         max_rows=max_rows,
         max_queue_rows=max_queue_rows,

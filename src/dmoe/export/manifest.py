@@ -21,7 +21,6 @@ OUTPUTS = ("probability", "logit", "gate_weights")
 # the model takes for them. No field has such a name: those of the graph's own nodes begin so.
 VALUES = "fields/values"
 
-Format = Literal["onnx", "torch"]
 TableType = Literal["float32", "float16", "int8"]
 
 
@@ -71,7 +70,6 @@ class FileSum(_Strict):
 
 class Manifest(_Strict):
     format_version: int = MANIFEST_FORMAT
-    format: Format
     tables: TableType
     inputs: tuple[Input, ...]
     experts: tuple[str, ...]

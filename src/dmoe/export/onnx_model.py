@@ -43,9 +43,12 @@ class Graph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         # Resolved: a weights file reached through a link outside the folder is refused by ONNX Runtime.
-        self._session = runtime.InferenceSession(
-            str((folder / "model.onnx").resolve()), options, providers=["CPUExecutionProvider"]
-        )
+        path = (folder / "model.onnx").resolve()
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no base of their own
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{path}: ONNX Runtime refuses the graph ({reason}); export the run again") from None
 
     def run(self, features: Features, outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """The named outputs, float32 (R, width)."""
@@ -72,12 +75,10 @@ class OnnxModel:
 
     @staticmethod
     def open(folder: Path) -> "OnnxModel":
-        """Raises: DataError if a file is absent or was changed, or the folder holds another format."""
+        """Raises: DataError if a file is absent or was changed."""
         folder = folder.resolve()
         manifest = Manifest.read(folder)
         manifest.verify(folder)
-        if manifest.format != "onnx":
-            raise DataError(f"{folder}: is in format {manifest.format}; export the run with --format onnx")
         return OnnxModel(folder, manifest)
 
     def predict_proba(self, rows: Any) -> npt.NDArray[np.float32]:

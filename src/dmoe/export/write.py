@@ -20,10 +20,9 @@ from dmoe.export.extra import require
 from dmoe.export.fields import FieldInput, data_config, field_inputs
 from dmoe.export.graph import OPSET, front_graph, joined
 from dmoe.export.lookup import write_tokens
-from dmoe.export.manifest import MANIFEST, MANIFEST_FORMAT, OUTPUTS, Format, Manifest, TableType, checksums
+from dmoe.export.manifest import MANIFEST, MANIFEST_FORMAT, OUTPUTS, Manifest, TableType, checksums
 from dmoe.export.onnx_model import Graph, token_tables
 from dmoe.export.tables import ScoringModel
-from dmoe.export.torch_model import Program
 from dmoe.files import put_back, write_json, written_aside
 from dmoe.schema import Schema, vocabulary_path
 from dmoe.training.evaluation import expert_names
@@ -40,7 +39,6 @@ def export(
     run: Run,
     output: Path,
     *,
-    format: Format = "onnx",
     tables: TableType = "float32",
     max_graph_tokens: int = MAX_GRAPH_TOKENS,
     data: Path | None = None,
@@ -65,18 +63,14 @@ def export(
     with written_aside(output, replace=True) as aside:
         aside.mkdir()
         run.schema.write(aside)
-        inputs = _write_model(run, aside, format, tables, max_graph_tokens)
-        _prove(run, aside, folder, format, tables, inputs)
+        inputs = _write_model(run, aside, tables, max_graph_tokens)
+        _prove(run, aside, folder, tables, inputs)
     return Manifest.read(output)
 
 
-def _write_model(run: Run, folder: Path, format: Format, tables: TableType, max_graph_tokens: int) -> list[FieldInput]:
+def _write_model(run: Run, folder: Path, tables: TableType, max_graph_tokens: int) -> list[FieldInput]:
     schema, config = run.schema, data_config(run.schema, run.path)
     scoring = ScoringModel(run.load_model(), tables)
-    if format == "torch":
-        shutil.copytree(run.path / "vocabulary", folder / "vocabulary")
-        torch.export.save(_traced(scoring, schema), folder / "model.pt2")
-        return field_inputs(schema, config, ())
     large = {field.name for field in schema.categorical if field.vocabulary_size > max_graph_tokens}
     inputs = field_inputs(schema, config, large)
     clash = [one.name for one in inputs if one.name in OUTPUTS]
@@ -102,15 +96,6 @@ def _write_model(run: Run, folder: Path, format: Format, tables: TableType, max_
 def _example(schema: Schema) -> tuple[torch.Tensor, torch.Tensor]:
     # Two rows: a traced size of 1 would be taken for a constant.
     return torch.zeros(2, schema.num_ids, dtype=torch.int64), torch.zeros(2, len(schema.numeric))
-
-
-def _traced(scoring: ScoringModel, schema: Schema) -> Any:
-    batch = {0: torch.export.Dim("batch", min=1, max=1 << 20)}
-    with torch.no_grad():
-        program = torch.export.export(scoring, _example(schema), dynamic_shapes=(batch, batch))
-    # Nothing but weights and a JSON graph is saved; example inputs would be pickled.
-    program.example_inputs = None
-    return program
 
 
 def _model_graph(scoring: ScoringModel, schema: Schema, folder: Path) -> Any:
@@ -152,11 +137,11 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _prove(run: Run, folder: Path, data: Path, format: Format, tables: TableType, inputs: list[FieldInput]) -> None:
+def _prove(run: Run, folder: Path, data: Path, tables: TableType, inputs: list[FieldInput]) -> None:
     """Writes the manifest, after scoring rows of the data set with the export and with the run."""
     model = run.load_model()
-    decoder = Decoder(run.schema, inputs, run.path, token_tables(folder, inputs) if format == "onnx" else {})
-    scorer = Program(folder).score if format == "torch" else decoder.scorer(Graph(folder))
+    decoder = Decoder(run.schema, inputs, run.path, token_tables(folder, inputs))
+    scorer = decoder.scorer(Graph(folder))
     parity = compare(model, scorer, data)
     if tables == "float32" and parity["max_abs_probability"] > _TOLERANCE:
         raise DmoeError(
@@ -164,12 +149,10 @@ def _prove(run: Run, folder: Path, data: Path, format: Format, tables: TableType
             f"on the {parity['split']} split, more than {_TOLERANCE:g}; nothing was written"
         )
     kinds = {name: run.schema.field(name).values.kind for name in raw_valued(data_config(run.schema, run.path))}
-    packages = ("dmoe", "torch", *(("onnx", "onnxruntime") if format == "onnx" else ()))
     write_json(
         folder / MANIFEST,
         {
             "format_version": MANIFEST_FORMAT,
-            "format": format,
             "tables": tables,
             "inputs": [
                 {
@@ -185,7 +168,7 @@ def _prove(run: Run, folder: Path, data: Path, format: Format, tables: TableType
             "experts": expert_names(model),
             "parity": parity,
             "reference_scores": reference_scores(scorer, data, int(run.config.training.memory_gb * 2**30)),
-            "versions": {name: version(name) for name in packages},
+            "versions": {name: version(name) for name in ("dmoe", "torch", "onnx", "onnxruntime")},
             "files": checksums(folder),
         },
     )

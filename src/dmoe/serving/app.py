@@ -3,6 +3,7 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version as installed_version
 from importlib.resources import files
 from typing import Any
@@ -188,7 +189,9 @@ class Application:
             began = time.perf_counter()
             try:
                 async with asyncio.timeout(self.settings.timeout_s):
-                    answer, rows, headers = await self._answer(served, kind, body, request.query_params.get("outputs"))
+                    answer, rows, headers = await self._answer(
+                        served, kind, body, request.query_params.get("outputs"), reserved
+                    )
             except TimeoutError:
                 raise RequestError(504, f"not scored within {self.settings.timeout_s:g} s; send fewer rows") from None
             except QueueFull:
@@ -207,12 +210,11 @@ class Application:
         )
 
     async def _answer(
-        self, served: Served, kind: str, body: bytes, outputs: str | None
+        self, served: Served, kind: str, body: bytes, outputs: str | None, reserved: Reserved
     ) -> tuple[bytes, int, dict[str, str]]:
-        """The body of the answer, its rows, and the headers that name fields of many unseen values."""
         large = len(body) >= _LARGE_BODY
         loop = asyncio.get_running_loop()
-        parse = self._parse_arrow if kind == openapi.ARROW else self._parse_json
+        parse = partial(self._parse_arrow, reserved) if kind == openapi.ARROW else self._parse_json
         if large:
             features, names, label = await loop.run_in_executor(self._parsing, parse, served, body, outputs)
         else:
@@ -253,9 +255,12 @@ class Application:
         columns = json_columns(values.get("inputs"), self.settings.max_rows)
         return served.reader.from_json(columns), names, label
 
-    def _parse_arrow(self, served: Served, body: bytes, outputs: str | None) -> tuple[Features, list[str], str | None]:
+    def _parse_arrow(
+        self, reserved: Reserved, served: Served, body: bytes, outputs: str | None
+    ) -> tuple[Features, list[str], str | None]:
         names = _output_names(outputs.split(",") if outputs else [])
-        return served.reader.from_arrow(body, self.settings.max_rows), names, None
+        limit = int(self.settings.max_decoded_mb * _MEGABYTE)
+        return served.reader.from_arrow(body, self.settings.max_rows, limit, reserved.grow_by), names, None
 
     def _encode_json(self, served: Served, found: Outputs, label: str | None) -> bytes:
         answer: dict[str, Any] = {"model_name": self.settings.name, "model_version": served.version}

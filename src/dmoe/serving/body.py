@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 
 from starlette.requests import Request
 
@@ -19,19 +20,25 @@ class Reserved:
 
     def grow_to(self, size: int) -> None:
         """Raises: RequestError (429) if the budget is spent."""
-        more = size - self.bytes
-        if self.budget.used + more > self.budget.limit:
-            raise RequestError(429, "too many bytes of requests are being answered; try again")
-        self.budget.used += more
-        self.bytes = size
+        with self.budget.lock:
+            more = size - self.bytes
+            if self.budget.used + more > self.budget.limit:
+                raise RequestError(429, "too many bytes of requests are being answered; try again")
+            self.budget.used += more
+            self.bytes = size
+
+    def grow_by(self, size: int) -> None:
+        """Raises: RequestError (429) if the budget is spent."""
+        self.grow_to(self.bytes + size)
 
 
 @dataclass(slots=True)
 class Budget:
-    """The bytes of bodies that may be in memory at once."""
+    """The bytes of bodies, and of what they unfold to, that may be in memory at once. Used by several threads."""
 
     limit: int
     used: int = field(default=0)
+    lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     @contextmanager
     def reserve(self) -> Iterator[Reserved]:
@@ -40,7 +47,8 @@ class Budget:
         try:
             yield reserved
         finally:
-            self.used -= reserved.bytes
+            with self.lock:
+                self.used -= reserved.bytes
 
 
 async def read_body(request: Request, reserved: Reserved, *, max_bytes: int, timeout_s: float) -> bytes:

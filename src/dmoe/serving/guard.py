@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dmoe.serving.metrics import Metrics
 from dmoe.serving.settings import LOOPBACK, Settings
 
-# Reachable without a token: whether the process lives, the description, and the page, which holds no data.
+# Reachable without a token: whether the process lives, and the pages' own files, which hold no data.
 _OPEN = frozenset(
     {
         "/",
@@ -20,7 +20,6 @@ _OPEN = frozenset(
         "/icon.svg",
         "/docs",
         "/docs.js",
-        "/openapi.json",
         "/v2/health/live",
         "/v2/health/ready",
     }

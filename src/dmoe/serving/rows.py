@@ -22,7 +22,7 @@ from dmoe.data.values import FLOAT32_MAX, Fault
 from dmoe.errors import DataError, DmoeError
 from dmoe.export.fields import Column, Features, FieldInput, list_ids, text_column, text_ids, token_makers
 from dmoe.export.onnx_model import OnnxModel
-from dmoe.serving.arrow import read_table
+from dmoe.serving.arrow import TooLarge, read_table
 
 _NONE = type(None)
 _INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
@@ -97,15 +97,22 @@ class RowReader:
         self._check_range(features)
         return features
 
-    def from_arrow(self, body: bytes, max_rows: int) -> Features:
-        """Raises: RequestError (400, or 413 for more than `max_rows` rows)."""
+    def from_arrow(
+        self, body: bytes, max_rows: int, max_bytes: int = 64 << 20, reserve: Callable[[int], None] = lambda _: None
+    ) -> Features:
+        """Raises: RequestError (400, or 413 for more than `max_rows` rows or `max_bytes` once decoded).
+
+        Args:
+            reserve: told the decoded bytes before anything is decoded; what it raises goes on.
+        """
         try:
-            table = read_table(body, max_rows)
-            if table is None:
-                raise RequestError(413, f"more than {max_rows} rows; send them in several requests")
+            table, decoded = read_table(body, max_rows, max_bytes)
+            reserve(decoded)
             return self._model.featuriser(self._model.raw_rows(table, "body"))
         except LostFormError as error:
             raise RequestError(400, error.bare) from None
+        except TooLarge as error:
+            raise RequestError(413, str(error)) from None
         except DataError as error:
             raise RequestError(400, str(error)) from None
         except (pa.ArrowException, ValueError, OverflowError):

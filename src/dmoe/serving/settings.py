@@ -27,6 +27,7 @@ class Settings:
     allow_anonymous: bool = False
     max_body_mb: float = 16.0
     max_inflight_mb: float = 256.0  # of request bodies being read or answered
+    max_decoded_mb: float = 64.0  # of an Arrow stream, every row with its own value
     max_rows: int = 10_000  # of one request
     max_queue_rows: int = 40_000
     batch_rows: int = 256
@@ -42,13 +43,17 @@ class Settings:
         for name, least in (("threads", 0), ("max_rows", 1), ("batch_rows", 1), ("max_connections", 1), ("port", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
-        for name in ("max_body_mb", "read_timeout_s", "timeout_s", "drain_timeout_s"):
+        for name in ("max_body_mb", "max_decoded_mb", "read_timeout_s", "timeout_s", "drain_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         for name in ("batch_delay_ms", "drain_delay_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
-        for name, other in (("max_inflight_mb", "max_body_mb"), ("max_queue_rows", "max_rows")):
+        for name, other in (
+            ("max_inflight_mb", "max_body_mb"),
+            ("max_inflight_mb", "max_decoded_mb"),
+            ("max_queue_rows", "max_rows"),
+        ):
             if not getattr(self, name) >= getattr(self, other):
                 raise ConfigError(
                     f"--{name.replace('_', '-')} must be at least --{other.replace('_', '-')}, "

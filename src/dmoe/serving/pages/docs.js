@@ -21,11 +21,23 @@ function section(path, method, route) {
   return made;
 }
 
-fetch("/openapi.json").then((response) => response.json()).then((description) => {
+async function load() {
+  const token = document.getElementById("token").value;
+  const response = await fetch("/openapi.json", token ? { headers: { authorization: `Bearer ${token}` } } : {});
+  const description = await response.json();
+  if (response.status === 401) {
+    document.getElementById("access").hidden = false;
+    document.getElementById("access").open = true;
+  }
   if (!description.paths) throw new Error(description.error);
   const routes = Object.entries(description.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, route]) => section(path, method, route)));
+  document.getElementById("about").textContent = "The description below is made from openapi.json.";
   document.getElementById("routes").replaceChildren(...routes);
-}).catch((error) => {
+}
+
+const attempt = () => load().catch((error) => {
   document.getElementById("about").textContent = `openapi.json: ${error.message}`;
 });
+document.getElementById("token").addEventListener("change", attempt);
+attempt();
