@@ -21,22 +21,12 @@ from dmoe.training.run import Run, choose_device
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
-class Predictor:
-    """A trained model together with the vocabularies that raw rows need; made by `dmoe.load`."""
+class EncodedScorer:
+    """Raw rows, encoded with the vocabularies of `folder`, through a function of ids and numbers."""
 
-    def __init__(
-        self, folder: Path, schema: Schema, model: DMoE, device: torch.device, precision: Precision = "float32"
-    ) -> None:
+    def __init__(self, folder: Path, schema: Schema) -> None:
         self.folder, self.schema = folder, schema
         self.encoder = RawEncoder(folder)
-        self.device, self.precision = device, precision
-        self.model = model.to(device).eval()
-
-    @staticmethod
-    def open(folder: Path, device: str, precision: Precision = "float32") -> "Predictor":
-        """Raises: DataError if it is no run folder or training has not finished its first evaluation."""
-        run = Run.open(folder)
-        return Predictor(run.path, run.schema, run.load_model(), choose_device(device), precision)
 
     def predict_proba(self, rows: Any) -> NDArray[np.float32]:
         """Click probability of each raw row, (R,), in order.
@@ -82,6 +72,26 @@ class Predictor:
 
     def _probability(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
         """(B,) float32."""
+        raise NotImplementedError
+
+
+class Predictor(EncodedScorer):
+    """A trained model together with the vocabularies that raw rows need; made by `dmoe.load`."""
+
+    def __init__(
+        self, folder: Path, schema: Schema, model: DMoE, device: torch.device, precision: Precision = "float32"
+    ) -> None:
+        super().__init__(folder, schema)
+        self.device, self.precision = device, precision
+        self.model = model.to(device).eval()
+
+    @staticmethod
+    def open(folder: Path, device: str, precision: Precision = "float32") -> "Predictor":
+        """Raises: DataError if it is no run folder or training has not finished its first evaluation."""
+        run = Run.open(folder)
+        return Predictor(run.path, run.schema, run.load_model(), choose_device(device), precision)
+
+    def _probability(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             output = self.model(ids_BC.to(self.device), numeric_BN.to(self.device))
         return torch.sigmoid(self.model.calibration.served(output.logit.float()))

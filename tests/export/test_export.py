@@ -361,7 +361,6 @@ def test_command_line(run: Run, log: Path, tmp_path: Path, capfd: pytest.Capture
     (tmp_path / "precious").mkdir()
     assert call("export", run.path, "-o", tmp_path / "precious", "--overwrite") == 2
     assert call("export", tmp_path / "absent", "-o", tmp_path / "other") == 2
-    assert call("export", run.path, "-o", tmp_path / "other", "--format", "tflite") == 2
     assert call("export", run.path, "-o", tmp_path / "other", "--max-graph-tokens", -1) == 2
     assert "Traceback" not in capfd.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "precious"]

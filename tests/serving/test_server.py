@@ -158,6 +158,7 @@ def test_limits(in_graph: Path) -> None:
 
     async def ask() -> None:
         options: dict[str, Any] = {"max_body_mb": 1, "max_inflight_mb": 1.5, "max_rows": 50, "read_timeout_s": 0.3}
+        options["max_decoded_mb"] = 1
         async with client(in_graph, **options) as (session, application):
             asked = {"headers": {"content-type": openapi.JSON}}
             assert (await session.post(INFER, content=chunks(20), **asked)).status_code == 413
@@ -207,7 +208,13 @@ def test_without_the_token_no_column_or_value_is_shown(in_graph: Path) -> None:
             right = {"authorization": f"Bearer {TOKEN}"}
             assert "paths" in (await session.get("/openapi.json", headers=right)).json()
             for method in ("GET", "HEAD", "OPTIONS", "POST"):
-                for path in ("/openapi.json", "//openapi.json", "/openapi.json/", "/%6fpenapi.json", "/docs/../v2"):
+                for path in (
+                    "/openapi.json",
+                    "http://localhost//openapi.json",
+                    "/openapi.json/",
+                    "/%6fpenapi.json",
+                    "/docs/../v2",
+                ):
                     assert (await session.request(method, path)).status_code == 401
             for path in ("/", "/page.js", "/docs", "/docs.js", "/v2/health/ready"):
                 text = (await session.get(path)).text

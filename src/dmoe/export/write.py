@@ -1,7 +1,6 @@
 """`dmoe export`: a run folder becomes a model folder, proven on the rows of its data set."""
 
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
