@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dmoe.data.config import Derivation, Label, NumberFormat, Split, read_data_config
 from dmoe.data.labels import read_labels
-from dmoe.data.number_format import number_reader, plain_at_once
+from dmoe.data.number_format import explained, number_reader, plain_at_once
 from dmoe.data.prepare import prepare
 from dmoe.data.times import Time, deriver, read_moments, time_parser
 from dmoe.data.values import Fault
@@ -194,3 +194,22 @@ def test_impossible_names_are_refused_at_once(name: str, tmp_path: Path) -> None
     path.write_text(f'label: y\nfields: {{categorical: ["{name}"]}}\n')
     with pytest.raises(ConfigError, match="the field name"):
         read_data_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("NaN", 'format: {missing: ["", "NaN"]} takes it for a missing one'),
+        ("\\N", 'format: {missing: ["", "\\N"]} takes it for a missing one'),
+        (" - ", 'format: {missing: ["", "-"]} takes it for a missing one'),
+        ("$5", 'a sign at one end; format: {strip: ["$"]} reads it'),
+        ("1,234.5", 'format: {thousands: ","} reads it'),
+    ],
+)
+def test_a_number_in_no_plain_form_says_what_reads_it(text: str, said: str) -> None:
+    assert explained(text) == f"not a number: {said}"
+
+
+def test_no_key_is_named_that_would_not_read_it() -> None:
+    assert explained("\u00a0494.85") == "not a number"
+    assert explained("0x1f") == "not a number"

@@ -14,6 +14,8 @@ from dmoe.data.values import Fault, missing_numbers, parse_number
 
 PLAIN = NumberFormat()
 _SPACES = " \u00a0\u202f\u2009"
+# What other tools write where there is no number.
+_WORDS = ("nan", "na", "n/a", "null", "none", "nil", "\\n", "-", "--", "?")
 _SIGNS = re.compile(r"[$€£¥₹%]")
 
 
@@ -79,10 +81,12 @@ _GROUPED = re.compile(r"[+-]?[0-9]{1,3}(?P<thousands>[,.' \u00a0\u202f])[0-9]{3}
 
 def explained(text: str) -> str:
     """Why a text is no number of the plain form, and the key that would make it one."""
-    text = text.strip(_SPACES)
-    sign = _SIGNS.search(text)
-    if sign is not None and (text.startswith(sign[0]) or text.endswith(sign[0])):
-        return f'{NOT_A_NUMBER}: a sign at its end; format: {{strip: ["{sign[0]}"]}} reads it'
+    bare, text = text.strip(_SPACES), text.strip(" \t")
+    sign = _SIGNS.search(bare)
+    if sign is not None and (bare.startswith(sign[0]) or bare.endswith(sign[0])):
+        return f'{NOT_A_NUMBER}: a sign at one end; format: {{strip: ["{sign[0]}"]}} reads it'
+    if bare.lower() in _WORDS:
+        return f'{NOT_A_NUMBER}: format: {{missing: ["", "{bare}"]}} takes it for a missing one'
     for form in (
         NumberFormat(decimal=","),
         NumberFormat(thousands=","),
