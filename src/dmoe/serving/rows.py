@@ -25,7 +25,10 @@ from dmoe.export.onnx_model import OnnxModel
 from dmoe.serving.arrow import TooLarge, read_table
 
 _NONE = type(None)
-_INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+_INTEGERS = {
+    **{f"INT{bits}": range(-(1 << bits - 1), 1 << bits - 1) for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": range(1 << bits) for bits in (8, 16, 32, 64)},
+}
 _FLOATS = {"FP16": 16, "FP32": 32, "FP64": 64}
 _NARROW = {"FP16": np.float16, "FP32": np.float32}
 _CARRIERS = {
@@ -92,6 +95,7 @@ class RowReader:
             if not set(map(type, column.data)) <= set(_JSON_TYPES[column.datatype]):
                 row = next(i for i, value in enumerate(column.data) if type(value) not in _JSON_TYPES[column.datatype])
                 raise RequestError(400, f"input '{name}', row {row}: is no {column.datatype} value")
+            _check_integers(column)
             for field in fields:
                 features[field.name] = self._column(field, column).reshape(-1, field.width)
         self._check_range(features)
@@ -252,3 +256,14 @@ def json_columns(inputs: Any, max_rows: int) -> list[JsonColumn]:
     if len({len(column.data) for column in columns}) > 1:
         raise RequestError(400, "the inputs must all have the same number of rows")
     return columns
+
+
+def _check_integers(column: JsonColumn) -> None:
+    """Raises: RequestError (400) for a value that the declared integer type cannot hold; other servers wrap it."""
+    values = _INTEGERS.get(column.datatype)
+    if values is None:
+        return
+    given = [value for value in column.data if value is not None]
+    if given and not (min(given) in values and max(given) in values):
+        row = next(i for i, value in enumerate(column.data) if value is not None and value not in values)
+        raise RequestError(400, f"input '{column.name}', row {row}: is out of the range of {column.datatype}")
