@@ -45,6 +45,20 @@ def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise
 
 
+def give_usual_mode(path: Path) -> None:
+    """Gives a file the mode of new files here (0666 less the umask): safetensors makes its own readable by nobody else.
+
+    Raises: OSError if the folder cannot be written to.
+    """
+    # Asking for the umask means setting it, for all threads.
+    usual = path.with_name(f".{path.name}.{os.getpid()}.mode.part")
+    try:
+        usual.touch()
+        shutil.copymode(usual, path)
+    finally:
+        usual.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Brings a file, or the names in a folder, to the disk. Raises: OSError if that fails."""
     if path.is_dir() and os.name == "nt":

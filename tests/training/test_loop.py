@@ -6,15 +6,18 @@ import os
 import signal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
+from dmoe.data.batch import Batch
 from dmoe.data.dataset import SplitReader
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.files import read_json, read_json_lines
-from dmoe.schema import FORMAT_VERSION
-from dmoe.training.engine import StepLoss
+from dmoe.schema import FORMAT_VERSION, Schema
+from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.evaluation import quick_metrics
 from dmoe.training.loop import train
 from dmoe.training.progress import Silent
@@ -165,6 +168,21 @@ def test_a_diverging_loss_names_the_batch_and_keeps_finite_weights(small_data, t
         train(config, small_data, tmp_path / "run")
 
 
+@pytest.mark.parametrize(("step", "said"), [(3, "No weights were kept"), (20, "best weights so far are kept")])
+def test_a_diverging_loss_says_truly_which_weights_are_kept(small_data, tmp_path, monkeypatch, step, said):
+    real = Engine.step
+
+    def failing(self: Engine, batch: Batch, number: int) -> StepLoss:
+        if number == step:
+            raise NonFiniteLossError("the loss is nan")
+        return real(self, batch, number)
+
+    monkeypatch.setattr(Engine, "step", failing)
+    with pytest.raises(NonFiniteLossError, match=said):
+        train(small_config("decorrelation=[]"), small_data, tmp_path / "run")
+    assert Run(tmp_path / "run").weights.is_file() == (step == 20)  # an epoch has 16 steps
+
+
 def test_batches_of_one_row_and_a_data_set_smaller_than_a_batch(tmp_path):
     data = write_data(tmp_path / "data", {"train": 40, "valid": 40})
     one = train(small_config("training.batch_size=1", "training.epochs=1", "decorrelation=[]"), data, tmp_path / "one")
@@ -227,6 +245,40 @@ def test_another_data_set_is_refused(small_data, tmp_path):
     (other / "schema.json").write_text(json.dumps(schema))
     with pytest.raises(DataError, match=r"schema\.json differs"):
         run.data_folder(other)
+
+
+def test_a_run_is_not_resumed_on_other_rows_of_the_same_schema(tmp_path):
+    config = small_config("training.epochs=1", "decorrelation=[]")
+    sizes = {"train": 200, "valid": 100}
+    data = write_data(tmp_path / "data", sizes)
+    with pytest.raises(Interrupted):
+        train(config, data, tmp_path / "run", watcher=StopAt(2))
+    others = {
+        "drawn anew": write_data(tmp_path / "drawn", sizes, seed=1),
+        "other order": write_data(tmp_path / "order", sizes),
+        "one label": write_data(tmp_path / "label", sizes),
+        "other valid": write_data(tmp_path / "valid", {**sizes, "valid": 99}),
+    }
+    for name, change in {"order": reversed_rows, "label": one_label_flipped}.items():
+        path = tmp_path / name / "train" / "part-00000.parquet"
+        parquet.write_table(change(parquet.read_table(path)), path)
+    for other in others.values():
+        assert Schema.read(other) == Schema.read(data)
+        with pytest.raises(DataError, match="holds other rows"):
+            train(config, other, tmp_path / "run", resume=True)
+    moved = data.rename(tmp_path / "moved")
+    resumed = train(config, moved, tmp_path / "run", resume=True)
+    assert_same_bits(train(config, moved, tmp_path / "whole"), resumed)
+
+
+def reversed_rows(table: pa.Table) -> pa.Table:
+    return table.take(pa.array(range(table.num_rows - 1, -1, -1)))
+
+
+def one_label_flipped(table: pa.Table) -> pa.Table:
+    click = table["click"].to_numpy().copy()
+    click[7] = 1 - click[7]
+    return table.set_column(table.column_names.index("click"), "click", pa.array(click))
 
 
 def test_a_run_of_another_format_version_is_refused(small_data, tmp_path):

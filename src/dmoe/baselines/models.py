@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from dmoe.baselines.design import Design, Floats, Ids, Numbers, tree_categories, tree_inputs
 from dmoe.baselines.target import TargetEncoding
 from dmoe.errors import DataError, MissingExtraError
+from dmoe.files import give_usual_mode
 from dmoe.metrics import logloss
 from dmoe.schema import Schema
 
@@ -126,6 +127,7 @@ class Logistic:
             numbers = numbers.numbers
         tensors |= {f"edges.{index}": np.array(one) for index, one in enumerate(numbers.edges)}
         save_file(tensors, folder / _WEIGHTS)
+        give_usual_mode(folder / _WEIGHTS)
 
     def facts(self) -> dict[str, Any]:
         return {"encoding": self.encoding, "C": self.strength, "parameters": self.inputs.columns + 1}

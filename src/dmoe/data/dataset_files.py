@@ -3,6 +3,7 @@
 Shape suffixes: R rows, C categorical fields, N numeric fields.
 """
 
+import hashlib
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,20 @@ def find_parts(data: Path, split: str, schema: Schema) -> list[Part]:
     if not any(part.num_rows for part in parts):
         raise DataError(f"{folder}: holds no row; prepare the data again with a larger share for '{split}'")
     return parts
+
+
+def digest_of(data: Path) -> str:
+    """BLAKE2b of the rows of a data set as they lie in its files, wherever the folder is: what tells it from others of
+    the same schema. Reads all of it once, about a gigabyte a second.
+
+    Raises: OSError if a file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(data.glob("*/part-*.parquet")):
+        with path.open("rb") as stream:
+            own = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
+        digest.update(f"{path.parent.name}/{path.name} {own.hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _inspect(path: Path, schema: Schema) -> Part:

@@ -19,6 +19,7 @@ from dmoe.data.coded import Column, as_text, carriers_of, pc
 from dmoe.data.config import PretrainedOptions
 from dmoe.data.vocabulary import write_given
 from dmoe.errors import DataError
+from dmoe.files import give_usual_mode
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, vectors_path
 
 Floats = npt.NDArray[np.float32]
@@ -67,6 +68,7 @@ def take_vectors(
         vectors_VW = np.concatenate([np.zeros((FIRST_TOKEN_ID, vectors_KW.shape[1]), np.float32), vectors_KW])
         write_given(texts, keys)
     save_file({"vectors": np.ascontiguousarray(vectors_VW)}, target)
+    give_usual_mode(target)
     return int(vectors_VW.shape[1])
 
 

@@ -135,6 +135,7 @@ def train(
         run.data_folder(data)
         if (output / "metrics.json").is_file():
             raise DataError(f"{output}: this run is complete; there is nothing to resume")
+        run.check_rows(data)
     else:
         choose_device(config.training.device)
         _check_splits(data, len(config.model.experts))
@@ -289,9 +290,14 @@ class _Trainer:
             try:
                 loss = self.engine.step(batch, self.at.step)
             except NonFiniteLossError as error:
+                kept = (
+                    f"The best weights so far are kept in {self.run.path}"
+                    if self.run.weights.is_file()
+                    else "No weights were kept, for this was before the first evaluation"
+                )
                 raise NonFiniteLossError(
                     f"stopped at step {self.at.step + 1}, batch {self.at.batch + 1} of {per_epoch} in epoch "
-                    f"{self.at.epoch + 1}: {error}. Weights up to the step before are kept in {self.run.path}. "
+                    f"{self.at.epoch + 1}: {error}. {kept}. "
                     "Lower optimiser.lr or decorrelation.alpha, set training.clip_norm or a warmup_steps"
                 ) from None
             now = time.monotonic()

@@ -31,9 +31,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dmoe.config import RunConfig, check_device
+from dmoe.data.dataset_files import digest_of
 from dmoe.data.unseen import Finding
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import read_json, write_json, write_text, written_aside
+from dmoe.files import give_usual_mode, read_json, write_json, write_text, written_aside
 from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import FORMAT_VERSION, Schema
@@ -80,7 +81,7 @@ class Run:
             if (data / "summary.json").is_file():
                 write_json(aside / "warnings.json", {"warnings": read_json(data / "summary.json").get("warnings", [])})
             write_text(aside / "config.yaml", config.to_yaml())
-            facts: dict[str, Any] = {"data": str(data.resolve())}
+            facts: dict[str, Any] = {"data": str(data.resolve()), "data_digest": digest_of(data)}
             if first is not None:
                 save_tensors(Run(aside).first_weights, first.weights, {})
                 facts["started_from"] = {
@@ -153,6 +154,14 @@ class Run:
             )
         return folder
 
+    def check_rows(self, data: Path) -> None:
+        """Raises: DataError if `data` does not hold the very rows that training began with."""
+        if digest_of(data) != self.environment.get("data_digest"):
+            raise DataError(
+                f"{data}: holds other rows than those that {self.path} began with (prepared again?), so it cannot be "
+                "continued; give the data set that it began with, or train anew with --overwrite or another --output"
+            )
+
     def save_weights(self, weights: dict[str, Tensor]) -> None:
         save_tensors(self.weights, weights, {"format_version": str(FORMAT_VERSION)})
 
@@ -218,6 +227,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        give_usual_mode(aside)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
