@@ -1,5 +1,11 @@
 """The scikit-learn estimator on tables whose clicks follow a known rule."""
 
+import copy
+import math
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pandas
 import polars
@@ -11,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_score
 
 from dmoe import DMoEClassifier, UnseenValuesWarning
+from dmoe.classifier import labels_of
 from dmoe.errors import ConfigError, DataError
 
 QUICK = [
@@ -104,10 +111,88 @@ def test_what_cannot_be_learned_from_is_refused(fitted):
     with pytest.raises(DataError, match="one label a row"):
         DMoEClassifier().fit(rows, labels[:-1])
     with pytest.raises(DataError, match="table or a numpy array"):
-        DMoEClassifier().fit([["a"]] * 50, labels)
+        DMoEClassifier().fit(["a"] * 50, labels)
     with pytest.raises(ConfigError, match="did you mean 'd-moe'"):
         DMoEClassifier("dmo-e").fit(rows, labels)
     with pytest.raises(NotFittedError):
         DMoEClassifier().predict(rows)
     with pytest.raises(DataError, match="site"):
         fitted.predict_proba(rows.drop(columns="site"))
+
+
+def test_labels_of_every_kind():
+    values = np.array([0, 1] * 10)
+    texts = np.where(values == 1, "yes", "no")
+    for labels, classes in (
+        (values.tolist(), [0, 1]),
+        (values.reshape(-1, 1), [0, 1]),
+        (pandas.Series(values).astype("Int64"), [0, 1]),
+        (pandas.Series(values == 1).astype("boolean"), [False, True]),
+        (pandas.Series(texts).astype("category"), ["no", "yes"]),
+        (pandas.Series(texts, dtype=object), ["no", "yes"]),
+        (polars.Series(texts), ["no", "yes"]),
+        (pa.chunked_array([values[:7], values[7:]]), [0, 1]),
+    ):
+        assert np.unique(labels_of(labels, 20)).tolist() == classes
+    for missing in (pandas.Series([*[1, 0] * 9, None, 1]).astype("Int64"), [*[1.0, 0.0] * 9, math.nan, 1.0]):
+        with pytest.raises(ValueError, match="1 of 20 labels are missing, the first in row 18"):
+            DMoEClassifier().fit(table(20)[0], missing)
+    with pytest.raises(ValueError, match="types int, str"):
+        DMoEClassifier().fit(table(20)[0], [*[0, 1] * 9, "a", "b"])
+    with pytest.raises(ValueError, match="class 1 has 1 row"):
+        DMoEClassifier().fit(table(20)[0], [0] * 19 + [1])
+    with pytest.raises(ValueError, match="X holds 0 rows"):
+        DMoEClassifier().fit(table(20)[0].iloc[:0], [])
+
+
+def test_a_few_rows_are_learnt_from_or_refused():
+    rows, _ = table(20)
+    model = DMoEClassifier(overrides=[*QUICK, "training.epochs=1"]).fit(rows, [0, 1] * 10)
+    assert model.predict_proba(rows.iloc[:0]).shape == (0, 2)
+    with pytest.raises(ValueError, match="too few to be evaluated"):
+        DMoEClassifier(overrides=QUICK).fit(rows.iloc[:5], [0, 1, 0, 1, 0])
+
+
+def test_rows_are_the_same_whatever_carries_them(fitted):
+    rows, _ = table(40)
+    want = fitted.predict_proba(rows)
+    others = [
+        rows[["price", "ad", "site"]],
+        rows.assign(extra=1),
+        rows.astype({"ad": float}),
+        rows.astype({"ad": str}),
+        rows.astype({"ad": "Int64", "site": "category"}),
+        polars.from_pandas(rows),
+        rows.to_numpy(),
+        rows.to_numpy().tolist(),
+    ]
+    for other in others:
+        np.testing.assert_allclose(fitted.predict_proba(other), want, atol=1e-6)
+    with pytest.raises(ValueError, match="no column 'price'"):
+        fitted.predict_proba(rows.drop(columns="price"))
+    with pytest.raises(ValueError, match="X has 2 features, but DMoEClassifier is expecting 3 features"):
+        fitted.predict_proba(rows.to_numpy()[:, :2])
+
+
+def test_ids_that_a_missing_value_made_floats_stay_categories():
+    rows, labels = table(200)
+    rows["ad"] = rows["ad"].astype(float)
+    rows.loc[3, "ad"] = math.nan
+    model = DMoEClassifier(overrides=[*QUICK, "training.epochs=1"]).fit(rows, labels)
+    kinds = {field.name: field.kind for field in model.predictor_.schema.fields}
+    assert kinds == {"site": "categorical", "ad": "categorical", "price": "numeric"}
+
+
+def test_a_pickle_needs_nothing_of_the_original(fitted, tmp_path):
+    rows, _ = table(30)
+    want = fitted.predict_proba(rows)
+    kept = pickle.dumps(fitted)
+    assert copy.deepcopy(fitted).predictor_.folder != fitted.predictor_.folder
+    (tmp_path / "model.pkl").write_bytes(kept)
+    rows.to_pickle(tmp_path / "rows.pkl")
+    code = (
+        "import pickle, pandas, numpy; model = pickle.load(open('model.pkl', 'rb')); "
+        "numpy.save('scores.npy', model.predict_proba(pandas.read_pickle('rows.pkl')))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), want)
