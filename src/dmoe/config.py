@@ -101,7 +101,8 @@ class ModelConfig(_Strict):
     """Experts, the tables that they read, the gate and the tower; or one expert by itself, `form: benchmark`.
 
     An expert may say `fields`, the fields or groups of fields that it reads, beside its own options. `field_std` is the
-    spread of the vectors around which the rows of each field start; 0 starts all of them close to zero.
+    spread of the vectors around which the rows of each field start; 0 starts all of them close to zero. `linear`: a
+    logistic regression, fitted by itself, has the share of the logit that the valid split gives it.
     """
 
     embedding_dim: int | list[int] = 16
@@ -117,6 +118,7 @@ class ModelConfig(_Strict):
     tower_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     form: Literal["mixture", "benchmark"] = "mixture"
     first_order: bool | None = None
+    linear: bool = False
 
     @field_validator("experts")
     @classmethod

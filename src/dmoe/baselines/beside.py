@@ -1,23 +1,17 @@
-"""The logistic regression that stands beside every trained model.
-
-It belongs to the data set and is kept in it, `baselines/logistic`, for the next run.
-"""
+"""The logistic regression that stands beside every trained model."""
 
 import json
 import tempfile
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from dmoe.baselines.folder import EVALUATED, Baseline, fit_baseline
+from dmoe.baselines.folder import EVALUATED
+from dmoe.baselines.kept import kept_logistic
 from dmoe.baselines.models import NAMES, Tell
 from dmoe.comparison import paired_scores, scored_rows
 from dmoe.errors import DataError
 from dmoe.files import read_json, write_json
-from dmoe.schema import Schema
 from dmoe.training.run import Run
 from dmoe.verdict import faults_of_run
 
@@ -30,7 +24,7 @@ def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = l
     `splits` holds, for each held-out split, the paired differences of AUC and logloss, run minus regression.
     """
     with tempfile.TemporaryDirectory(prefix="dmoe-") as scratch:
-        baseline = _kept(data, Path(scratch), memory_gb, tell)
+        baseline = kept_logistic(data, Path(scratch), memory_gb, tell)
         splits = {}
         for split in EVALUATED:
             if (data / split).is_dir():
@@ -42,24 +36,6 @@ def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = l
         found = {"name": NAMES[facts.kind], "kind": facts.kind, "chosen": facts.chosen, "splits": splits}
     write_json(run.path / FILE, found)
     return found
-
-
-def _kept(data: Path, scratch: Path, memory_gb: float, tell: Tell) -> Baseline:
-    """The baseline of the data set, fitted now if it has none; in `scratch` where its folder cannot be written."""
-    place = data / "baselines" / "logistic"
-    try:
-        place.parent.mkdir(exist_ok=True)
-        lock = FileLock(place.parent / "lock")
-        lock.acquire()
-    except OSError:
-        return fit_baseline("logistic", data, scratch / "logistic", memory_gb=memory_gb, tell=tell)
-    try:
-        with suppress(DataError):
-            if Baseline.is_one(place) and Baseline.open(place).schema == Schema.read(data):
-                return Baseline.open(place)
-        return fit_baseline("logistic", data, place, overwrite=Baseline.is_one(place), memory_gb=memory_gb, tell=tell)
-    finally:
-        lock.release()
 
 
 def read_beside(run: Path) -> dict[str, Any] | None:

@@ -79,16 +79,26 @@ class TargetEncoding:
             rows_RL = np.where(present_RL, rows_V[index][ids_RL], 0.0)
             clicks_RL = np.where(present_RL, clicks_V[index][ids_RL], 0.0)
             rows_R, clicks_R = (one.sum(1) for one in (rows_RL, clicks_RL))
-            rate_R = (clicks_R + _PRIOR_ROWS * self.rate) / (rows_R + _PRIOR_ROWS)
-            rate_R = np.clip(rate_R, 1e-6, 1 - 1e-6)
-            # Shrunk log-odds, how much they rest on, and whether on nothing.
-            columns += [np.log(rate_R / (1 - rate_R)), np.log1p(rows_R), (rows_R == 0).astype(np.float64)]
+            columns += self._encoded(rows_R, clicks_R)
         encoded = scipy.sparse.csr_matrix(np.stack(columns, axis=1)) if columns else None
         if not self.numbers.columns:
             assert encoded is not None  # a schema has a field
             return encoded
         numbers = self.numbers.matrix(np.empty((len(ids_RC), 0), np.int32), numeric_RN)
         return numbers if encoded is None else scipy.sparse.hstack([encoded, numbers], format="csr")
+
+    def weights_of_ids(self, weights_K: Floats) -> list[Floats]:
+        """What each id of each single-valued field adds to the logit, (V,) a field."""
+        found = []
+        for index, (rows_V, clicks_V) in enumerate(zip(self.rows_V, self.clicks_V, strict=True)):
+            columns = self._encoded(rows_V, clicks_V)
+            found.append(sum(column_V * weights_K[3 * index + place] for place, column_V in enumerate(columns)))
+        return found
+
+    def _encoded(self, rows: Floats, clicks: Floats) -> list[Floats]:
+        """Shrunk log-odds, how much they rest on, and whether on nothing."""
+        rate = np.clip((clicks + _PRIOR_ROWS * self.rate) / (rows + _PRIOR_ROWS), 1e-6, 1 - 1e-6)
+        return [np.log(rate / (1 - rate)), np.log1p(rows), (rows == 0).astype(np.float64)]
 
 
 def _present(ids_RL: Ids, length: int) -> npt.NDArray[np.bool_]:

@@ -57,6 +57,7 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
             embedding_storage=_STORAGE[config.embedding_storage],
             form=config.form,
             first_order=config.first_order,
+            linear=config.linear,
         )
         if config.field_std:
             model.embedding.spread_fields(config.field_std)

@@ -18,6 +18,7 @@ from dmoe.nn.calibration import LogitMap
 from dmoe.nn.experts.base import Expert
 from dmoe.nn.fields import FieldEmbedding, TokenField
 from dmoe.nn.gate import Gate, GateOutput
+from dmoe.nn.linear import LinearPart
 from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.mlp import MLP, initialise_linear
 
@@ -36,6 +37,7 @@ class DMoEOutput:
     inputs: tuple[Tensor, ...]  # M of (B, F * D): each expert's own embeddings, flattened
     unit_weights: Tensor | None = None  # (B, M, H) of a per-unit gate
     gate_loss: Tensor | None = None  # scalar: what a balanced gate adds to the loss while training
+    linear: Tensor | None = None  # (B,) of the linear part, in evaluation mode
 
     def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
         """Groups of layers to de-correlate at `location` (section 4.7): one tensor an expert in each group.
@@ -95,6 +97,7 @@ class DMoE(nn.Module):
             or weighed to the logit as in the benchmark lineage (see docs/benchmark-form.md).
         first_order: in the benchmark form, one weight for each token and numeric field beside it (its own table of
             width 1); by default where the interaction's original has it.
+        linear: a logistic regression beside the mixture, set after training; see `dmoe.nn.linear`.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
 
@@ -122,6 +125,7 @@ class DMoE(nn.Module):
         embedding_storage: torch.dtype | None = None,
         form: Literal["mixture", "benchmark"] = "mixture",
         first_order: bool | None = None,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         if not experts:
@@ -194,7 +198,8 @@ class DMoE(nn.Module):
             self.head = nn.Linear(self.tower.out_features, 1)
             initialise_linear(self.head)
 
-        # After training: from logits to calibrated ones.
+        # After training: a regression's part of the logit, then from logits to calibrated ones.
+        self.linear = LinearPart(self.embedding.fields, num_numeric) if linear else None
         self.calibration = LogitMap()
 
     @property
@@ -226,8 +231,10 @@ class DMoE(nn.Module):
         if self.first_order_reads is not None:
             logit_B = logit_B + embeddings_TBFD[self.first_order_reads].sum(dim=(1, 2))
 
+        linear_B = None
         if not self.training:
-            logit_B = self.calibration(logit_B)
+            linear_B = None if self.linear is None else self.linear(ids_BC, numeric_BN)
+            logit_B = self.calibrated(logit_B, linear_B)
 
         return DMoEOutput(
             logit=logit_B,
@@ -238,7 +245,15 @@ class DMoE(nn.Module):
             inputs=tuple(input_BFD.flatten(1) for input_BFD in inputs),
             unit_weights=gate.unit_weights_BMH,
             gate_loss=gate.loss,
+            linear=linear_B,
         )
+
+    def calibrated(self, logit_B: Tensor, linear_B: Tensor | None) -> Tensor:
+        """The mixture's logit (B,) with the linear part's share, through the map that was fitted."""
+        if self.linear is not None and linear_B is not None:
+            logit_B = self.linear.mixed(logit_B, linear_B)
+        mapped_B: Tensor = self.calibration(logit_B)
+        return mapped_B
 
     @torch.no_grad()
     def start_at(self, rate: float) -> None:

@@ -66,12 +66,22 @@ def labels_and_logits(
     model: DMoE, reader: SplitReader, device: torch.device, at_batch: Callable[[], None] = lambda: None
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Those of all rows, (R,) each; `at_batch` is called at each batch, and what it raises ends the work."""
-    labels, logits = [], []
+    labels_R, logits_R, _ = labels_and_both_logits(model, reader, device, at_batch)
+    return labels_R, logits_R
+
+
+def labels_and_both_logits(
+    model: DMoE, reader: SplitReader, device: torch.device, at_batch: Callable[[], None] = lambda: None
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64] | None]:
+    """As `labels_and_logits`, with the logits of the linear part by itself, None of a model without."""
+    labels, logits, linear = [], [], []
     for batch, output in scored_batches(model, reader.batches(), device):
         at_batch()
         labels.append(batch.labels_B.numpy())
         logits.append(_numpy(output.logit))
-    return np.concatenate(labels), _joined(logits)
+        if output.linear is not None:
+            linear.append(_numpy(output.linear))
+    return np.concatenate(labels), _joined(logits), _joined(linear) if linear else None
 
 
 def evaluate_run(
@@ -184,8 +194,10 @@ def evaluate_split(
         similarity.update(output.expert_outputs)
         gate.update(batch, output.gate_weights)
         for expert in range(num_experts):
-            without[expert].append(_numpy(model.calibration(_logit_without(model, output, expert))))
-            alone[expert].append(_numpy(model.calibration(model.predict_from_mixture(output.expert_outputs[expert]))))
+            rest_B = _logit_without(model, output, expert)
+            alone_B = model.predict_from_mixture(output.expert_outputs[expert])
+            without[expert].append(_numpy(model.calibrated(rest_B, output.linear)))
+            alone[expert].append(_numpy(model.calibrated(alone_B, output.linear)))
 
     labels_R, logits_R = np.concatenate(labels), _joined(logits)
     several = num_experts > 1

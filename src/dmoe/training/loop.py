@@ -38,9 +38,10 @@ from dmoe.training.evaluation import (
     SCORING_ROWS,
     check_split,
     evaluate_split,
-    labels_and_logits,
+    labels_and_both_logits,
     quick_metrics,
 )
+from dmoe.training.linear import add_share, fit_linear, mixed
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import l2_scales, needs_facts, resolved
 from dmoe.training.replacement import Replacement
@@ -371,23 +372,34 @@ class _Trainer:
     def _save_checkpoint(self) -> None:
         save_checkpoint(self.run.path, Checkpoint(self.engine.state(), asdict(self.at)))
 
-    def _calibrate(self, model: DMoE, at_batch: Callable[[], None]) -> None:
-        """Fits the map from logits to calibrated ones on valid and keeps it with the weights."""
+    def _fit_on_valid(self, model: DMoE, at_batch: Callable[[], None]) -> None:
+        """The linear part's share of the logit, then the map from logits to calibrated ones; kept with the weights."""
         how, rate = self.recipe.calibration, self.recipe.negative_sampling_rate
-        if how == "none" and rate == 1:
+        if how == "none" and rate == 1 and model.linear is None:
             return
         # A kill may have come after the map of an earlier attempt was saved.
         model.calibration.set(0.0, 1.0)
         model.calibration.offset.fill_(math.log(rate))
-        if how != "none":
+        facts = None if model.linear is None else fit_linear(model.linear, self.data, self.recipe.memory_gb)
+        if how != "none" or facts is not None:
             held_out = {
-                split: labels_and_logits(
+                split: labels_and_both_logits(
                     model, read_once(self.data, split, batch_size=SCORING_ROWS), self.device, at_batch
                 )
                 for split in ("valid", "test")
                 if (self.data / split).is_dir()
             }
-            write_json(self.run.path / "calibration.json", calibrate(model, how, held_out))
+            share = 0.0
+            if facts is not None and model.linear is not None:
+                found = add_share(model.linear, held_out) if facts["used"] else {"share": 0.0}
+                share = found["share"]
+                write_json(self.run.path / "linear.json", {**facts, **found})
+            together = {
+                split: (labels_R, logits_R if linear_R is None else mixed(logits_R, linear_R, share))
+                for split, (labels_R, logits_R, linear_R) in held_out.items()
+            }
+            if how != "none":
+                write_json(self.run.path / "calibration.json", calibrate(model, how, together))
         self.run.save_weights(model.state_dict())
 
     def _finish(self, requests: StopRequest) -> None:
@@ -407,7 +419,7 @@ class _Trainer:
         del self.engine, self.reader, self.valid
         self.run.load_weights_into(self.model)
         model = self.model.eval()
-        self._calibrate(model, stop_if_asked)
+        self._fit_on_valid(model, stop_if_asked)
         (self.run.path / "evaluation").mkdir(exist_ok=True)
         final: dict[str, Any] = {}
         for split in ("valid", "test"):

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmoe.baselines.design import MOST_COLUMNS
+from dmoe.baselines.folder import MOST_ROWS
 from dmoe.config import RunConfig
 from dmoe.data.log_facts import LogFacts
 from dmoe.nn.embedding import MultiTableEmbedding
@@ -25,6 +27,7 @@ _PAPER_ALPHA = 10.0
 _STEPS_AN_EPOCH = 400
 # The de-correlation of a small batch waits until the experts' outputs have a size.
 _STEPS_BEFORE_LOSS = 150
+_LR, _LR_OF_FEW_STEPS = 1e-3, 2e-3
 
 
 def needs_facts(config: RunConfig) -> bool:
@@ -75,6 +78,7 @@ def _choose(config: RunConfig, values: dict[str, Any], facts: LogFacts) -> None:
     )
     mixture = config.model.form == "mixture"
     units = units_of(facts.rows)
+    _fill(model, config.model.model_fields_set, linear=linear_fits(facts))
     _fill(model, config.model.model_fields_set, embedding_dim=8 if units < _PAPER_UNITS else 16)
     if mixture:
         _fill(model, config.model.model_fields_set, expert_units=units, tower_units=[units], field_std=0.1)
@@ -82,6 +86,8 @@ def _choose(config: RunConfig, values: dict[str, Any], facts: LogFacts) -> None:
         if expert["kind"] == "cin" and "units" not in said:
             expert["units"] = [maps_of(facts.rows)]
     steps = -(-facts.rows // training["batch_size"])
+    lr = _LR_OF_FEW_STEPS if steps < _STEPS_AN_EPOCH else _LR
+    _fill(values["optimiser"], config.optimiser.model_fields_set, lr=lr)
     for term, given in zip(values["decorrelation"], config.decorrelation, strict=True):
         wait = 0 if training["batch_size"] >= _PAPER_BATCH else min(_STEPS_BEFORE_LOSS, steps // 3)
         _fill(
@@ -95,6 +101,12 @@ def _choose(config: RunConfig, values: dict[str, Any], facts: LogFacts) -> None:
 
 def _fill(section: dict[str, Any], said: set[str], **chosen: Any) -> None:
     section |= {key: value for key, value in chosen.items() if key not in said}
+
+
+def linear_fits(facts: LogFacts) -> bool:
+    """Whether a regression can learn from all rows of train, with a weight for each token."""
+    entries = sum(field.vocabulary_size for field in facts.schema.categorical)
+    return facts.rows <= MOST_ROWS and entries <= MOST_COLUMNS
 
 
 def batch_size(rows: int) -> int:

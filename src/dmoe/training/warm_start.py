@@ -44,7 +44,7 @@ def warm_start(model: DMoE, schema: Schema, data: Path, run: Run) -> tuple[int, 
     _check_fields(schema, run)
     earlier = run.load_model()
     weights, own = earlier.state_dict(), model.state_dict()
-    weights |= {name: own[name] for name in own if name.startswith("calibration.")}  # is fitted to new rows
+    weights |= {name: own[name] for name in own if name.startswith(("calibration.", "linear."))}  # fitted to new rows
     tables = {f"embedding.{name}" for name in model.embedding.table_names()}
     differ = sorted(
         name

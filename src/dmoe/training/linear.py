@@ -1,0 +1,78 @@
+"""The share of a logistic regression in the logit of a trained mixture, by the valid split.
+
+Shape suffixes: R rows.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmoe.baselines.by_value import by_value
+from dmoe.baselines.kept import kept_logistic
+from dmoe.metrics import auc, logloss
+from dmoe.nn.linear import LinearPart
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+HeldOut: TypeAlias = dict[str, tuple[npt.NDArray[Any], Floats, Floats | None]]
+
+_SHARES = tuple(tenth / 10 for tenth in range(11))
+
+
+def fit_linear(part: LinearPart, data: Path, memory_gb: float) -> dict[str, Any]:
+    """Sets the regression of the data set, fitted now if it has none, with no share yet. Gives what it is.
+
+    Where its logit is no sum over values, the part stays empty; `used` says so.
+    """
+    with tempfile.TemporaryDirectory(prefix="dmoe-") as scratch:
+        baseline = kept_logistic(data, Path(scratch), memory_gb)
+        found = by_value(baseline.load_model())  # type: ignore[arg-type]
+        facts = {"used": found is not None, **baseline.facts.chosen}
+    part.clear()
+    if found is not None:
+        part.set(torch.from_numpy(found.weights_V), found.bias, found.edges, found.steps, found.slopes, share=0.0)
+    return facts
+
+
+def add_share(part: LinearPart, held_out: HeldOut) -> dict[str, Any]:
+    """Gives the part the share that is best on `valid`; what linear.json says of it.
+
+    `held_out`: labels, logits of the mixture and of the part, by split.
+    """
+    labels_R, mixture_R, linear_R = held_out["valid"]
+    assert linear_R is not None
+    share = best_share(labels_R, mixture_R, linear_R)
+    part.share.fill_(share)
+    splits = {
+        split: {
+            "mixture": {"auc": auc(labels, logits), "logloss": logloss(labels, logits)},
+            "linear": {"auc": auc(labels, other), "logloss": logloss(labels, other)},
+        }
+        for split, (labels, logits, other) in held_out.items()
+        if other is not None
+    }
+    return {"share": share, "splits": splits}
+
+
+def best_share(labels_R: npt.NDArray[Any], mixture_R: Floats, linear_R: Floats) -> float:
+    """A share in tenths: one half if that gains on none, another one if that gains on it, beyond a standard error.
+
+    Equal weights of two forecasts are hard to beat by estimated ones (Clemen, Int. J. Forecasting 1989).
+    """
+    signs_R = np.where(labels_R > 0, -1.0, 1.0)
+    losses = {share: np.logaddexp(0.0, signs_R * mixed(mixture_R, linear_R, share)) for share in _SHARES}
+    best = min(_SHARES, key=lambda share: float(losses[share].mean()))
+    chosen = 0.0
+    for share in (0.5, best):
+        gains_R = losses[chosen] - losses[share]
+        if gains_R.mean() > gains_R.std() / np.sqrt(len(gains_R)):
+            chosen = share
+    return chosen
+
+
+def mixed(mixture_R: Floats, linear_R: Floats, share: float) -> Floats:
+    """The logits of both with the regression's share."""
+    return (1 - share) * mixture_R + share * linear_R
