@@ -28,11 +28,15 @@ AT_ONCE = ["decorrelation.0.start_step=0", "decorrelation.0.warmup_steps=0"]
 SETTINGS: dict[str, tuple[str, list[str]]] = {
     "all": ("d-moe", []),
     "without unseen tokens": ("d-moe", ["training.unseen=0"]),
+    "without linear part": ("d-moe", ["model.linear=false"]),
     "without base rate": ("d-moe", ["training.base_rate=false"]),
     "without field vectors": ("d-moe", ["model.field_std=0"]),
     "loss at once": ("d-moe", AT_ONCE),
     "without loss": ("d-moe", ["decorrelation=[]"]),
-    "none": ("d-moe", ["training.unseen=0", "training.base_rate=false", "model.field_std=0", *AT_ONCE]),
+    "none": (
+        "d-moe",
+        ["training.unseen=0", "training.base_rate=false", "model.field_std=0", "model.linear=false", *AT_ONCE],
+    ),
     "paper": ("paper", []),
 }
 

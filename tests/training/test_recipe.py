@@ -26,6 +26,17 @@ def test_the_sizes_grow_with_the_rows_up_to_those_of_the_paper():
     assert [units_of(rows) for rows in (1, 4_000_000, 5_000_000, 33_000_000)] == [64, 64, 128, 500]
     assert [maps_of(rows) for rows in (1, 5_000_000, 33_000_000)] == [32, 64, 256]
     assert (alpha_of(500), alpha_of(64)) == (10, 1.28)
+    rates = [resolved(load_config("d-moe"), facts(rows)).optimiser.lr for rows in (1000, 102_144, 102_400, 33_000_000)]
+    assert rates == [2e-3, 2e-3, 1e-3, 1e-3]  # below 400 steps, above
+
+
+def test_a_regression_stands_in_where_it_can_read_the_whole_log():
+    linear = [resolved(load_config("d-moe"), facts(rows)).model.linear for rows in (1000, 2_000_000, 2_000_001)]
+    assert linear == [True, True, False]
+    many = CategoricalField(name="user", vocabulary_size=(1 << 22) + 1)
+    wide = LogFacts(Schema(label="click", fields=(many,)), 1000, 100, [np.ones(many.vocabulary_size)], {"user": 0.3})
+    assert not resolved(load_config("d-moe"), wide).model.linear
+    assert not resolved(load_config("d-moe", ["model.linear=false"]), facts(1000)).model.linear
 
 
 @pytest.mark.parametrize("name", ["d-moe", "me-moe", "se-moe", "single"])
@@ -65,6 +76,7 @@ def test_a_fixed_recipe_is_left_as_it_is():
     assert (paper.training.batch_size, paper.model.embedding_dim, paper.model.expert_units) == (10_000, 16, 500)
     assert (paper.decorrelation[0].alpha, paper.model.experts[0]["units"]) == (10, [276])
     assert (paper.training.unseen, paper.training.base_rate, paper.model.field_std) == (0, False, 0)
+    assert (paper.model.linear, paper.optimiser.lr) == (False, 1e-3)
 
 
 def test_a_preset_printed_to_be_changed_leaves_open_what_it_leaves_open(tmp_path):
@@ -80,7 +92,8 @@ def test_the_run_holds_every_choice(small_data, tmp_path):
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert written["training"]["batch_size"] == 256
     assert written["model"]["experts"][0]["units"] == [32]
-    assert written["optimiser"]["lr"] == 1e-3
+    assert written["optimiser"]["lr"] == 2e-3  # few steps an epoch
+    assert written["model"]["linear"] is True
     assert set(written["training"]) == set(type(run.config.training).model_fields)
 
 

@@ -98,6 +98,8 @@ def command(
             floor = found["cec_noise_floor"]
             cec = "" if floor is None else f"  {cec_text(found['cec'], floor)}"
             typer.echo(f"{split:5} AUC {found['auc']:.4f}  logloss {found['logloss']:.4f}{cec}")
+    for line in linear_lines(run.path):
+        typer.echo(line)
     for line in against(beside) if beside else []:
         typer.echo(line)
     for line in faults:
@@ -116,6 +118,22 @@ def dead_expert_lines(config: "RunConfig", dead_columns: list[int]) -> list[str]
         "try less optimiser.embedding_l2, or leave it out (docs/training.md, Dead experts)"
         for index, (expert, dead) in enumerate(zip(config.model.experts, dead_columns, strict=False))
         if dead == units
+    ]
+
+
+def linear_lines(run: Path) -> list[str]:
+    """What the linear part of a run is, and what it brings on the last held-out split."""
+    from dmoe.files import read_json
+
+    if not (run / "linear.json").is_file():
+        return []
+    found = read_json(run / "linear.json")
+    if not found["used"]:
+        return ["linear part: none, a regression on rates of lists of values is no sum over values"]
+    name, one = list(found["splits"].items())[-1]
+    return [
+        f"linear part: {found['encoding']} logistic regression, {found['share']:.0%} of the logit; {name} AUC "
+        f"{one['mixture']['auc']:.4f} without it, {one['linear']['auc']:.4f} by itself"
     ]
 
 

@@ -113,7 +113,8 @@ def recipe_lines(config: RunConfig) -> list[str]:
     fields = ", ".join(f"{name} {rate:.1%}" for name, rate in sorted(rates.items(), key=lambda pair: -pair[1])[:5])
     return [
         f"recipe: batches of {training.batch_size}, tables {model.embedding_dim} wide, {model.expert_units} units, "
-        f"embedding L2 {optimiser.embedding_l2:g}, {training.evaluations_per_epoch} evaluations an epoch, "
+        f"learning rate {optimiser.lr:g}, embedding L2 {optimiser.embedding_l2:g}, "
+        f"{'a' if model.linear else 'no'} linear part, {training.evaluations_per_epoch} evaluations an epoch, "
         f"patience {training.patience} (training.recipe: auto; all of it is in config.yaml)",
         f"tokens taken for unseen while training: {fields or 'none'}"
         + (f" and {len(rates) - 5} more fields" if len(rates) > 5 else ""),
