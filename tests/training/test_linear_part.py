@@ -11,6 +11,7 @@ from dmoe.baselines.by_value import by_value
 from dmoe.baselines.folder import Baseline
 from dmoe.baselines.models import EncodedRows, Logistic, _best
 from dmoe.baselines.target import TargetEncoding
+from dmoe.cli.train import linear_lines
 from dmoe.data.dataset import SplitReader
 from dmoe.errors import ConfigError
 from dmoe.nn.build import token_fields
@@ -89,6 +90,7 @@ def test_the_logit_has_the_share_of_the_regression_kept_with_the_data(run: Run, 
     assert model.linear is not None
     assert float(model.linear.share) == share
     np.testing.assert_allclose(got_R, (1 - share) * mixture_R + share * want_R, atol=1e-5)
+    assert f"logistic regression, {share:.0%} of the logit; test AUC" in linear_lines(run.path)[0]
     assert len(labels_R) == len(got_R)
 
 
@@ -121,6 +123,7 @@ def test_what_is_no_sum_over_values_has_no_share(
     run = train(small_config("model.linear=true", "training.epochs=1"), small_data, tmp_path / "run")
     said = json.loads((run.path / "linear.json").read_text())
     assert (said["used"], said["share"]) == (False, 0.0)
+    assert "no sum over values" in linear_lines(run.path)[0]
     assert float(run.load_model().linear.share) == 0.0  # type: ignore[union-attr]
 
 
