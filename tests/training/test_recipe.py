@@ -11,7 +11,7 @@ from dmoe.data.log_facts import LogFacts, measure_log
 from dmoe.schema import CategoricalField, Schema
 from dmoe.training.loop import train
 from dmoe.training.progress import recipe_lines
-from dmoe.training.recipe import alpha_of, batch_size, l2_scales, maps_of, resolved, units_of
+from dmoe.training.recipe import alpha_of, batch_size, evaluations_of, l2_scales, maps_of, resolved, units_of
 from tests.training.conftest import small_config
 
 SCHEMA = Schema(label="click", fields=(CategoricalField(name="user", vocabulary_size=4),))
@@ -119,3 +119,7 @@ def test_l2_by_rarity_gives_each_row_its_tokens_count(small_data, tmp_path):
     # dense trains the same model
     dense = train(changed_config(config, ["optimiser.embedding=dense"]), small_data, tmp_path / "dense").load_model()
     torch.testing.assert_close(dense.state_dict(), model.state_dict(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_few_steps_are_not_taken_for_a_plateau() -> None:
+    assert [evaluations_of(steps) for steps in (1, 10, 39, 40, 79, 80, 388)] == [1, 1, 1, 2, 3, 4, 4]

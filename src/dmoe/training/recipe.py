@@ -25,6 +25,7 @@ _SMALL_MAPS, _PAPER_MAPS = 32, 276
 _PAPER_BATCH = 10_000
 _PAPER_ALPHA = 10.0
 _STEPS_AN_EPOCH = 400
+_EVALUATIONS, _STEPS_TO_TELL = 4, 20
 # The de-correlation of a small batch waits until the experts' outputs have a size.
 _STEPS_BEFORE_LOSS = 150
 _LR, _LR_OF_FEW_STEPS = 1e-3, 2e-3
@@ -70,12 +71,13 @@ def _choose(config: RunConfig, values: dict[str, Any], facts: LogFacts) -> None:
         training,
         config.training.model_fields_set,
         batch_size=batch_size(facts.rows),
-        evaluations_per_epoch=4,
         patience=2,
         unseen="auto",
         base_rate=True,
         calibration="auto",
     )
+    steps = -(-facts.rows // training["batch_size"])
+    _fill(training, config.training.model_fields_set, evaluations_per_epoch=evaluations_of(steps))
     mixture = config.model.form == "mixture"
     units = units_of(facts.rows)
     _fill(model, config.model.model_fields_set, linear=linear_fits(facts))
@@ -85,7 +87,6 @@ def _choose(config: RunConfig, values: dict[str, Any], facts: LogFacts) -> None:
     for expert, said in zip(model["experts"], config.model.experts, strict=True):
         if expert["kind"] == "cin" and "units" not in said:
             expert["units"] = [maps_of(facts.rows)]
-    steps = -(-facts.rows // training["batch_size"])
     lr = _LR_OF_FEW_STEPS if steps < _STEPS_AN_EPOCH else _LR
     _fill(values["optimiser"], config.optimiser.model_fields_set, lr=lr)
     for term, given in zip(values["decorrelation"], config.decorrelation, strict=True):
@@ -115,6 +116,11 @@ def batch_size(rows: int) -> int:
     while size * 2 <= rows / _STEPS_AN_EPOCH and size < 8192:
         size *= 2
     return size if size < 8192 else _PAPER_BATCH
+
+
+def evaluations_of(steps: int) -> int:
+    """Evaluations of an epoch of so many steps: a few steps between two of them tell nothing, and would end it."""
+    return max(1, min(_EVALUATIONS, steps // _STEPS_TO_TELL))
 
 
 def units_of(rows: int) -> int:
