@@ -102,12 +102,14 @@ class ModelConfig(_Strict):
 
     An expert may say `fields`, the fields or groups of fields that it reads, beside its own options. `field_std` is the
     spread of the vectors around which the rows of each field start; 0 starts all of them close to zero. `linear`: a
-    logistic regression, fitted by itself, has the share of the logit that the valid split gives it.
+    logistic regression, fitted by itself, has the share of the logit that the valid split gives it. `shrinkage` is the
+    count k of train at which a token's embedding is half its own and half that of unseen tokens; 0 is none.
     """
 
     embedding_dim: int | list[int] = 16
     embedding_storage: Literal["float32", "bfloat16", "float16"] = "float32"
     field_std: float = Field(default=0.0, ge=0, le=10)
+    shrinkage: float = Field(default=0.0, ge=0, le=1e6)
     tables: Literal["shared", "per-expert"] | list[int] = "per-expert"
     experts: list[dict[str, Any]] = Field(
         default=[{"kind": "cin", "units": [276]}, {"kind": "crossnet", "layers": 3}], min_length=1
@@ -219,6 +221,17 @@ class DecorrelationConfig(_Strict):
         return self
 
 
+class CowClipConfig(_Strict):
+    """Bounds the gradient of each row w of a table by cnt · max(r ‖w‖, zeta), cnt its occurrences in the batch.
+
+    Zheng et al., AAAI 2023 (arXiv 2204.06240); the gradient of L2 is part of what is bounded.
+    """
+
+    kind: Literal["cowclip"] = "cowclip"
+    r: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    zeta: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
+
+
 class OptimiserConfig(_Strict):
     """Adam for all, with the embedding tables updated in the way that `embedding` names.
 
@@ -232,6 +245,7 @@ class OptimiserConfig(_Strict):
     embedding: Literal["deferred", "dense", "lazy", "rowwise-adagrad"] = "deferred"
     embedding_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     embedding_l2_rarity: float = Field(default=0.0, ge=0, le=2)
+    embedding_clip: CowClipConfig | None = None
     network_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     lr_decay: float = Field(default=0.1, gt=0, le=1)
     min_lr: float = Field(default=1e-6, gt=0)
@@ -245,6 +259,11 @@ class OptimiserConfig(_Strict):
             )
         if self.embedding_l2_rarity > 0 and self.embedding_l2 == 0:
             raise ValueError("'embedding_l2_rarity' needs embedding_l2, which it divides by the tokens' counts")
+        if self.embedding_clip is not None and self.embedding_l2 > self.embedding_clip.r:
+            raise ValueError(
+                "'embedding_l2' above embedding_clip.r would be clipped in every row at every step; lower one or raise "
+                "the other"
+            )
         return self
 
 
@@ -305,6 +324,11 @@ class RunConfig(_Strict):
             raise ValueError(
                 "'decorrelation' needs batches of at least two rows: one row has no correlation; set alpha: 0 or a "
                 "larger training.batch_size"
+            )
+        if self.optimiser.embedding_clip is not None and self.model.shrinkage > 0:
+            raise ValueError(
+                "'model.shrinkage' gives the row of unseen tokens a share of every gradient, so its occurrences are no "
+                "measure of it: set it to 0 or leave optimiser.embedding_clip out"
             )
         storage = self.model.embedding_storage
         if storage != "float32" and self.optimiser.embedding != "deferred":

@@ -33,6 +33,11 @@ class RowOptimiser(Protocol):
 
     sparse_gradient: bool
 
+    @property
+    def counts_reads(self) -> bool: ...
+
+    def count_reads(self, rows_U: Tensor, counts_U: Tensor) -> None: ...
+
     def catch_up(self, rows_U: Tensor) -> None: ...
 
     def flush(self) -> None: ...
@@ -172,6 +177,9 @@ class MultiTableEmbedding(nn.Module):
         if self._optimiser is not None:
             if self.training and torch.is_grad_enabled():
                 self._optimiser.catch_up(batch.rows_U)
+                if self._optimiser.counts_reads:
+                    counts_U = torch.bincount(batch.inverse_BC.reshape(-1), minlength=len(batch.rows_U))
+                    self._optimiser.count_reads(batch.rows_U, counts_U)
             else:
                 self._optimiser.flush()
         return batch

@@ -13,12 +13,14 @@ from itertools import accumulate
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from dmoe.nn.assembly import Lookup, Order, Part, Places, assemble
 from dmoe.nn.embedding import MultiTableEmbedding
 from dmoe.nn.pooling import POOLINGS, Pooling
+from dmoe.nn.shrinkage import Shrinkage, lookup
 from dmoe.row_parallel import compiled_loops_serve
 from dmoe.schema import Pooling as PoolingName
 
@@ -107,7 +109,8 @@ class FieldEmbedding(nn.Module):
 
     def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> tuple[Tensor, ...]:
         if self._plain:
-            return cast(tuple[Tensor, ...], self.each_bank()[0].tables(ids_BC, numeric_BN))
+            bank = self.each_bank()[0]
+            return lookup(bank.tables, bank.shrinkage, ids_BC, numeric_BN)
         if compiled_loops_serve(ids_BC) and any(bank.direct for bank in self.each_bank()):
             return self._at_once(ids_BC, numeric_BN)
         parts: list[list[Tensor]] = [[] for _ in self.widths]
@@ -199,6 +202,32 @@ class FieldEmbedding(nn.Module):
                     vector_S = torch.randn(weight.shape[1]) * std
                     weight[bank.tables.field_rows(place)] += vector_S.to(weight)
 
+    def shrink(self, counts: Sequence[npt.NDArray[np.int64] | None], k: float) -> None:
+        """From here on rare tokens are read as partly the unseen one of their field; see `dmoe.nn.shrinkage`.
+
+        `counts`: for each field with a vocabulary, how often train holds its ids; None for one to leave as it is.
+        """
+        for bank in self.each_bank():
+            if isinstance(bank.tables, MultiTableEmbedding):
+                bank.shrinkage = Shrinkage(bank.tables, [counts[number] for number in bank.vocabularies], k)
+
+    def folded(self, weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """A state of the model with rows that need no shrinkage: the same outputs without what `shrink` began.
+
+        `prefix`: the name of this module in the state.
+        """
+        found = dict(weights)
+        for name, bank in zip(self.table_names(), self.each_bank(), strict=True):
+            if bank.shrinkage is not None:
+                tables = cast(MultiTableEmbedding, bank.tables)
+                found[prefix + name] = bank.shrinkage.folded(tables, weights[prefix + name])
+        return found
+
+    def end_shrinkage(self) -> None:
+        """Ends what `shrink` began, for weights that are folded."""
+        for bank in self.each_bank():
+            bank.shrinkage = None
+
     def _bank_of(self, field: int) -> tuple[int, "Bank", slice] | None:
         """The bank that holds the vocabulary of a field, its number, and the rows there."""
         for number, bank in enumerate(self.each_bank()):
@@ -219,6 +248,7 @@ class Bank(nn.Module):
     """
 
     columns_P: Tensor
+    shrinkage: Shrinkage | None
 
     def __init__(
         self,
@@ -231,6 +261,7 @@ class Bank(nn.Module):
         storage: torch.dtype | None,
     ) -> None:
         super().__init__()
+        self.shrinkage = None
         self.numbers, self.of = tuple(numbers), tuple(of)
         own = [fields[number] for number in numbers]
         self.vocabularies = tuple(number for number in numbers if fields[number].shares is None)
@@ -278,14 +309,15 @@ class Bank(nn.Module):
         """Plain fields, all columns."""
         bank = cls.__new__(cls)
         nn.Module.__init__(bank)
-        bank.tables, bank.of = tables, tuple(of)
+        bank.tables, bank.of, bank.shrinkage = tables, tuple(of), None
         bank.numbers = bank.vocabularies = tuple(range(len(tables.vocabulary_sizes)))
         return bank
 
     @property
     def direct(self) -> bool:
         """Whether what is looked up is what comes out."""
-        return isinstance(self.tables, MultiTableEmbedding) and not self._pooled and not len(self.projections)
+        plain = isinstance(self.tables, MultiTableEmbedding) and not self._pooled and not len(self.projections)
+        return plain and self.shrinkage is None
 
     def ids_of(self, ids_BC: Tensor) -> Tensor:
         """The columns (B, P) of its own fields."""
@@ -293,7 +325,7 @@ class Bank(nn.Module):
 
     def forward(self, ids_BC: Tensor) -> list[Tensor]:
         ids_BP = self.ids_of(ids_BC)
-        outputs: list[Tensor] = list(self.tables(ids_BP))
+        outputs = list(lookup(self.tables, self.shrinkage, ids_BP))
         if self._pooled:
             present_BP = ids_BP != 0
             outputs = [self._pool(place, found, present_BP) for place, found in enumerate(outputs)]

@@ -8,6 +8,7 @@ from dmoe.errors import ConfigError
 from dmoe.optim.base import EmbeddingOptimiser
 from dmoe.optim.deferred import DeferredAdam
 from dmoe.optim.dense import DenseAdam
+from dmoe.optim.row_clip import RowClip
 from dmoe.optim.sparse import LazyAdam, RowwiseAdagrad
 from dmoe.row_parallel import HALF_DTYPES
 from dmoe.validation import nearest
@@ -22,6 +23,7 @@ __all__ = [
     "DenseAdam",
     "EmbeddingOptimiser",
     "LazyAdam",
+    "RowClip",
     "RowwiseAdagrad",
     "make_embedding_optimiser",
 ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dmoe.errors import ConfigError, DataError
+from dmoe.optim.row_clip import RowClip
 from dmoe.row_parallel import map_chunks, sum_kernel
 
 
@@ -28,6 +29,8 @@ class EmbeddingOptimiser(ABC):
         betas, eps: as in Adam (Kingma and Ba 2015, algorithm 1).
         l2: the factor λ above, at least 0.
         l2_scale_V: a factor of λ for each row, above 0; by default 1: the objective then has (λ/2) Σ_v scale_v ‖w_v‖².
+        clip: a bound on the gradient of each row (`RowClip`), by default none. It needs to be told of every read by
+            `count_reads`, as the embedding that this is attached to does.
 
     The order of a training step: forward (through an embedding that this optimiser is attached to, or after
     `catch_up` of the rows to be read), backward, optionally `grad_norm_squared`, `step`.
@@ -48,6 +51,7 @@ class EmbeddingOptimiser(ABC):
         eps: float = 1e-8,
         l2: float = 0.0,
         l2_scale_V: Tensor | None = None,
+        clip: RowClip | None = None,
     ) -> None:
         if not lr >= 0:
             raise ConfigError(f"lr must be >= 0, got {lr}")
@@ -62,7 +66,12 @@ class EmbeddingOptimiser(ABC):
                 raise ConfigError(f"l2_scale_V must be ({len(weight)},), got {tuple(l2_scale_V.shape)}")
             if not bool((torch.isfinite(l2_scale_V) & (l2_scale_V > 0)).all()):
                 raise ConfigError("l2_scale_V must be finite and above 0")
+        if clip is not None:
+            clip.check(weight.shape[1], l2 * (1.0 if l2_scale_V is None else float(l2_scale_V.max())))
         self.weight = weight
+        self.clip = clip
+        self._reads: list[tuple[Tensor, Tensor]] = []
+        self._is_clipped = False
         self.l2_scale_V = l2_scale_V
         self.lr = lr
         self.betas = betas
@@ -73,6 +82,15 @@ class EmbeddingOptimiser(ABC):
     def set_lr(self, lr: float) -> None:
         """The learning rate of the steps to come; steps already taken keep theirs."""
         self.lr = lr
+
+    @property
+    def counts_reads(self) -> bool:
+        """Whether `count_reads` must be called."""
+        return self.clip is not None
+
+    def count_reads(self, rows_U: Tensor, counts_U: Tensor) -> None:
+        """Says how often the next step's gradient holds these rows (ascending, each once); several calls add up."""
+        self._reads.append((rows_U, counts_U))
 
     def catch_up(self, rows_U: Tensor) -> None:  # noqa: B027 (nothing to do unless updates are held back)
         """Brings these rows (ascending, each once) up to date with all steps taken."""
@@ -135,6 +153,8 @@ class EmbeddingOptimiser(ABC):
     def zero_grad(self) -> None:
         """Drops the gradient, for a step that is not taken."""
         self.weight.grad = None
+        self._reads.clear()
+        self._is_clipped = False
 
     def _sparse_gradient(self) -> tuple[Tensor, Tensor]:
         """Rows (U,) ascending and their gradients (U, S)."""
@@ -148,9 +168,43 @@ class EmbeddingOptimiser(ABC):
         # than sorting again. Sums of several backward passes do need coalescing.
         rows_U = gradient._indices()[0]
         if bool((rows_U[1:] > rows_U[:-1]).all()):
-            return rows_U, gradient._values()
-        gradient = gradient.coalesce()
-        return gradient.indices()[0], gradient.values()
+            values_US = gradient._values()
+        else:
+            # Kept, so that what clipping writes stays.
+            self.weight.grad = gradient = gradient.coalesce()
+            rows_U, values_US = gradient.indices()[0], gradient.values()
+        if self.clip is not None and not self._is_clipped:
+            values_US.copy_(self._clipped(self.clip, rows_U, values_US))
+            self._is_clipped = True
+        return rows_U, values_US
+
+    def _clipped(self, clip: RowClip, rows_U: Tensor, gradient_US: Tensor) -> Tensor:
+        """The gradient of the loss at these rows, its norm with that of L2 within each row's bound."""
+        if not self._reads:
+            raise RuntimeError(
+                "call count_reads before the step, or embedding.attach(optimiser) before the forward pass"
+            )
+        counts_U = gradient_US.new_zeros(len(rows_U))
+        for read_U, count_U in self._told_reads():
+            places_U = torch.searchsorted(rows_U, read_U).clamp(max=len(rows_U) - 1)
+            known_U = rows_U[places_U] == read_U
+            counts_U[places_U[known_U]] += count_U[known_U].to(counts_U.dtype)
+        self.catch_up(rows_U)
+        l2_U1: Tensor | float = self.l2
+        if self.l2_scale_V is not None:
+            l2_U1 = (self.l2 * self.l2_scale_V.to(gradient_US.device)[rows_U]).to(gradient_US.dtype).unsqueeze(1)
+        weight_US = self.weight.detach()[rows_U].to(gradient_US.dtype)
+        return clip(gradient_US, weight_US, l2_U1, counts_U.clamp(min=1))
+
+    def _rows_read(self) -> Tensor:
+        """The rows that the gradient may hold, ascending, each once."""
+        rows_U: Tensor = torch.unique(torch.cat([rows_U for rows_U, _ in self._told_reads()]))
+        return rows_U
+
+    def _told_reads(self) -> list[tuple[Tensor, Tensor]]:
+        if not self._reads:
+            raise RuntimeError("call count_reads before the step, or embedding.attach(optimiser) before the forward")
+        return self._reads
 
     def _gradient(self) -> Tensor:
         if self.weight.grad is None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dmoe.errors import ConfigError
 from dmoe.optim import deferred_kernels
 from dmoe.optim.base import EmbeddingOptimiser
+from dmoe.optim.row_clip import RowClip
 from dmoe.optim.row_storage import row_storage
 from dmoe.row_parallel import HALF_DTYPES, empty_table, map_chunks
 
@@ -53,8 +54,9 @@ class DeferredAdam(EmbeddingOptimiser):
         eps: float = 1e-8,
         l2: float = 0.0,
         l2_scale_V: Tensor | None = None,
+        clip: RowClip | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64, *HALF_DTYPES):
             raise ConfigError(
                 f"'deferred' needs a table of floats on the CPU, got {weight.dtype} on {weight.device}; "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
+from dmoe.optim.row_clip import RowClip
 
 
 class DenseAdam(EmbeddingOptimiser):
@@ -23,8 +24,9 @@ class DenseAdam(EmbeddingOptimiser):
         eps: float = 1e-8,
         l2: float = 0.0,
         l2_scale_V: Tensor | None = None,
+        clip: RowClip | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
         self._scale_V1 = None if l2_scale_V is None else l2_scale_V.to(weight).unsqueeze(1)
         self._adam = torch.optim.Adam([weight], lr=lr, betas=betas, eps=eps, fused=True)
         self._whole: Tensor | None = None
@@ -53,6 +55,10 @@ class DenseAdam(EmbeddingOptimiser):
         if gradient is self._whole:
             return gradient
         dense = gradient.to_dense() if gradient.is_sparse else gradient
+        if self.clip is not None:
+            # A row that the batch does not hold has no gradient but λ·weight, which is within its bound.
+            rows_U = self._rows_read()
+            dense[rows_U] = self._clipped(self.clip, rows_U, dense[rows_U])
         if self.l2:
             own = self.weight if self._scale_V1 is None else self._scale_V1 * self.weight
             dense.add_(own, alpha=self.l2)

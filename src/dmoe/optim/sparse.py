@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dmoe.errors import ConfigError
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
+from dmoe.optim.row_clip import RowClip
 
 
 class _BatchRowsOptimiser(EmbeddingOptimiser):
@@ -25,8 +26,9 @@ class _BatchRowsOptimiser(EmbeddingOptimiser):
         eps: float = 1e-8,
         l2: float = 0.0,
         l2_scale_V: Tensor | None = None,
+        clip: RowClip | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
         if l2 > 0:
             raise ConfigError(
                 f"embedding_l2 acts on every row at every step, which '{self.kind}' does not do; "
@@ -55,8 +57,9 @@ class LazyAdam(_BatchRowsOptimiser):
         eps: float = 1e-8,
         l2: float = 0.0,
         l2_scale_V: Tensor | None = None,
+        clip: RowClip | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
         self._first_moment = torch.zeros_like(weight, requires_grad=False)
         self._second_moment = torch.zeros_like(weight, requires_grad=False)
 
@@ -112,10 +115,11 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
         eps: float = 1e-8,
         l2: float = 0.0,
         l2_scale_V: Tensor | None = None,
+        clip: RowClip | None = None,
         *,
         widths: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
         self.widths = list(widths) if widths is not None else [weight.shape[1]]
         if sum(self.widths) != weight.shape[1]:
             raise ConfigError(f"widths {self.widths} do not sum to the table width {weight.shape[1]}")

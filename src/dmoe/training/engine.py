@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from dmoe.config import OptimiserConfig
 from dmoe.data.batch import Batch
 from dmoe.errors import NonFiniteLossError
+from dmoe.nn.embedding import MultiTableEmbedding
+from dmoe.nn.fields import Bank
 from dmoe.nn.model import DecorrelationTerm, DMoE, total_loss
-from dmoe.optim import make_embedding_optimiser
+from dmoe.optim import RowClip, make_embedding_optimiser
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,17 @@ class Engine:
         self.autocast = autocast
         self.tables = list(model.embedding.row_tables())
         scales: Sequence[Tensor | None] = l2_scales or [None] * len(self.tables)
+        banks = [bank for bank in model.embedding.each_bank() if isinstance(bank.tables, MultiTableEmbedding)]
         self.embeddings = [
             make_embedding_optimiser(
-                config.embedding, table.weight, lr=config.lr, l2=config.embedding_l2, l2_scale_V=scale_V
+                config.embedding,
+                table.weight,
+                lr=config.lr,
+                l2=config.embedding_l2,
+                l2_scale_V=scale_V,
+                clip=_row_clip(config, model, bank),
             )
-            for table, scale_V in zip(self.tables, scales, strict=True)
+            for table, scale_V, bank in zip(self.tables, scales, banks, strict=True)
         ]
         # From here on a forward pass first brings the rows that it reads up to date.
         for table, optimiser in zip(self.tables, self.embeddings, strict=True):
@@ -173,3 +181,11 @@ class Engine:
             own = f"{number}."
             state = {key.removeprefix(own): value for key, value in parts["embedding"].items() if key.startswith(own)}
             optimiser.load_state_dict(state)
+
+
+def _row_clip(config: OptimiserConfig, model: DMoE, bank: Bank) -> RowClip | None:
+    """What bounds the rows of a bank: each table apart, and a first-order one, no embedding, not at all."""
+    if config.embedding_clip is None or not isinstance(bank.tables, MultiTableEmbedding):
+        return None
+    clipped = [table != model.first_order_reads for table in bank.of]
+    return RowClip(config.embedding_clip.r, config.embedding_clip.zeta, bank.tables.widths, clipped)

@@ -43,7 +43,7 @@ from dmoe.training.evaluation import (
 )
 from dmoe.training.linear import add_share, fit_linear, mixed
 from dmoe.training.progress import Silent, Watcher
-from dmoe.training.recipe import l2_scales, needs_facts, resolved
+from dmoe.training.recipe import l2_scales, needs_facts, resolved, shrink
 from dmoe.training.replacement import Replacement
 from dmoe.training.run import (
     FirstWeights,
@@ -228,6 +228,8 @@ class _Trainer:
         self.replacement = Replacement(run.schema, rates, facts, recipe.seed) if facts and rates else None
         if run.first_weights.is_file():
             self.model.load_state_dict(load_tensors(run.first_weights))
+        if facts is not None and config.model.shrinkage:
+            shrink(self.model, facts, config.model.shrinkage)
         self.model.to(self.device)
         self.engine = Engine(
             self.model,
@@ -360,7 +362,7 @@ class _Trainer:
         if better:
             self.at.best, self.at.best_step, self.at.best_epoch = monitored, self.at.step, self.at.epoch + 1
             self.at.failures = 0
-            self.run.save_weights(self.model.state_dict())
+            self.run.save_weights(self.model.embedding.folded(self.model.state_dict(), "embedding."))
             drop_replaced(self.run.path)
         else:
             self.at.failures += 1
@@ -417,6 +419,7 @@ class _Trainer:
 
         self.engine.release()
         del self.engine, self.reader, self.valid
+        self.model.embedding.end_shrinkage()  # the weights are saved folded
         self.run.load_weights_into(self.model)
         model = self.model.eval()
         self._fit_on_valid(model, stop_if_asked)

@@ -35,7 +35,8 @@ def needs_facts(config: RunConfig) -> bool:
     """Whether train must be measured before a run of this configuration starts."""
     training = config.training
     rarity = config.optimiser.embedding_l2_rarity
-    return training.recipe == "auto" or bool(training.unseen) or training.base_rate or rarity > 0
+    by_count = rarity > 0 or config.model.shrinkage > 0
+    return training.recipe == "auto" or bool(training.unseen) or training.base_rate or by_count
 
 
 def l2_scales(model: DMoE, facts: LogFacts, rarity: float) -> list[Tensor] | None:
@@ -48,6 +49,13 @@ def l2_scales(model: DMoE, facts: LogFacts, rarity: float) -> list[Tensor] | Non
             counts_V = np.concatenate([facts.vocabulary_counts(number) for number in bank.vocabularies])
             scales.append(torch.from_numpy(np.maximum(counts_V, 1.0) ** -rarity))
     return scales
+
+
+def shrink(model: DMoE, facts: LogFacts, k: float) -> None:
+    """Has rare tokens shrunk towards the unseen one while the model trains; no bucket of numbers is ever unseen."""
+    fields = facts.schema.categorical
+    counts = [facts.vocabulary_counts(number) if field.edges is None else None for number, field in enumerate(fields)]
+    model.embedding.shrink(counts, k)
 
 
 def resolved(config: RunConfig, facts: LogFacts) -> RunConfig:

@@ -1,0 +1,81 @@
+"""Count-aware embeddings: rare tokens are shrunk towards the unseen one of their field while a model trains.
+
+A token that train holds n times is read as n/(n+k) of its own row and k/(n+k) of row 1, the one of unseen tokens: the
+posterior mean of a normal prior around that row, whose variance is 1/k of that of one observation.
+
+Shape suffixes: B rows, P id columns of one bank, V table rows, D width of a table.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dmoe.nn.embedding import MultiTableEmbedding
+from dmoe.schema import FIRST_TOKEN_ID, OOV_ID
+
+
+class Shrinkage(nn.Module):
+    """What one `MultiTableEmbedding` gives, shrunk; both rows get their share of the gradient.
+
+    Row 1 is read once a batch for each id column, however many tokens are shrunk.
+
+    Args:
+        counts: for each vocabulary of the table, how often train holds each of its ids; None for one that is not
+            shrunk.
+        k: the count at which a token is half its own, above 0.
+    """
+
+    kept_V: Tensor
+
+    def __init__(self, tables: MultiTableEmbedding, counts: Sequence[npt.NDArray[np.int64] | None], k: float) -> None:
+        super().__init__()
+        kept_V = torch.ones(len(tables.weight))
+        for vocabulary, counts_V in enumerate(counts):
+            if counts_V is not None:
+                tokens = torch.from_numpy(counts_V[FIRST_TOKEN_ID:]).double()
+                kept_V[tables.field_rows(vocabulary)][FIRST_TOKEN_ID:] = (tokens / (tokens + k)).float()
+        # Not of the weights: it follows from the log.
+        self.register_buffer("kept_V", kept_V, persistent=False)
+
+    def forward(self, tables: MultiTableEmbedding, ids_BP: Tensor, numeric_BN: Tensor | None) -> tuple[Tensor, ...]:
+        """As `tables(ids_BP, numeric_BN)`."""
+        columns = ids_BP.shape[1]
+        with_unseen = torch.cat([ids_BP, ids_BP.new_full((1, columns), OOV_ID)])
+        if numeric_BN is not None:
+            numeric_BN = torch.cat([numeric_BN, numeric_BN.new_zeros(1, numeric_BN.shape[1])])
+        kept_BP1 = self.kept_V[ids_BP + tables.offsets_C].unsqueeze(-1)
+        outputs = []
+        for output_BFD in tables(with_unseen, numeric_BN):
+            own_BPD, unseen_PD = output_BFD[:-1, :columns], output_BFD[-1, :columns]
+            kept = kept_BP1.to(output_BFD.dtype)
+            mixed_BPD = kept * own_BPD + (1 - kept) * unseen_PD
+            outputs.append(torch.cat([mixed_BPD, output_BFD[:-1, columns:]], dim=1))
+        return tuple(outputs)
+
+    @torch.no_grad()
+    def folded(self, tables: MultiTableEmbedding, weight_VS: Tensor) -> Tensor:
+        """Rows that give by themselves what `forward` gives, made of the `weight_VS` of `tables`."""
+        found_VS = weight_VS.clone()
+        for vocabulary in range(len(tables.vocabulary_sizes)):
+            rows = tables.field_rows(vocabulary)
+            tokens = slice(min(rows.start + FIRST_TOKEN_ID, rows.stop), rows.stop)
+            if bool((self.kept_V[tokens] < 1).any()):
+                unseen_S = weight_VS[rows.start + OOV_ID].to(torch.get_default_dtype())
+                kept_V1 = self.kept_V[tokens].unsqueeze(1).to(unseen_S.dtype)
+                own_VS = weight_VS[tokens].to(unseen_S.dtype)
+                found_VS[tokens] = (kept_V1 * own_VS + (1 - kept_V1) * unseen_S).to(weight_VS.dtype)
+        return found_VS
+
+
+def lookup(
+    tables: nn.Module, shrinkage: nn.Module | None, ids_BP: Tensor, numeric_BN: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """`tables(ids_BP)`, shrunk if there is a `Shrinkage`."""
+    if shrinkage is not None:
+        return cast(tuple[Tensor, ...], shrinkage(tables, ids_BP, numeric_BN))
+    found = tables(ids_BP) if numeric_BN is None else tables(ids_BP, numeric_BN)
+    return cast(tuple[Tensor, ...], found)
