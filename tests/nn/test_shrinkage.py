@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dmoe.nn.fields import FieldEmbedding, TokenField
+from dmoe.optim import make_embedding_optimiser
 
 COUNTS = [np.array([3, 7, 50, 4, 1, 0]), np.array([0, 0, 9, 2]), np.array([9, 9, 9, 9, 9])]
 K = 4.0
@@ -66,3 +67,40 @@ def test_the_formula_and_both_gradients():
     (found_BFD * slopes).sum().backward()
     torch.testing.assert_close(table.weight.grad, weight.grad, rtol=0, atol=1e-5)
     assert "kept_V" not in " ".join(embedding.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["deferred", "dense"])
+@pytest.mark.parametrize("l2", [0.0, 1e-3])
+def test_trained_as_the_formula_is_by_dense_adam(kind, l2):
+    """In float64, with flushes: row 1 of a field learns from every rare token, in both to 1e-9."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(2)
+        embedding = FieldEmbedding(PLAIN, 0, [4])
+        (table,) = embedding.row_tables()
+        torch.nn.init.normal_(table.weight)
+        reference = table.weight.detach().clone().requires_grad_()
+        adam = torch.optim.Adam([reference], lr=1e-2)
+        embedding.shrink(counts_of(PLAIN), K)
+        rows = make_embedding_optimiser(kind, table.weight, lr=1e-2, l2=l2)
+        table.attach(rows)
+        kept = torch.ones(15)
+        for start, counts in ((0, COUNTS[0]), (6, COUNTS[1])):
+            tokens = torch.from_numpy(counts[2:]).double()
+            kept[start + 2 : start + len(counts)] = tokens / (tokens + K)
+        offsets = torch.tensor([0, 6, 10])
+        for step in range(60):
+            ids, slopes = ids_of(PLAIN, 3), torch.randn(3, 3, 4)
+            share = kept[ids + offsets].unsqueeze(-1)
+            expected = share * reference[ids + offsets] + (1 - share) * reference[offsets + 1]
+            ((expected * slopes).sum() + l2 / 2 * reference.square().sum()).backward()
+            (embedding(ids)[0] * slopes).sum().backward()
+            rows.step()
+            adam.step()
+            adam.zero_grad()
+            if step % 20 == 0:
+                rows.flush()
+        rows.flush()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(table.weight, reference, rtol=0, atol=1e-9)

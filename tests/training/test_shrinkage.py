@@ -36,8 +36,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(small_data, tmp_path,
 
 @pytest.mark.parametrize("option", [SHRUNK, CLIPPED])
 def test_deferred_trains_the_model_of_dense(small_data, option):
-    """Whole steps in float64; clipping by the global norm is left out, whose factor is exact to 2⁻²⁶ only."""
-    config, schema = small_config(option), Schema.read(small_data)
+    """Whole steps of the model, of which float32 parts remain; alone, tables are compared to 1e-9 elsewhere."""
+    config, schema = small_config(option, "model.field_std=0.1"), Schema.read(small_data)
     facts = measure_log(small_data, schema)
     torch.set_default_dtype(torch.float64)
     try:
@@ -55,7 +55,7 @@ def test_deferred_trains_the_model_of_dense(small_data, option):
             found.append(model.state_dict())
     finally:
         torch.set_default_dtype(torch.float32)
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-9)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
 
 
 def test_the_saved_model_is_the_training_one_folded(small_data, tmp_path):

@@ -33,11 +33,11 @@ class Shrinkage(nn.Module):
 
     def __init__(self, tables: MultiTableEmbedding, counts: Sequence[npt.NDArray[np.int64] | None], k: float) -> None:
         super().__init__()
-        kept_V = torch.ones(len(tables.weight))
+        kept_V = torch.ones(len(tables.weight), dtype=torch.get_default_dtype())
         for vocabulary, counts_V in enumerate(counts):
             if counts_V is not None:
                 tokens = torch.from_numpy(counts_V[FIRST_TOKEN_ID:]).double()
-                kept_V[tables.field_rows(vocabulary)][FIRST_TOKEN_ID:] = (tokens / (tokens + k)).float()
+                kept_V[tables.field_rows(vocabulary)][FIRST_TOKEN_ID:] = tokens / (tokens + k)
         # Not of the weights: it follows from the log.
         self.register_buffer("kept_V", kept_V, persistent=False)
 
