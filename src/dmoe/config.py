@@ -344,10 +344,13 @@ class RunConfig(_Strict):
             )
         return self
 
+    def values(self) -> dict[str, Any]:
+        """Plain values, every default spelled out but those that `training.recipe: auto` has yet to choose."""
+        return self.model_dump(mode="json", exclude_unset=self.training.recipe == "auto")
+
     def to_yaml(self) -> str:
-        """The configuration, every default spelled out but those that `training.recipe: auto` has yet to choose."""
-        values = self.model_dump(mode="json", exclude_unset=self.training.recipe == "auto")
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+        """`values` as YAML."""
+        return yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
 
 def presets() -> list[str]:
@@ -393,7 +396,7 @@ def changed_config(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
 
     Raises: ConfigError for an unknown key or a value that does not fit.
     """
-    values = config.model_dump(mode="json")
+    values = config.values()
     for override in overrides:
         _apply_override(values, override)
     return validate(RunConfig, values, "configuration")

@@ -9,8 +9,10 @@ from pyarrow import parquet
 
 from dmoe.config import RunConfig
 from dmoe.experiments import plan
+from dmoe.experiments.cell import CELL_FORMAT
 from dmoe.experiments.folder import Asked, Folder, SplitSize
 from dmoe.files import write_json
+from dmoe.training.recipe import sized
 
 ROWS = 800
 
@@ -27,13 +29,23 @@ def plain(config: RunConfig) -> float:
 def fake_folder(
     path: Path, names: tuple[str, ...], seeds: int = 3, *, quality: Callable[[RunConfig], float] = plain,
     cec: Callable[[RunConfig], float] = lambda config: 0.1 / (1 + alpha_of(config)), truth: str | None = None,
+    size: str = "tiny", parts: tuple[int, ...] = (),
+    quality_of_part: Callable[[RunConfig, int | None], float] | None = None,
     keep: Callable[[RunConfig], bool] = lambda _: True,
 ) -> Folder:  # fmt: skip
     """The folder with every cell finished that `keep` lets be; `quality` is the signal in a model's logits."""
     folder = Folder(path)
     splits = {split: SplitSize(rows=ROWS, positives=int(_labels(split).sum())) for split in ("train", "valid", "test")}
     asked = Asked(
-        data=str(path / "data"), splits=splits, fields=5, tokens=50, size="tiny", seeds=seeds, names=names, truth=truth
+        data=str(path / "data"),
+        splits=splits,
+        fields=5,
+        tokens=50,
+        size=size,
+        seeds=seeds,
+        names=names,
+        truth=truth,
+        parts=parts,
     )
     folder.ask(asked)
     arms = [arm for name in names for arm in folder.arms(name)]
@@ -42,7 +54,9 @@ def fake_folder(
         for one in new:
             done.add(one.cell.key)
             if keep(one.cell.config):
-                _finish(folder, one, quality(one.cell.config), cec(one.cell.config))
+                config, part = one.cell.config, one.cell.part
+                signal = quality_of_part(config, part) if quality_of_part else quality(config)
+                _finish(folder, one, signal, cec(config))
     return folder
 
 
@@ -66,8 +80,10 @@ def _finish(folder: Folder, one: plan.Wanted, quality: float, cec: float) -> Non
     write_json(
         cell / "cell.json",
         {
-            "format_version": 1,
-            "config": config.model_dump(mode="json"),
+            "format_version": CELL_FORMAT,
+            "config": config.values(),
+            "part": one.cell.part,
+            "resolved": sized(config, one.cell.part or ROWS).model_dump(mode="json"),
             "metrics": metrics,
             "planted": {"parts": ["inner", "triple"], "r_squared": [[0.1, 0.6], [0.7, 0.2]]} if several else None,
             "tables": [{"table": 0, "experts": [0], "width": 2, "fields": 3, "abundance": 0.7, "weighted": 0.6}],

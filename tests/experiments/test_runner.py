@@ -38,7 +38,7 @@ figures = {split: {"auc": auc, "logloss": 0.5} for split in ("valid", "test")}
 with (cell.parent.parent / "calls").open("a") as calls:
     calls.write(json.dumps([cell.name, began, time.time()]) + "\\n")
 config = json.loads((cell / "config.json").read_text())
-(cell / "cell.json").write_text(json.dumps({"format_version": 1, "config": config, "metrics": figures}))
+(cell / "cell.json").write_text(json.dumps({"format_version": 2, "config": config, "part": None, "metrics": figures}))
 """
 GIB = 1 << 30
 POPEN = subprocess.Popen

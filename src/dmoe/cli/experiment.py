@@ -10,8 +10,13 @@ from dmoe.cli.common import JsonOption, print_json, show_path, stderr
 HELP = """Repeat the paper's tables and figures on a data set, several seeds each.
 
 NAMES are table1, table2, fig1, fig5, fig6, fig7, fig8, or all for these seven; and, beyond the paper, norms, controls,
-alpha, experts, products, planted, or beyond for these six. Each is a grid of runs; a run that several of them need is
-made once. Where a model has a de-correlation loss, its alpha is searched on the validation split.
+alpha, experts, products, planted, or beyond for these six; growth is by itself. Each is a grid of runs; a run that
+several of them need is made once. Where a model has a de-correlation loss, its alpha is searched on the validation
+split.
+
+growth trains SE, ME, ME with the loss and the single experts on the latest rows of one log, from few to all, each part
+by the recipe that `training.recipe: auto` chooses for it (--size: by a fixed one), and shows what is gained against the
+number of training rows. Valid and test stay the same rows.
 
 A call that was interrupted, killed or ran out of budget is continued by the same call. At the end FOLDER holds
 results.parquet and results.csv, tables, figures and report.html.
@@ -20,6 +25,7 @@ results.parquet and results.csv, tables, figures and report.html.
 Examples:
   dmoe experiment table1 --data DATA --output experiments/criteo --seeds 5
   dmoe experiment all beyond --data DATA --output experiments/criteo --seeds 5 --budget 8
+  dmoe experiment growth --data DATA --output experiments/growth --rows 20000 --rows 200000 --rows 2000000 --seeds 3
   dmoe experiment planted --data DATA --truth log.truth.json --output experiments/planted
 """
 
@@ -32,10 +38,20 @@ def command(
     size: Annotated[
         str,
         typer.Option(
-            help="Size of models and recipe: tiny, small, medium, movielens-100k, paper-avazu, paper-criteo; auto is "
-            "small, or the paper's for logs of more than five million rows."
+            help="Size of models and recipe: tiny, small, medium, movielens-100k, paper-avazu, paper-criteo, or recipe "
+            "for what the log's rows choose; auto is small, or the paper's for logs of more than five million rows, "
+            "and recipe for growth."
         ),
     ] = "auto",
+    rows: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--rows",
+            min=1,
+            help="Training rows of a part that growth takes, the latest ones; may be repeated. "
+            "Default: 10000, 30000, 100000 and so on, and all.",
+        ),
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of every cell; may be repeated."),
@@ -67,7 +83,9 @@ def command(
     from dmoe.report.experiment import write_experiment_report
     from dmoe.report.experiment_tables import scores
 
-    folder = start(names, data=data, output=output, seeds=seeds, size=size, changes=changes or (), truth=truth)
+    folder = start(
+        names, data=data, output=output, seeds=seeds, size=size, parts=rows or (), changes=changes or (), truth=truth
+    )
     available = memory_bytes() if memory is None else int(memory * 2**30)
     if available is None:
         raise ConfigError("this system does not say how much memory there is; pass --memory")

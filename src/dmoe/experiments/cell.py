@@ -1,6 +1,6 @@
 """One cell, in a process of its own: train, measure, leave `cell.json`.
 
-    python -m dmoe.experiments.cell CELL --data DATA [--truth FILE] [--threads N] [--keep-weights]
+    python -m dmoe.experiments.cell CELL --data DATA [--part ROWS] [--truth FILE] [--threads N] [--keep-weights]
 
 CELL holds `run.yaml`, a plain run configuration. A lock makes sure that one process at a time works on a cell, also
 when the runner that started it was killed and another took over: the second finds the cell finished.
@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from dmoe.allocator import keep_freed_memory
-from dmoe.config import load_config
+from dmoe.config import RunConfig, load_config
 from dmoe.errors import DmoeError
 from dmoe.experiments.analysis import CorrelationWatch, analyse
 from dmoe.experiments.planted import Truth
@@ -24,40 +24,47 @@ from dmoe.files import read_json, read_json_lines, write_json
 from dmoe.training.loop import train
 from dmoe.training.run import Run
 
-CELL_FORMAT = 1
+CELL_FORMAT = 2
 DONE = "cell.json"
 
 
-def run_cell(folder: Path, data: Path, *, truth: Path | None = None, keep_weights: bool = False) -> None:
+def run_cell(
+    folder: Path, data: Path, *, part: int | None = None, truth: Path | None = None, keep_weights: bool = False
+) -> None:
     """Brings a cell to its end from wherever it stopped; does nothing if it is finished.
+
+    `part`: the latest training rows that `data` holds of the log, None if it is the whole.
 
     Raises: as `dmoe.training.loop.train`.
     """
     with FileLock(folder / ".lock"):
         if (folder / DONE).is_file():
             return
+        config = load_config(folder / "run.yaml")
         output = folder / "run"
         for leftover in folder.glob(".run.*.part"):
             shutil.rmtree(leftover)
         if not (output / "metrics.json").is_file():
             watch = CorrelationWatch(data)
-            train(load_config(folder / "run.yaml"), data, output, resume=True, on_evaluation=watch)
+            train(config, data, output, resume=True, on_evaluation=watch)
         run = Run.open(output)
         planted = Truth.read(truth) if truth else None
         found = analyse(run, data, folder / "scores.parquet", planted)
         # Last, because its presence says that the cell is finished.
-        write_json(folder / DONE, _summary(run, found))
+        write_json(folder / DONE, _summary(run, config, part, found))
         if not keep_weights:
             (output / "model.safetensors").unlink()
             shutil.rmtree(output / "vocabulary", ignore_errors=True)
 
 
-def _summary(run: Run, found: dict[str, Any]) -> dict[str, Any]:
+def _summary(run: Run, config: RunConfig, part: int | None, found: dict[str, Any]) -> dict[str, Any]:
     final = read_json(run.path / "metrics.json")
     environment = run.environment
     return {
         "format_version": CELL_FORMAT,
-        "config": run.config.model_dump(mode="json"),
+        "config": config.values(),
+        "part": part,
+        "resolved": run.config.model_dump(mode="json"),
         **found,
         "training": [
             {
@@ -87,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="dmoe.experiments.cell")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--part", type=int)
     parser.add_argument("--truth", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep-weights", action="store_true")
@@ -94,7 +102,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     try:
-        run_cell(options.folder, options.data, truth=options.truth, keep_weights=options.keep_weights)
+        run_cell(
+            options.folder, options.data,
+            part=options.part, truth=options.truth, keep_weights=options.keep_weights,
+        )  # fmt: skip
     except DmoeError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

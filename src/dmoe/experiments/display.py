@@ -27,6 +27,8 @@ def cell_words(one: Wanted) -> str:
     for term in config.decorrelation:
         norm = f" {term.norm}" if term.norm else ""
         parts.append(f"{term.loss}{norm} at {term.location}, alpha {term.alpha:g}")
+    if one.cell.part is not None:
+        parts.append(f"{one.cell.part:,} rows")
     return ", ".join([*parts, f"seed {one.seed}"])
 
 

@@ -1,6 +1,7 @@
 """The experiment folder: what was asked for, and one folder a cell.
 
 experiment.json        data, size, seeds and names of what was asked for
+parts/ROWS             the latest ROWS training rows as a data set, of an experiment on parts of the log
 cells/KEY/run.yaml     a plain run configuration: `dmoe train cells/KEY/run.yaml --data DATA …` repeats the run
 cells/KEY/run          the run folder, without weights unless they were to be kept
 cells/KEY/cell.json    the figures; its presence says that the cell is finished
@@ -18,15 +19,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dmoe.config import RunConfig
+from dmoe.data.latest import write_latest
 from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import grid
 from dmoe.experiments.cell import CELL_FORMAT, DONE
-from dmoe.experiments.grid import Arm, Cell
-from dmoe.files import read_json, write_json, write_text
+from dmoe.experiments.grid import Arm, Cell, Grid
+from dmoe.files import read_json, remove_leftovers, write_json, write_text
 from dmoe.schema import Schema
 from dmoe.validation import validate
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 ASKED = "experiment.json"
 FAILED = "failed.json"
 
@@ -41,7 +43,7 @@ class Asked(BaseModel):
     """`experiment.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     data: str
     splits: dict[str, SplitSize]
     fields: int
@@ -49,6 +51,8 @@ class Asked(BaseModel):
     size: str
     seeds: int = Field(ge=1)
     names: tuple[str, ...]
+    parts: tuple[int, ...] = ()
+    """Training rows of each part that `growth` takes."""
     changes: tuple[str, ...] = ()
     truth: str | None = None
 
@@ -101,6 +105,7 @@ class Folder:
                 update={
                     "names": tuple(name for name in grid.names() if name in names),
                     "seeds": max(earlier.seeds, asked.seeds),
+                    "parts": tuple(sorted({*earlier.parts, *asked.parts})),
                 }
             )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -109,8 +114,29 @@ class Folder:
         write_json(self.path / ASKED, asked.model_dump(mode="json"))
         return asked
 
+    def grid(self, name: str) -> Grid:
+        """The grid of an experiment, over the parts that were asked for."""
+        return grid.grid(name).over_parts(self.asked.parts)
+
     def arms(self, name: str) -> list[Arm]:
-        return grid.arms(name, grid.size(self.asked.size), self.asked.changes)
+        asked = self.asked
+        return grid.arms(name, grid.size(asked.size), asked.changes, asked.parts, asked.splits["train"].rows)
+
+    def data(self, part: int | None) -> Path:
+        """The data set that a cell reads: the one asked for, or its latest `part` training rows."""
+        return Path(self.asked.data) if part is None else self.path / "parts" / str(part)
+
+    def make_parts(self) -> None:
+        """Makes the parts of the log that are not there yet.
+
+        Raises: as `write_latest`.
+        """
+        remove_leftovers(self.path / "parts")
+        for rows in self.asked.parts:
+            part = None if rows == self.asked.splits["train"].rows else rows
+            if not self.data(part).is_dir():
+                self.data(part).parent.mkdir(exist_ok=True)
+                write_latest(Path(self.asked.data), rows, self.data(part))
 
     def cell(self, key: str) -> Path:
         return self.path / "cells" / key
@@ -136,7 +162,7 @@ class Folder:
         found = read_json(path)
         if found.get("format_version") != CELL_FORMAT:
             raise DataError(f"{path}: written by another version of dmoe; remove the cell's folder to run it again")
-        if Cell.of(validate(RunConfig, found["config"], str(path))).key != key:
+        if Cell.of(validate(RunConfig, found["config"], str(path)), found["part"]).key != key:
             raise DataError(f"{path}: its configuration is not that of its folder; remove the folder to run it again")
         return found
 

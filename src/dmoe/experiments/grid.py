@@ -7,6 +7,7 @@ tables that mean the same run share it.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dmoe.config import DecorrelationConfig, RunConfig, changed_config
+from dmoe.config import RunConfig, changed_config
 from dmoe.errors import ConfigError
 from dmoe.schema import Schema
 from dmoe.validation import nearest, validate
@@ -22,10 +23,16 @@ from dmoe.yaml_text import parse_yaml
 
 PAPER = ("table1", "table2", "fig1", "fig5", "fig6", "fig7", "fig8")
 BEYOND = ("norms", "controls", "alpha", "experts", "products", "planted")
+# Nested parts of one log: by the recipe of each part, where the others have a size that they hold.
+GROWTH = "growth"
 GROUPS = {"all": PAPER, "beyond": BEYOND}
 
 # Logs with fewer training rows than this get the size `small`.
 LARGE_LOG_ROWS = 5_000_000
+# The size whose runs are `training.recipe: auto`.
+RECIPE = "recipe"
+# Smallest part of a log that `growth` takes by itself.
+FEWEST_ROWS = 10_000
 
 Metric: TypeAlias = Literal["auc", "logloss", "cec", "separation"]
 
@@ -59,7 +66,8 @@ class Variant(_Strict):
 
     tables: Literal["shared", "per-expert"] = "per-expert"
     loss: Loss | None = None
-    first_expert_only: bool = False
+    only_expert: int | None = Field(default=None, ge=0)
+    """The place of the one expert that the model consists of; None for all."""
     table_parameters_of_me: bool = False
 
 
@@ -79,8 +87,18 @@ class Ensemble(_Strict):
     of: str
 
 
+class BestOf(_Strict):
+    """A column that is, in each row, the one of these columns that is best on the validation split."""
+
+    name: str
+    of: list[str] = Field(min_length=1)
+
+
 class Grid(_Strict):
-    """One table or figure."""
+    """One table or figure.
+
+    `nested`: its one model on parts of the log, each a row of the table; see `over_parts`.
+    """
 
     title: str
     paper: str | None = None
@@ -89,6 +107,10 @@ class Grid(_Strict):
     compare: list[Comparison] = []
     between_models: list[Comparison] = []
     ensemble: Ensemble | None = None
+    best: BestOf | None = None
+    nested: bool = False
+    parts: dict[str, int] = {}
+    """Training rows of each row of the table, of a nested grid over given parts."""
     trend: str | None = None
     needs_truth: bool = False
 
@@ -101,12 +123,28 @@ class Grid(_Strict):
         for one in self.between_models:
             if missing := {one.better, one.than} - set(self.models):
                 raise ValueError(f"'between_models' names the model '{missing.pop()}'")
+        if self.nested and not self.parts and len(self.models) != 1:
+            raise ValueError("'nested' is for a grid of one model")
         return self
 
     @property
     def columns(self) -> list[str]:
-        """Names of the variants, the ensemble's last."""
-        return [*self.variants, *([self.ensemble.name] if self.ensemble else [])]
+        """Names of the variants, the ensemble's and the best one's last."""
+        made = [one.name for one in (self.ensemble, self.best) if one is not None]
+        return [*self.variants, *made]
+
+    @property
+    def row_title(self) -> str:
+        """What the rows of its table are."""
+        return "Training rows" if self.nested else "Model"
+
+    def over_parts(self, parts: Sequence[int]) -> "Grid":
+        """With a row for each part of the log, the smallest first."""
+        if not self.nested:
+            return self
+        (experts,) = self.models.values()
+        labels = {f"{rows:,}": rows for rows in sorted(parts)}
+        return self.model_copy(update={"models": dict.fromkeys(labels, experts), "parts": labels})
 
 
 class Size(_Strict):
@@ -119,16 +157,20 @@ class Size(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run: its configuration, and the hash that names it."""
+    """One run: its configuration, the latest training rows that it reads (None: all), and the hash that names both."""
 
     key: str
     config: RunConfig
+    part: int | None = None
 
     @staticmethod
-    def of(config: RunConfig) -> "Cell":
-        # Without defaults: a key that a later dmoe adds does not rename the runs that know nothing of it.
-        text = json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
-        return Cell(hashlib.sha256(text.encode()).hexdigest()[:12], config)
+    def of(config: RunConfig, part: int | None = None) -> "Cell":
+        # Without defaults: a key that a later dmoe adds does not rename the runs that know nothing of it. What a
+        # recipe leaves open is not the default.
+        auto = config.training.recipe == "auto"
+        values = config.values() if auto else config.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps(values, sort_keys=True) + (f" latest {part}" if part is not None else "")
+        return Cell(hashlib.sha256(text.encode()).hexdigest()[:12], config, part)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,6 +186,7 @@ class Arm:
     size: Size
     num_tables_of_me: int
     changes: tuple[str, ...] = ()
+    part: int | None = None
     _cells: dict[tuple[int, float | None], Cell] = field(default_factory=dict)
 
     @property
@@ -163,7 +206,8 @@ class Arm:
 
     def _cell(self, seed: int, alpha: float | None) -> Cell:
         values: dict[str, Any] = {part: dict(content) for part, content in self.size.run.items()}
-        kinds = self.experts[:1] if self.made.first_expert_only else self.experts
+        only = self.made.only_expert
+        kinds = self.experts if only is None else self.experts[only : only + 1]
         values["model"]["experts"] = [{"kind": kind, **self.size.experts[kind]} for kind in kinds]
         # Of one expert, both words mean the same model: one name, so that it runs once.
         values["model"]["tables"] = self.made.tables if len(kinds) > 1 else "shared"
@@ -171,13 +215,16 @@ class Arm:
             values["model"]["embedding_dim"] = self._wide(len(kinds))
         values["training"]["seed"] = seed
         if self.loss is not None:
-            term = self.loss.model_dump(exclude={"every_alpha"}) | {"alpha": alpha}
-            values["decorrelation"] = [validate(DecorrelationConfig, term, "decorrelation").model_dump()]
+            values["decorrelation"] = [self.loss.model_dump(exclude={"every_alpha"}) | {"alpha": alpha}]
         config = validate(RunConfig, values, f"{self.experiment}: {self.model}, {self.variant}")
-        return Cell.of(changed_config(config, self.changes))
+        return Cell.of(changed_config(config, self.changes), self.part)
 
     def _wide(self, num_experts: int) -> int:
         """The width at which one shared table (and the gate's, if there is one) equal those of ME."""
+        if "embedding_dim" not in self.size.run["model"]:
+            raise ConfigError(
+                f"{self.experiment}: sets widths of tables, which this --size leaves to the log; choose another --size"
+            )
         width = int(self.size.run["model"]["embedding_dim"])
         own_tables = 1 if num_experts == 1 else 2
         return -(-width * (self.num_tables_of_me + 1) // own_tables)
@@ -185,7 +232,7 @@ class Arm:
 
 def names() -> list[str]:
     """Every experiment, the paper's first."""
-    return [*PAPER, *BEYOND]
+    return [*PAPER, *BEYOND, GROWTH]
 
 
 def expand(wanted: list[str]) -> list[str]:
@@ -230,12 +277,21 @@ def size_for(schema: Schema, train_rows: int) -> str:
     return "paper-criteo" if schema.numeric else "paper-avazu"
 
 
-def arms(name: str, chosen: Size, changes: tuple[str, ...] = ()) -> list[Arm]:
+def default_parts(train_rows: int) -> list[int]:
+    """1 and 3 times each power of ten from FEWEST_ROWS on, and all rows."""
+    found = [times * FEWEST_ROWS * 10**power for power in range(10) for times in (1, 3)]
+    return [*(rows for rows in found if 1.5 * rows <= train_rows), train_rows]
+
+
+def arms(
+    name: str, chosen: Size, changes: tuple[str, ...] = (), parts: Sequence[int] = (), train_rows: int | None = None
+) -> list[Arm]:
     """The arms of an experiment, row by row; a model of one expert has none with a loss.
 
-    `changes` are `key.path=value` words for the configuration of every cell.
+    `changes` are `key.path=value` words for the configuration of every cell, `parts` the latest training rows of each
+    row of a nested grid; `train_rows` are all there are, of which no part needs to be taken.
     """
-    spec = grid(name)
+    spec = grid(name).over_parts(parts)
     found = []
     for model, experts in spec.models.items():
         for variant, made in spec.variants.items():
@@ -251,7 +307,9 @@ def arms(name: str, chosen: Size, changes: tuple[str, ...] = ()) -> list[Arm]:
                     alphas = [(alpha,) for alpha in alphas[0]]
             for one in alphas:
                 column = variant if len(alphas) == 1 else f"{variant}, alpha {one[0]:g}"
-                found.append(Arm(name, model, column, tuple(experts), made, one, chosen, len(experts), changes))
+                part = spec.parts.get(model)
+                part = None if part == train_rows else part
+                found.append(Arm(name, model, column, tuple(experts), made, one, chosen, len(experts), changes, part))
     return found
 
 

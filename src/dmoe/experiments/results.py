@@ -99,7 +99,7 @@ def _rows(summary: Summary) -> list[dict[str, Any]]:
 def _comparisons(summary: Summary) -> list[dict[str, Any]]:
     found = []
     for table in summary.tables:
-        for one in (*table.decided, *table.pooled):
+        for one in (*table.decided, *table.pooled, *table.slopes):
             compared = one.compared
             found.append(
                 {

@@ -25,6 +25,7 @@ from dmoe.experiments.plan import Wanted
 from dmoe.files import write_json
 from dmoe.schema import Schema
 from dmoe.stopping import StopRequest, stop_requests
+from dmoe.training.recipe import sized
 
 POLL_SECONDS = 0.1
 # What Python, torch and the compiled row kernels take before any model.
@@ -65,6 +66,8 @@ class State:
     running: dict[str, Running] = field(default_factory=dict)
     here: list[float] = field(default_factory=list)
     """Seconds of the cells that this call has finished."""
+    by_part: dict[int | None, list[float]] = field(default_factory=dict)
+    """Of these, those of each part of the log, None for the whole."""
     core_seconds: float = 0.0
     out_of_budget: bool = False
 
@@ -81,7 +84,11 @@ class Display(Protocol):
 
 
 def estimated_bytes(config: RunConfig, schema: Schema, rows: int) -> int:
-    """About the memory that a cell needs at its peak: tables, the rows of the log, and the process itself."""
+    """About the memory that a cell needs at its peak: tables, the rows of the log, and the process itself.
+
+    `rows`: of the training split, by which a recipe chooses sizes.
+    """
+    config = sized(config, rows)
     model = config.model
     widths = model.embedding_dim if isinstance(model.embedding_dim, list) else [model.embedding_dim] * model.num_tables
     width = sum(widths) + (widths[0] if len(model.experts) > 1 and model.gate.table == "own" else 0)
@@ -104,7 +111,7 @@ class Runner:
         self.asked: Asked = folder.asked
         self.schema = folder.schema
         self.arms: list[Arm] = [arm for name in self.asked.names for arm in folder.arms(name)]
-        self.rows = max(one.rows for one in self.asked.splits.values())
+        self.rows = self.asked.splits["train"].rows
 
     def run(self) -> State:
         with ExitStack() as stack:
@@ -119,6 +126,7 @@ class Runner:
 
     def _run(self, stop: StopRequest) -> State:
         seeds = self.asked.seed_numbers
+        self.folder.make_parts()
         # Cells that failed before are tried again.
         for key in self.folder.failed():
             (self.folder.cell(key) / FAILED).unlink()
@@ -151,12 +159,17 @@ class Runner:
             _end(list(state.running.values()))
 
     def _check_memory(self, one: Wanted) -> None:
-        needed = estimated_bytes(one.cell.config, self.schema, self.rows)
+        needed = self._needed(one)
         if needed > self.limits.memory:
             raise ConfigError(
                 f"a cell of {one.experiments[0]} needs about {needed / 2**30:.1f} GiB, more than the "
                 f"{self.limits.memory / 2**30:.1f} GiB that it may have; raise --memory or choose a smaller --size"
             )
+
+    def _needed(self, one: Wanted) -> int:
+        part = one.cell.part
+        schema = self.schema if part is None else Schema.read(self.folder.data(part))
+        return estimated_bytes(one.cell.config, schema, self.rows if part is None else part)
 
     def _start(self, wanted: list[Wanted], state: State) -> None:
         for one in wanted:
@@ -165,28 +178,51 @@ class Runner:
                 continue
             if len(state.running) >= self.limits.jobs:
                 return
-            if self._beyond_budget(state):
+            if self._beyond_budget(state, one):
                 state.out_of_budget = True
                 return
-            needed = estimated_bytes(one.cell.config, self.schema, self.rows)
+            needed = self._needed(one)
             if sum(other.memory for other in state.running.values()) + needed > self.limits.memory:
                 if not state.running:
                     self._check_memory(one)
                 return
             state.running[key] = self._spawn(one, needed)
 
-    def _beyond_budget(self, state: State) -> bool:
+    def _rows_of(self, part: int | None) -> int:
+        return self.rows if part is None else part
+
+    def _beyond_budget(self, state: State, one: Wanted) -> bool:
         """Whether one more cell, taking as long as the others did, would use more than the budget."""
         limit = self.limits.core_seconds
         if limit is None:
             return False
-        typical = sum(state.here) / len(state.here) * self.limits.threads if state.here else 0.0
-        return state.core_seconds + typical * (len(state.running) + 1) > limit
+        begun = [*(other.wanted for other in state.running.values()), one]
+        return state.core_seconds + sum(self._typical(state, each) for each in begun) > limit
+
+    def _typical(self, state: State, one: Wanted) -> float:
+        """Core-seconds of a cell: the mean of those here, or of parts of a log by their rows."""
+        if not state.here:
+            return 0.0
+        if not state.by_part.keys() - {None}:
+            return sum(state.here) / len(state.here) * self.limits.threads
+        part = one.cell.part
+        nearest = part if part in state.by_part else max(state.by_part, key=self._rows_of)
+        seconds = state.by_part[nearest]
+        return sum(seconds) / len(seconds) * self._rows_of(part) / self._rows_of(nearest) * self.limits.threads
 
     def _spawn(self, one: Wanted, memory: int) -> Running:
         cell = self.folder.make_cell(one.cell)
-        command = [sys.executable, "-m", "dmoe.experiments.cell", str(cell), "--data", self.asked.data]
+        command = [
+            sys.executable,
+            "-m",
+            "dmoe.experiments.cell",
+            str(cell),
+            "--data",
+            str(self.folder.data(one.cell.part)),
+        ]
         command += ["--threads", str(self.limits.threads)]
+        if one.cell.part is not None:
+            command += ["--part", str(one.cell.part)]
         if self.asked.truth is not None:
             command += ["--truth", self.asked.truth]
         if self.limits.keep_weights:
@@ -210,6 +246,7 @@ class Runner:
         if one.process.returncode == 0 and self.folder.figures(key) is not None:
             state.done.add(key)
             state.here.append(seconds)
+            state.by_part.setdefault(one.wanted.cell.part, []).append(seconds)
         else:
             failure = _reason(one.process.returncode, self.folder.cell(key) / "log.txt")
             state.failed[key] = failure

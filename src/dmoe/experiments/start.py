@@ -19,6 +19,7 @@ def start(
     output: Path,
     seeds: int,
     size: str = "auto",
+    parts: Sequence[int] = (),
     changes: Sequence[str] = (),
     truth: Path | None = None,
 ) -> Folder:
@@ -27,6 +28,8 @@ def start(
     Args:
         names: experiments, or the groups `all` and `beyond`.
         size: a size that ships with the package, or `auto`.
+        parts: training rows of each part of the log that `growth` takes; by default those of the folder, or of
+            `grid.default_parts`.
         changes: `key.path=value` words for the configuration of every cell.
         truth: the `.truth.json` of the generated log that `data` was prepared from.
     Raises: ConfigError for an unknown name, size or key, a missing truth, or a folder of other runs; DataError for data
@@ -45,12 +48,20 @@ def start(
             raise ConfigError(
                 f"{truth}: is of a log of {known.rows} rows, but {data} holds {rows}; name the truth of this log"
             )
+    train_rows = splits["train"].rows
     if size == "auto":
-        size = grid.size_for(schema, splits["train"].rows)
+        size = grid.RECIPE if wanted == [grid.GROWTH] else grid.size_for(schema, train_rows)
+        if grid.GROWTH in wanted and size != grid.RECIPE:
+            raise ConfigError(
+                "growth: trains each part by its recipe, and other experiments train by a fixed size; give growth a "
+                "folder of its own, or choose one --size for all"
+            )
+    known_parts = _parts(parts, wanted, train_rows, output)
     if any(change.startswith(_FIXED) for change in changes):
         raise ConfigError(f"--set {' '.join(changes)}: experts, tables, losses and seeds are what experiments vary")
     for name in wanted:
-        grid.arms(name, grid.size(size), tuple(changes))[0].cell(1, 1.0)
+        for arm in grid.arms(name, grid.size(size), tuple(changes), known_parts, train_rows):
+            arm.cell(1, 1.0 if arm.loss else None)
     folder = Folder(output)
     folder.ask(
         Asked(
@@ -61,8 +72,22 @@ def start(
             size=size,
             seeds=seeds,
             names=tuple(wanted),
+            parts=known_parts,
             changes=tuple(changes),
             truth=str(truth.resolve()) if truth else None,
         )
     )
     return folder
+
+
+def _parts(asked: Sequence[int], wanted: Sequence[str], train_rows: int, output: Path) -> tuple[int, ...]:
+    if grid.GROWTH not in wanted:
+        if asked:
+            raise ConfigError("--rows: only growth takes parts of the log; add growth, or leave it out")
+        return ()
+    for rows in asked:
+        if not 1 <= rows <= train_rows:
+            raise ConfigError(f"--rows {rows}: must be from 1 to {train_rows}, the rows of the train split")
+    if not asked and Folder.is_one(output) and (earlier := Folder(output).asked.parts):
+        return earlier
+    return tuple(sorted({*asked})) or tuple(grid.default_parts(train_rows))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,8 +104,10 @@ class Compared:
 Pairs = Iterable[tuple[int, Scores, Scores]]
 
 
-def compare_auc(pairs: Pairs) -> Compared:
+def compare_auc(pairs: Pairs, weights: Iterable[float] = repeat(1.0)) -> Compared:
     """AUC of two arms from (seed, run of the first, run of the second); several models of a seed are averaged.
+
+    `weights` are by pair, the same for each seed, and multiply its difference.
 
     The variance over rows is that of DeLong, DeLong and Clarke-Pearson (1988), of the mean over runs of the structural
     components. That of the seeds is the variance of the paired differences over S; of one seed it is not known and
@@ -115,13 +118,13 @@ def compare_auc(pairs: Pairs) -> Compared:
     others: Floats | float = 0.0
     drawn: Floats | float = 0.0
     number = 0
-    for seed, first, second in pairs:
+    for (seed, first, second), weight in zip(pairs, weights, strict=False):
         number += 1
-        by_seed.setdefault(seed, []).append(second.auc - first.auc)
-        clicks = clicks + (second.components[0] - first.components[0])
-        others = others + (second.components[1] - first.components[1])
+        by_seed.setdefault(seed, []).append(weight * (second.auc - first.auc))
+        clicks = clicks + weight * (second.components[0] - first.components[0])
+        others = others + weight * (second.components[1] - first.components[1])
         if len(first.labels_R) <= BOOTSTRAP_ROWS:
-            drawn = drawn + (second.bootstrap_auc_K - first.bootstrap_auc_K)
+            drawn = drawn + weight * (second.bootstrap_auc_K - first.bootstrap_auc_K)
     variance = sum(variance_of_mean(np.asarray(one) / number) for one in (clicks, others))
     differences_S = np.array([np.mean(values) for values in by_seed.values()])
     if isinstance(drawn, float):
@@ -130,19 +133,27 @@ def compare_auc(pairs: Pairs) -> Compared:
     return _compared(differences_S, variance, float(low), float(high))
 
 
-def compare_logloss(pairs: Pairs) -> Compared:
+def compare_logloss(pairs: Pairs, weights: Iterable[float] = repeat(1.0)) -> Compared:
     """Mean logloss of two arms, as `compare_auc`; a mean of as many rows is normal enough for no bootstrap."""
     by_seed: dict[int, list[float]] = {}
     losses: Floats | float = 0.0
     number = 0
-    for seed, first, second in pairs:
+    for (seed, first, second), weight in zip(pairs, weights, strict=False):
         number += 1
-        difference_R = second.losses_R - first.losses_R
+        difference_R = weight * (second.losses_R - first.losses_R)
         by_seed.setdefault(seed, []).append(float(difference_R.mean()))
         losses = losses + difference_R
     variance = variance_of_mean(np.asarray(losses) / number)
     differences_S = np.array([np.mean(values) for values in by_seed.values()])
     return _compared(differences_S, variance, *_normal_interval(float(differences_S.mean()), variance))
+
+
+def slope_weights(rows: Sequence[int]) -> list[float]:
+    """What each part's difference counts in the slope of the least-squares line over log10 of its rows, times the
+    number of parts: `compare_auc` of the pairs of all parts, so weighted, is the growth for ten times the rows."""
+    x_K = np.log10(np.asarray(rows, dtype=np.float64))
+    centred_K = x_K - x_K.mean()
+    return [float(value) for value in len(x_K) * centred_K / (centred_K**2).sum()]
 
 
 def compare_values(first: Sequence[float], second: Sequence[float]) -> Compared | None:

@@ -1,7 +1,7 @@
 """From finished cells to tables: arms over their seeds, comparisons with their intervals, verdicts on claims."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from dmoe.comparison import SIGNIFICANCE
 from dmoe.decorrelation import scales_of_alpha
 from dmoe.experiments import plan
 from dmoe.experiments.folder import Folder
-from dmoe.experiments.grid import Arm, Comparison, Grid, Metric, Variant, grid
+from dmoe.experiments.grid import Arm, BestOf, Comparison, Grid, Metric, Variant
 from dmoe.experiments.plan import Search
 from dmoe.experiments.statistics import (
     Compared,
@@ -22,12 +22,15 @@ from dmoe.experiments.statistics import (
     compare_logloss,
     compare_values,
     holm,
+    slope_weights,
     trend,
 )
 from dmoe.metrics import auc, calibration, logloss
 
 # Bytes of scores that are kept in memory at once.
 SCORES_BYTES = 1 << 30
+# The row of a table that says how a difference grows.
+TENFOLD = "ten times the rows"
 
 Verdict = Literal["holds", "contradicted", "not resolved"]
 
@@ -87,6 +90,8 @@ class Table:
     pooled: list[Decided]
     """The comparisons of each claim, averaged over all models of the table."""
     trend: tuple[float, float, float] | None
+    slopes: list[Decided] = field(default_factory=list)
+    """Of a nested grid: by how much each difference grows for ten times the training rows."""
 
     def marks(self, model: str, variant: str) -> set[Verdict]:
         """Whether the place is better or worse, beyond chance, than one that it is compared with by AUC."""
@@ -168,18 +173,22 @@ class Summary:
         return Scores(table["label"].to_numpy(), table["logit"].to_numpy().astype(np.float64))
 
     def _table(self, name: str) -> Table:
-        spec = grid(name)
+        spec = self.folder.grid(name)
         arms = self.folder.arms(name)
         places = {(arm.model, arm.variant): self._place(arm) for arm in arms}
         if spec.ensemble is not None:
             for arm in arms:
                 if arm.variant == spec.ensemble.of:
                     places[arm.model, spec.ensemble.name] = self._ensemble(arm, spec.ensemble.name)
+        if spec.best is not None:
+            for model in spec.models:
+                places[model, spec.best.name] = self._best(spec.best, [places[model, one] for one in spec.best.of])
         columns = list(dict.fromkeys(variant for _, variant in places))
         decided = self._decide(spec, places)
         return Table(
-            name, spec, columns, places, decided, self._pool(spec, places), _trend(places) if spec.trend else None
-        )
+            name, spec, columns, places, decided, self._pool(spec, places), _trend(places) if spec.trend else None,
+            self._slopes(spec, places),
+        )  # fmt: skip
 
     def _place(self, arm: Arm) -> Place:
         seeds, failed = self.asked.seed_numbers, list(self.failed)
@@ -188,8 +197,8 @@ class Summary:
         runs = {seed: self._figures(key) for seed, key in done.items()}
         alpha = plan.alpha_of(arm, seeds[0], self.finished, failed) if arm.loss else None
         both = None
-        if arm.loss is not None and alpha is not None and arm.loss.location in ("output", "pre-activation"):
-            units = int(arm.size.run["model"]["expert_units"])
+        if done and arm.loss is not None and alpha is not None and arm.loss.location in ("output", "pre-activation"):
+            units = int(self.finished[next(iter(done.values()))]["resolved"]["model"]["expert_units"])
             both = scales_of_alpha(alpha, arm.loss.scale, units, units)
         missing = ""
         if not runs:
@@ -213,9 +222,10 @@ class Summary:
     def _ensemble(self, arm: Arm, name: str) -> Place:
         """Mean logit of one run for each expert, of as many different seeds, for every seed as the first."""
         seeds = self.asked.seed_numbers
-        single = Variant(first_expert_only=True, tables="shared")
+        single = Variant(only_expert=0, tables="shared")
         members = [
-            Arm(arm.experiment, arm.model, name, (kind,), single, (), arm.size, 1, arm.changes) for kind in arm.experts
+            Arm(arm.experiment, arm.model, name, (kind,), single, (), arm.size, 1, arm.changes, arm.part)
+            for kind in arm.experts
         ]
         runs: dict[int, dict[str, Any]] = {}
         cells: dict[int, str] = {}
@@ -239,6 +249,51 @@ class Summary:
             }
             cells[seed] = "+".join(keys)
         return Place(arm.model, name, runs, cells, missing="" if runs else "needs two seeds of the single experts")
+
+    def _best(self, best: BestOf, places: Sequence[Place]) -> Place:
+        """The place with the best mean score on the validation split, over the seeds that all have."""
+        seeds = _common([set(place.cells) for place in places])
+        if not seeds:
+            return Place(
+                places[0].model, best.name, {}, missing=next((one.missing for one in places if one.missing), "")
+            )
+        chosen = max(places, key=lambda one: sum(plan.score(self.finished[one.cells[seed]]) for seed in seeds))
+        return replace(chosen, variant=best.name)
+
+    def _slopes(self, spec: Grid, places: dict[tuple[str, str], Place]) -> list[Decided]:
+        """How each comparison of a nested grid grows with the rows, on the seeds that every part has."""
+        found: list[tuple[Comparison, Compared, Compared]] = []
+        for one in spec.compare if spec.nested else []:
+            rows, pairs = [], []
+            for label, number in spec.parts.items():
+                first, second = places.get((label, one.than)), places.get((label, one.better))
+                if first is not None and second is not None and first.cells.keys() & second.cells.keys():
+                    rows.append(number)
+                    pairs.append((first, second))
+            if len(rows) < 3:
+                continue
+            seeds = _common([first.cells.keys() & second.cells.keys() for first, second in pairs])
+            weighted = [
+                (pair, weight)
+                for (first, second), weight in zip(pairs, slope_weights(rows), strict=True)
+                for pair in ((seed, first, second) for seed in sorted(seeds))
+            ]
+            if not weighted:
+                continue
+            weights = [weight for _, weight in weighted]
+            keys = [(seed, first.cells[seed], second.cells[seed]) for (seed, first, second), _ in weighted]
+            found.append(
+                (
+                    one,
+                    compare_auc(((s, self._place_scores(a), self._place_scores(b)) for s, a, b in keys), weights),
+                    compare_logloss(((s, self._place_scores(a), self._place_scores(b)) for s, a, b in keys), weights),
+                )
+            )
+        adjusted = holm([auc_slope.p for _, auc_slope, _ in found])
+        return [
+            Decided(TENFOLD, one.better, one.than, "auc", None, slope, loss, value, _verdict(slope, value, "auc"))
+            for (one, slope, loss), value in zip(found, adjusted, strict=True)
+        ]
 
     def _place_scores(self, key: str) -> Scores:
         if "+" not in key:
@@ -315,7 +370,8 @@ class Summary:
             here = [(one, result) for one, result in found if one.metric == metric]
             for (one, result), value in zip(here, holm([result[0].p for _, result in here]), strict=True):
                 verdict = _verdict(result[0], value, metric)
-                decided.append(Decided("all models", one.better, one.than, metric, one.claim, *result, value, verdict))
+                row = "all parts" if spec.nested else "all models"
+                decided.append(Decided(row, one.better, one.than, metric, one.claim, *result, value, verdict))
         return decided
 
 

@@ -84,6 +84,8 @@ def write_experiment_report(folder: Path, output: Path, summary: Summary | None 
 
 def _section(table: Table, drawn: Sequence[Drawn]) -> Section:
     main = [experiment_tables.scores(table)]
+    if (gains := experiment_tables.gains(table)) is not None:
+        main.append(gains)
     if any(place.values("cec") for place in table.places.values()):
         caption = "CEC of the outputs on the test split, summed over pairs, mean ± standard deviation over seeds"
         main.append(experiment_tables.other(table, "cec", 4, caption))

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dmoe.experiments.statistics import Spread
+from dmoe.experiments.statistics import Compared, Spread
 from dmoe.experiments.summary import Decided, Place, Table
 from dmoe.report import numbers
 from dmoe.report.figures import PANEL_INCHES, heat_cell
@@ -40,6 +41,8 @@ def figures(table: Table) -> list[Drawn]:
         drawn += [over_alpha(table, metric) for metric in ("auc", "cec", "dead_share")]
     elif table.name == "experts":
         drawn += [over_number(table, metric) for metric in ("auc", "cec", "dead_share")]
+    elif table.grid.nested:
+        drawn += [gain_over_rows(table, "auc"), gain_over_rows(table, "logloss"), auc_over_rows(table)]
     elif table.name not in ("norms", "controls"):
         drawn.append(cec_bars(table))
     drawn.append(differences(table))
@@ -272,6 +275,83 @@ def over_number(table: Table, metric: str) -> Drawn | None:
     return _finished(figure, f"{table.name}-{metric}", f"{_METRIC_TITLES[metric]} over the number of experts", words)
 
 
+def gain_over_rows(table: Table, metric: Literal["auc", "logloss"]) -> Drawn | None:
+    """Of a nested grid: each difference with its 95% interval against training rows, which rise by factors."""
+    compared = list(dict.fromkeys((one.better, one.than) for one in table.decided if one.metric == "auc"))
+    figure, axes = _panel("auc")
+    name = "AUC" if metric == "auc" else "logloss"
+    sign = "up: better" if metric == "auc" else "down: better"
+    axes.set_title(f"Difference of test {name} ({sign})", loc="left", fontweight="bold")
+    axes.axhline(0, color=MUTED, linewidth=0.9)
+    words = []
+    for slot, (better, than) in enumerate(compared):
+        points: list[tuple[int, Compared]] = []
+        for one in table.decided:
+            if one.metric == "auc" and (one.better, one.than) == (better, than):
+                shown = one.compared if metric == "auc" else one.logloss
+                if shown is not None:
+                    points.append((table.grid.parts[one.row], shown))
+        # Side by side, so that intervals of the same rows do not cover each other.
+        aside = 1.06 ** (slot - (len(compared) - 1) / 2)
+        middle = [one.difference for _, one in points]
+        axes.errorbar(
+            [rows * aside for rows, _ in points], middle,
+            yerr=[[one.difference - one.low for _, one in points], [one.high - one.difference for _, one in points]],
+            color=SERIES[slot % len(SERIES)], linestyle=DASHES[slot % len(DASHES)], marker=MARKERS[slot % len(MARKERS)],
+            elinewidth=0.9, label=label(f"{better} − {than}"),
+        )  # fmt: skip
+        told = ", ".join(
+            f"{rows:,} rows {numbers.change(one.difference, 4)} ({numbers.change(one.low, 4)} to "
+            f"{numbers.change(one.high, 4)})"
+            for rows, one in points
+        )
+        words.append(f"{better} − {than}: {told}")
+    _rows_axis(axes, table)
+    return _finished(
+        figure, f"{table.name}-gain-{metric}", f"Difference of test {name} over training rows, 95% intervals", words, 2
+    )
+
+
+def auc_over_rows(table: Table) -> Drawn | None:
+    """Of a nested grid: test AUC of every variant against training rows, with standard deviations over seeds."""
+    figure, axes = _panel("auc")
+    words = []
+    for slot, column in enumerate(
+        one for one in table.columns if table.grid.best is None or one != table.grid.best.name
+    ):
+        points = [
+            (rows, spread)
+            for row, rows in table.grid.parts.items()
+            if (place := table.places.get((row, column))) is not None and (spread := place.spread("auc")) is not None
+        ]
+        if not points:
+            continue
+        style = slot % len(SERIES)
+        axes.errorbar(
+            [rows for rows, _ in points], [one.mean for _, one in points],
+            yerr=[one.std or 0.0 for _, one in points], color=SERIES[style], linestyle=DASHES[style],
+            marker=MARKERS[style], elinewidth=0.8, label=label(column),
+        )  # fmt: skip
+        words.append(f"{column}: " + ", ".join(f"{rows:,} rows {one.mean:.4f}" for rows, one in points))
+    _rows_axis(axes, table)
+    return _finished(figure, f"{table.name}-auc", "Test AUC over training rows", words)
+
+
+def _rows_axis(axes: Axes, table: Table) -> None:
+    axes.set_xscale("log")
+    parts = list(table.grid.parts.values())
+    axes.set_xticks(parts, [_short(rows) for rows in parts])
+    axes.minorticks_off()
+    axes.set_xlabel("training rows, the latest ones (logarithmic)")
+
+
+def _short(rows: int) -> str:
+    for unit, letter in ((1_000_000, "M"), (1_000, "k")):
+        if rows >= unit:
+            return f"{rows / unit:.3g}{letter}"
+    return str(rows)
+
+
 def over_training(key: str, title: str, curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> Drawn | None:
     """CEC at each evaluation of the validation split, one line a run."""
     figure, axes = _panel("cec")
@@ -299,8 +379,8 @@ def _panel(metric: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finished(figure: Figure, key: str, title: str, words: list[str]) -> Drawn | None:
+def _finished(figure: Figure, key: str, title: str, words: list[str], columns: int = 3) -> Drawn | None:
     if not words:
         return None
-    figure.legend(loc="outside lower left", ncols=3, handlelength=2.6, columnspacing=1.2)
+    figure.legend(loc="outside lower left", ncols=columns, handlelength=2.6, columnspacing=1.2)
     return Drawn(key, figure, f"{title}. {'; '.join(words)}.")

@@ -57,6 +57,42 @@ def scores(table: Table) -> TextTable:
     return _by_variant(table, "auc", caption, cell)
 
 
+def gains(table: Table) -> TextTable | None:
+    """Of a nested grid: every difference of AUC and logloss by training rows, and its growth; None for other grids."""
+    if not table.grid.nested:
+        return None
+    shown = [one for one in (*table.decided, *table.pooled, *table.slopes) if one.metric == "auc"]
+    compared = list(dict.fromkeys((one.better, one.than) for one in shown))
+    rows = []
+    for row in dict.fromkeys(one.row for one in shown):
+        cells = [Text(row)]
+        for pair in compared:
+            one = next((each for each in shown if each.row == row and (each.better, each.than) == pair), None)
+            if one is None:
+                cells += [Text(ABSENT), Text(ABSENT)]
+                continue
+            loss = one.logloss
+            cells.append(
+                Text(
+                    numbers.change(one.compared.difference, 4),
+                    interval(one.compared, 4),
+                    emphasis=_VERDICTS[one.verdict],
+                )
+            )
+            cells.append(
+                Text(numbers.change(loss.difference, 4), interval(loss, 4)) if loss is not None else Text(ABSENT)
+            )
+        rows.append(cells)
+    head = [table.grid.row_title]
+    for better, than in compared:
+        head += [f"AUC, {better} − {than}", f"Logloss, {better} − {than}"]
+    caption = (
+        f"{table.grid.title}: difference on the same test rows with its 95% interval over seeds and test rows. Bold: "
+        "better, italic: worse in AUC beyond chance (Holm). Ten times the rows: by how much the difference grows."
+    )
+    return TextTable(f"{table.name}-gains", caption, head, rows) if rows else None
+
+
 def other(table: Table, metric: Metric, digits: int, caption: str) -> TextTable:
     """Another figure of every place."""
     return _by_variant(table, metric, caption, lambda place: Text(spread(place.spread(metric), digits)))
@@ -67,7 +103,7 @@ def _by_variant(table: Table, key: str, caption: str, cell: Callable[[Place], Te
     for model in table.grid.models:
         places = [table.places.get((model, column)) for column in table.columns]
         rows.append([Text(model), *(Text(ABSENT) if place is None else cell(place) for place in places)])
-    return TextTable(f"{table.name}-{key}", caption, ["Model", *table.columns], rows)
+    return TextTable(f"{table.name}-{key}", caption, [table.grid.row_title, *table.columns], rows)
 
 
 def details(table: Table) -> TextTable:
@@ -94,7 +130,8 @@ def details(table: Table) -> TextTable:
             ]
         )
     head = [
-        "Model", "Variant", "α", "Seeds", "AUC", "Logloss", "Calibration error", "Predicted / observed", "CEC", "CKA",
+        table.grid.row_title, "Variant", "α", "Seeds", "AUC", "Logloss", "Calibration error", "Predicted / observed",
+        "CEC", "CKA",
         "Dead units", "Parameters", "Training time",
     ]  # fmt: skip
     caption = (
@@ -130,7 +167,8 @@ def inside(table: Table) -> TextTable | None:
     if not rows:
         return None
     head = [
-        "Model", "Variant", "AUC", "Best expert alone", "Mean of experts alone", "Error correlation", "Gate entropy",
+        table.grid.row_title, "Variant", "AUC", "Best expert alone", "Mean of experts alone", "Error correlation",
+        "Gate entropy",
         "Fields that decide the gate", "Information abundance",
     ]  # fmt: skip
     caption = (
@@ -168,11 +206,12 @@ def structures(table: Table) -> TextTable | None:
 
 def comparisons(table: Table) -> TextTable | None:
     """Every comparison with its intervals."""
-    rows = [_compared(one) for one in (*table.decided, *table.pooled)]
+    rows = [_compared(one) for one in (*table.decided, *table.pooled, *table.slopes)]
     if not rows:
         return None
     head = [
-        "Model", "Compared", "Figure", "Difference", "95% interval", "p", "p (Holm)", "95% of test rows alone",
+        table.grid.row_title, "Compared", "Figure", "Difference", "95% interval", "p", "p (Holm)",
+        "95% of test rows alone",
         "Logloss difference", "95% interval of logloss", "Verdict",
     ]  # fmt: skip
     caption = (
@@ -180,6 +219,11 @@ def comparisons(table: Table) -> TextTable | None:
         "(DeLong); that of test rows alone is a bootstrap of rows for these very models. Holm: over the table’s "
         "comparisons of the same figure."
     )
+    if table.slopes:
+        caption += (
+            " The last rows: the slope of the least-squares line of the difference over the logarithm of the training "
+            "rows, and Holm over these."
+        )
     return TextTable(f"{table.name}-comparisons", caption, head, rows, frozenset({1, 2, 10}))
 
 

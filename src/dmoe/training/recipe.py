@@ -65,7 +65,8 @@ def resolved(config: RunConfig, facts: LogFacts) -> RunConfig:
     """
     values = config.model_dump(mode="json")
     if config.training.recipe == "auto":
-        _choose(config, values, facts)
+        _choose(config, values, facts.rows)
+        _fill(values["model"], config.model.model_fields_set, linear=linear_fits(facts))
     if values["training"]["unseen"] == "auto":
         values["training"]["unseen"] = {name: round(rate, 4) for name, rate in facts.replacement_rates().items()}
     found = validate(RunConfig, values, "configuration")
@@ -73,28 +74,36 @@ def resolved(config: RunConfig, facts: LogFacts) -> RunConfig:
     return found
 
 
-def _choose(config: RunConfig, values: dict[str, Any], facts: LogFacts) -> None:
+def sized(config: RunConfig, rows: int) -> RunConfig:
+    """The sizes of a run on so many training rows, before its log is measured; rates are left open."""
+    values = config.values()
+    if config.training.recipe == "auto":
+        values = config.model_dump(mode="json")
+        _choose(config, values, rows)
+    return validate(RunConfig, values, "configuration")
+
+
+def _choose(config: RunConfig, values: dict[str, Any], rows: int) -> None:
     model, training = values["model"], values["training"]
     _fill(
         training,
         config.training.model_fields_set,
-        batch_size=batch_size(facts.rows),
+        batch_size=batch_size(rows),
         patience=2,
         unseen="auto",
         base_rate=True,
         calibration="auto",
     )
-    steps = -(-facts.rows // training["batch_size"])
+    steps = -(-rows // training["batch_size"])
     _fill(training, config.training.model_fields_set, evaluations_per_epoch=evaluations_of(steps))
     mixture = config.model.form == "mixture"
-    units = units_of(facts.rows)
-    _fill(model, config.model.model_fields_set, linear=linear_fits(facts))
+    units = units_of(rows)
     _fill(model, config.model.model_fields_set, embedding_dim=8 if units < _PAPER_UNITS else 16)
     if mixture:
         _fill(model, config.model.model_fields_set, expert_units=units, tower_units=[units], field_std=0.1)
     for expert, said in zip(model["experts"], config.model.experts, strict=True):
         if expert["kind"] == "cin" and "units" not in said:
-            expert["units"] = [maps_of(facts.rows)]
+            expert["units"] = [maps_of(rows)]
     lr = _LR_OF_FEW_STEPS if steps < _STEPS_AN_EPOCH else _LR
     _fill(values["optimiser"], config.optimiser.model_fields_set, lr=lr)
     for term, given in zip(values["decorrelation"], config.decorrelation, strict=True):
