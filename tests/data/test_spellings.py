@@ -199,9 +199,6 @@ def test_impossible_names_are_refused_at_once(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("NaN", 'format: {missing: ["", "NaN"]} takes it for a missing one'),
-        ("\\N", 'format: {missing: ["", "\\N"]} takes it for a missing one'),
-        (" - ", 'format: {missing: ["", "-"]} takes it for a missing one'),
         ("$5", 'a sign at one end; format: {strip: ["$"]} reads it'),
         ("1,234.5", 'format: {thousands: ","} reads it'),
     ],

@@ -14,8 +14,6 @@ from dmoe.data.values import Fault, missing_numbers, parse_number
 
 PLAIN = NumberFormat()
 _SPACES = " \u00a0\u202f\u2009"
-# What other tools write where there is no number.
-_WORDS = ("nan", "na", "n/a", "null", "none", "nil", "\\n", "-", "--", "?")
 _SIGNS = re.compile(r"[$€£¥₹%]")
 
 
@@ -85,8 +83,6 @@ def explained(text: str) -> str:
     sign = _SIGNS.search(bare)
     if sign is not None and (bare.startswith(sign[0]) or bare.endswith(sign[0])):
         return f'{NOT_A_NUMBER}: a sign at one end; format: {{strip: ["{sign[0]}"]}} reads it'
-    if bare.lower() in _WORDS:
-        return f'{NOT_A_NUMBER}: format: {{missing: ["", "{bare}"]}} takes it for a missing one'
     for form in (
         NumberFormat(decimal=","),
         NumberFormat(thousands=","),
