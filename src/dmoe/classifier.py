@@ -19,6 +19,7 @@ from dmoe.config import RunConfig, load_config
 from dmoe.data.config import DataConfig
 from dmoe.data.prepare import prepare
 from dmoe.errors import DataError
+from dmoe.nn.experts.options import check_experts
 from dmoe.prediction import Predictor
 from dmoe.rows import NoTableError, as_arrow, objects
 from dmoe.training.loop import train
@@ -82,6 +83,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             a column cannot be read; ConfigError.
         """
         configuration = load_config(self.config, self.overrides)
+        check_experts(configuration.model.experts, str(self.config or "configuration"))
         with _as_input_errors():
             return self._fit(_as_arrow(X), y, configuration)
 

@@ -18,12 +18,11 @@ from dmoe.data.dataset import read_once
 from dmoe.data.encode import RawBatch, RawEncoder
 from dmoe.data.unseen import ValueCounts
 from dmoe.data.vocabulary import read_vocabulary
-from dmoe.errors import DataError, UserError
+from dmoe.errors import DataError, UserError, nearest
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
 from dmoe.schema import CategoricalField, MultiValuedField
 from dmoe.training.evaluation import SCORING_ROWS
 from dmoe.training.run import Run
-from dmoe.validation import nearest
 from dmoe.verdict import faults
 
 Floats = npt.NDArray[np.float64]

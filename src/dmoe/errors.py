@@ -3,6 +3,9 @@
 The command line turns these into one line on stderr and an exit code; nothing else is caught there.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class DmoeError(Exception):
     """Base of all errors raised on purpose. Exit code 1: failed while running."""
@@ -36,3 +39,12 @@ class Interrupted(DmoeError):
 
 class MissingExtraError(UserError):
     """An optional dependency is absent; the message names the extra that installs it."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest known name, or the list of known names when none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""

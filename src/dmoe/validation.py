@@ -1,25 +1,15 @@
 """Turns pydantic's complaints into one message that names the file, the key and the nearest known key."""
 
-import difflib
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from dmoe.errors import ConfigError
+from dmoe.errors import ConfigError, nearest
 from dmoe.yaml_text import settled
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest known name, or the list of known names when none is close."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(known)}" if known else ""
 
 
 def validate(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:

@@ -21,9 +21,12 @@ def command(
     preset: Annotated[str | None, typer.Option(help="A preset's name, or a YAML file to resolve and check.")] = None,
 ) -> None:
     from dmoe.config import load_config, preset_summary, presets
+    from dmoe.nn.experts.options import check_experts
 
     if preset is None and not overrides:
         for name in presets():
             typer.echo(f"{name:20} {preset_summary(name)}")
         return
-    typer.echo(load_config(preset, overrides or []).to_yaml(), nl=False)
+    config = load_config(preset, overrides or [])
+    check_experts(config.model.experts, preset or "configuration")
+    typer.echo(config.to_yaml(), nl=False)

@@ -53,6 +53,7 @@ def command(
     from dmoe.data.unseen import Finding
     from dmoe.errors import ConfigError
     from dmoe.files import read_json, read_json_lines
+    from dmoe.nn.experts.options import check_experts
     from dmoe.training.loop import train
     from dmoe.training.progress import TerminalWatcher
     from dmoe.training.run import Run
@@ -70,6 +71,7 @@ def command(
         config = changed_config(Run.open(start).config, words)
     else:
         config = load_config(source, words)
+    check_experts(config.model.experts, source or "configuration")
     keep_freed_memory()
     earlier = Run.open(start) if start else None
     watcher = TerminalWatcher(stderr)

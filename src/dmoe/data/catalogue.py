@@ -3,8 +3,8 @@
 from importlib import resources
 
 from dmoe.data.config import DataConfig
-from dmoe.errors import ConfigError
-from dmoe.validation import nearest, validate
+from dmoe.errors import ConfigError, nearest
+from dmoe.validation import validate
 from dmoe.yaml_text import parse_yaml
 
 _FOLDER = resources.files("dmoe.data") / "recipes"

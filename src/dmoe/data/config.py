@@ -17,9 +17,9 @@ from pydantic import (
 )
 
 from dmoe.data.time_patterns import checked_format
-from dmoe.errors import ConfigError
+from dmoe.errors import ConfigError, nearest
 from dmoe.schema import Pooling
-from dmoe.validation import nearest, validate
+from dmoe.validation import validate
 from dmoe.yaml_text import read_yaml
 
 SPLITS = ("train", "valid", "test")

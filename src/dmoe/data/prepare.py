@@ -37,11 +37,10 @@ from dmoe.data.sources import PARQUET_ROWS, Piece, Source
 from dmoe.data.stage import Spill, Stage
 from dmoe.data.summary import FileTally, Progress, Summary, with_coverage
 from dmoe.data.write import SplitWriter
-from dmoe.errors import ConfigError, DataError, DmoeError
+from dmoe.errors import ConfigError, DataError, DmoeError, nearest
 from dmoe.files import write_json
 from dmoe.machine import usable_threads
 from dmoe.schema import Schema
-from dmoe.validation import nearest
 
 _LEAST_MEMORY = 1 << 30
 _MARKS = ("schema.json", "summary.json")

@@ -20,8 +20,7 @@ from dmoe.data.synthetic_presets import PRESETS
 from dmoe.data.synthetic_spec import Categorical, Preset
 from dmoe.data.synthetic_text import given_vectors, render
 from dmoe.data.synthetic_truth import PartVariances, SplitTruth, split_bounds
-from dmoe.errors import ConfigError
-from dmoe.validation import nearest
+from dmoe.errors import ConfigError, nearest
 
 FORMAT_VERSION = 1
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}

@@ -16,9 +16,10 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dmoe.config import RunConfig, changed_config
-from dmoe.errors import ConfigError
+from dmoe.errors import ConfigError, nearest
+from dmoe.nn.experts.options import check_experts
 from dmoe.schema import Schema
-from dmoe.validation import nearest, validate
+from dmoe.validation import validate
 from dmoe.yaml_text import parse_yaml
 
 PAPER = ("table1", "table2", "fig1", "fig5", "fig6", "fig7", "fig8")
@@ -216,8 +217,10 @@ class Arm:
         values["training"]["seed"] = seed
         if self.loss is not None:
             values["decorrelation"] = [self.loss.model_dump(exclude={"every_alpha"}) | {"alpha": alpha}]
-        config = validate(RunConfig, values, f"{self.experiment}: {self.model}, {self.variant}")
-        return Cell.of(changed_config(config, self.changes), self.part)
+        source = f"{self.experiment}: {self.model}, {self.variant}"
+        config = changed_config(validate(RunConfig, values, source), self.changes)
+        check_experts(config.model.experts, source)
+        return Cell.of(config, self.part)
 
     def _wide(self, num_experts: int) -> int:
         """The width at which one shared table (and the gate's, if there is one) equal those of ME."""

@@ -8,12 +8,12 @@ from torch import nn
 
 from dmoe.config import DecorrelationConfig, ModelConfig
 from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
-from dmoe.errors import ConfigError
+from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts import Expert, expert_class
+from dmoe.nn.experts.options import check_experts
 from dmoe.nn.fields import TokenField
 from dmoe.nn.model import DecorrelationTerm, DMoE
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, MultiValuedField, NumericField, Schema
-from dmoe.validation import nearest
 
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,6 +23,7 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
 
     Raises: ConfigError if an expert rejects its options.
     """
+    check_experts(config.experts, "configuration")
     table_of_expert = config.table_of_expert
     dims = config.embedding_dim
     widths = dims if isinstance(dims, list) else [dims] * config.num_tables

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dmoe.validation import nearest
+from dmoe.errors import nearest
 
 
 def integer(name: str, value: object, minimum: int = 1) -> int:

@@ -4,14 +4,13 @@ from typing import Any
 
 from torch import nn
 
-from dmoe.errors import ConfigError
+from dmoe.errors import ConfigError, nearest
 from dmoe.optim.base import EmbeddingOptimiser
 from dmoe.optim.deferred import DeferredAdam
 from dmoe.optim.dense import DenseAdam
 from dmoe.optim.row_clip import RowClip
 from dmoe.optim.sparse import LazyAdam, RowwiseAdagrad
 from dmoe.row_parallel import HALF_DTYPES
-from dmoe.validation import nearest
 
 EMBEDDING_OPTIMISERS: dict[str, type[EmbeddingOptimiser]] = {
     optimiser.kind: optimiser for optimiser in (DeferredAdam, DenseAdam, LazyAdam, RowwiseAdagrad)

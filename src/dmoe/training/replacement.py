@@ -12,9 +12,8 @@ import torch
 
 from dmoe.data.batch import Batch
 from dmoe.data.log_facts import LogFacts
-from dmoe.errors import ConfigError
+from dmoe.errors import ConfigError, nearest
 from dmoe.schema import FIRST_TOKEN_ID, OOV_ID, Schema
-from dmoe.validation import nearest
 
 Array = npt.NDArray[Any]
 

@@ -11,8 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from dmoe.errors import ConfigError
-from dmoe.validation import nearest
+from dmoe.errors import ConfigError, nearest
 
 # What the model fixes for every expert; all other constructor arguments are the user's options. (`kind` and `fields`,
 # which a configuration may say of every expert, are not passed to it.)
