@@ -22,7 +22,7 @@ from dmoe.data.config import DataConfig, MultiValuedOptions, read_data_config
 from dmoe.data.contents import groups_of, read_contents
 from dmoe.data.dataset import SplitReader
 from dmoe.data.encode import RawEncoder
-from dmoe.data.engines import EngineName
+from dmoe.data.engine_base import EngineName
 from dmoe.data.inspection import inspect_log
 from dmoe.data.lists import as_ids, as_lists, padded, split_values
 from dmoe.data.prepare import prepare

@@ -17,7 +17,7 @@ import narwhals as nw
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dmoe.data.engines import Counted, Engine, EngineOptions, on_pool
+from dmoe.data.engine_base import Counted, Engine, EngineOptions, on_pool
 from dmoe.data.ordered_pool import OrderedPool
 from dmoe.errors import DmoeError, MissingExtraError
 

@@ -1,147 +1,16 @@
-"""What counts, sorts and joins values: engines that all give the same rows in the same order.
+"""The choice of an engine by name. Each is imported when it is asked for."""
 
-Everything else — what a row is, which values are kept, which id each gets, and the files — is not theirs, so a data
-set does not depend on the engine that made it.
-"""
+from contextlib import AbstractContextManager
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol, TypeVar
-
-import duckdb
-import pyarrow as pa
-
-from dmoe.data.ordered_pool import OrderedPool
-from dmoe.errors import DmoeError
-
-T = TypeVar("T")
-R = TypeVar("R")
-EngineName = Literal["duckdb", "polars", "spark"]
-
-# Not DuckDB's share of the memory: raw and coded chunks at work, shards being written.
-_OWN_MEMORY = 768 << 20
-_LEAST_MEMORY = 256 << 20
-_BATCH_ROWS = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """`folder` is for the engine's own files. `spark_master` is where Spark runs, by default on this machine."""
-
-    name: EngineName
-    memory_bytes: int
-    threads: int
-    spark_master: str | None
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """The distinct values that were counted. `new`: (value, count) of the values that have no id yet and
-    are frequent enough, by falling count, then by UTF-8 bytes; `known`: (id, count) of the others that have
-    one."""
-
-    distinct: int
-    new: Iterator[pa.RecordBatch]
-    known: Iterator[pa.RecordBatch]
-
-
-class Engine(Protocol):
-    """Text is compared by its UTF-8 bytes. Streams are read once, and before the next call."""
-
-    def map(self, function: Callable[[T], R], items: Iterable[T], pool: OrderedPool) -> Iterator[R]:
-        """`function` of each item, in order; on `pool`, or where the engine has its processors."""
-        ...
-
-    def count(self, counted: pa.RecordBatchReader, min_count: int, known: pa.RecordBatchReader) -> Counted:
-        """Sums (value, count) rows by value; `known` is (value, id)."""
-        ...
-
-    def look_up(self, placed: pa.RecordBatchReader, ids: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        """(position, id) of the (position, value) rows whose value is among the (value, id) rows, in any order."""
-        ...
-
-    def order(self, times: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        """The `row` of (row, time) rows by time, then by row."""
-        ...
+from dmoe.data.engine_base import Engine, EngineOptions
 
 
 def open_engine(options: EngineOptions) -> AbstractContextManager[Engine]:
     """Raises: MissingExtraError if the engine is not installed."""
     if options.name == "duckdb":
-        return _duckdb(options)
+        from dmoe.data.engine_duckdb import duckdb_engine
+
+        return duckdb_engine(options)
     from dmoe.data.engine_frames import frames_engine
 
     return frames_engine(options)
-
-
-def on_pool(function: Callable[[T], R], items: Iterable[T], pool: OrderedPool) -> Iterator[R]:
-    """`Engine.map` of an engine in this process."""
-    return pool.map(function, items)
-
-
-@contextmanager
-def _duckdb(options: EngineOptions) -> Iterator[Engine]:
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "threads": options.threads,
-        "memory_limit": f"{max(options.memory_bytes - _OWN_MEMORY, _LEAST_MEMORY) >> 20}MiB",
-        "temp_directory": str(options.folder),
-    }
-    try:
-        with duckdb.connect(config=settings) as connection:
-            connection.execute("SET enable_progress_bar = false")
-            connection.execute("SET preserve_insertion_order = false")
-            yield _DuckDB(connection)
-    except duckdb.OutOfMemoryException as error:
-        raise DmoeError(f"out of memory while counting: raise --memory ({_first_line(error)})") from None
-    except duckdb.Error as error:
-        raise DmoeError(f"could not count: {_first_line(error)}") from None
-
-
-class _DuckDB:
-    """Works within its memory limit, and then on disk."""
-
-    map = staticmethod(on_pool)
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
-
-    def _take(self, name: str, reader: pa.RecordBatchReader, query: str) -> None:
-        """Makes the temporary table `name` of a query over the stream, which it calls `stream`."""
-        self._connection.register("stream", reader)
-        self._connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
-        self._connection.unregister("stream")
-
-    def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
-        yield from self._connection.sql(query).to_arrow_reader(_BATCH_ROWS)
-
-    def count(self, counted: pa.RecordBatchReader, min_count: int, known: pa.RecordBatchReader) -> Counted:
-        self._take("totals", counted, "SELECT value, sum(count)::BIGINT AS count FROM stream GROUP BY value")
-        self._take("known", known, "SELECT value, id FROM stream")
-        ((distinct,),) = self._connection.execute("SELECT count(*) FROM totals").fetchall()
-        return Counted(
-            distinct,
-            self._batches(
-                f"SELECT value, count FROM totals ANTI JOIN known USING (value) WHERE count >= {int(min_count)} "
-                "ORDER BY count DESC, value"
-            ),
-            self._batches("SELECT id, count FROM totals JOIN known USING (value)"),
-        )
-
-    def look_up(self, placed: pa.RecordBatchReader, ids: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        self._connection.execute("DROP TABLE IF EXISTS totals")
-        self._take("known", ids, "SELECT value, id FROM stream")
-        self._connection.register("placed", placed)
-        yield from self._batches("SELECT position, id FROM placed JOIN known USING (value)")
-        self._connection.unregister("placed")
-
-    def order(self, times: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        self._connection.register("times", times)
-        yield from self._batches('SELECT "row" FROM times ORDER BY time, "row"')
-        self._connection.unregister("times")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0]

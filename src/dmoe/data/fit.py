@@ -16,15 +16,15 @@ from dmoe.data.canonical import ValueForm, carriers_in, merged
 from dmoe.data.coded import MISSING, Numbers
 from dmoe.data.columns import categorical_names, numeric_names, quantile_names, token_of
 from dmoe.data.config import DataConfig, MultiValuedOptions, PretrainedOptions
-from dmoe.data.engines import Engine
+from dmoe.data.counting import Counts, Ids, build_vocabulary
+from dmoe.data.engine_base import Engine
+from dmoe.data.given_vectors import key_forms, take_vectors
 from dmoe.data.numbers import encode_numbers, fit_field
 from dmoe.data.ordered_pool import OrderedPool
-from dmoe.data.pretrained import key_forms, take_vectors
 from dmoe.data.quantiles import quantile_edges
 from dmoe.data.restart import Journal
 from dmoe.data.stage import Stage, StagedChunk, array_again, array_on_disk
 from dmoe.data.summary import Progress
-from dmoe.data.vocabulary import Counts, Ids, build_vocabulary
 from dmoe.schema import MISSING_ID, AnyField, CategoricalField, MultiValuedField, Schema, Vectors, vocabulary_path
 
 

@@ -23,13 +23,14 @@ from dmoe.data.base import Base
 from dmoe.data.checks import check_inputs, check_result
 from dmoe.data.columns import categorical_names, convert, numeric_names, quantile_names, value_forms
 from dmoe.data.config import SPLITS, DataConfig
-from dmoe.data.engines import Engine, EngineName, EngineOptions, open_engine
+from dmoe.data.engine_base import Engine, EngineName, EngineOptions
+from dmoe.data.engines import open_engine
 from dmoe.data.fit import Fitter
+from dmoe.data.given_vectors import file_facts
 from dmoe.data.inputs import check_outside, split_inputs
 from dmoe.data.judging import Judge, witnesses
 from dmoe.data.leak_sample import suspicions
 from dmoe.data.ordered_pool import OrderedPool
-from dmoe.data.pretrained import file_facts
 from dmoe.data.rejects import REASONS
 from dmoe.data.restart import Journal, restartable
 from dmoe.data.shards import SHARD_ROWS
