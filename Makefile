@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup quickstart test test-all check format bench clean
+.PHONY: help setup quickstart test test-all test-gpu check format bench clean
 
 help:  ## Print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ test: setup  ## Run the tests
 
 test-all: setup  ## Run the tests, the slow ones too
 	$(PYTEST)
+
+# Wherever torch finds a device; one process, as they share its memory.
+test-gpu: setup  ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest tests/gpu tests/test_row_triton.py tests/optim/test_deferred_triton.py
 
 check: setup  ## Lint, format check and types
 	$(BIN)/ruff check .

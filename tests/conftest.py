@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Before anything imports triton: where there is no device its kernels run in the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
