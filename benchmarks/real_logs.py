@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[str, list[str]]] = {
     "without unseen tokens": ("d-moe", ["training.unseen=0"]),
     "without linear part": ("d-moe", ["model.linear=false"]),
     "without base rate": ("d-moe", ["training.base_rate=false"]),
+    "without calibration": ("d-moe", ["training.calibration=none"]),
     "without field vectors": ("d-moe", ["model.field_std=0"]),
     "loss at once": ("d-moe", AT_ONCE),
     "without loss": ("d-moe", ["decorrelation=[]"]),

@@ -162,11 +162,14 @@ class Summary:
         return list(found.values())
 
     def scores(self, key: str) -> Scores:
-        """The test logits of a finished cell."""
+        """The test logits of a finished cell, or the mean of those of several, whose names `+` joins."""
         found: Scores = self._scores(key)
         return found
 
     def _read_scores(self, key: str) -> Scores:
+        if "+" in key:
+            parts = [self.scores(one) for one in key.split("+")]
+            return Scores(parts[0].labels_R, np.mean([part.logits_R for part in parts], axis=0))
         table = parquet.read_table(
             self.folder.cell(key) / "scores.parquet", columns=["label", "logit"], filters=[("split", "=", "test")]
         )
@@ -285,8 +288,8 @@ class Summary:
             found.append(
                 (
                     one,
-                    compare_auc(((s, self._place_scores(a), self._place_scores(b)) for s, a, b in keys), weights),
-                    compare_logloss(((s, self._place_scores(a), self._place_scores(b)) for s, a, b in keys), weights),
+                    compare_auc(((s, self.scores(a), self.scores(b)) for s, a, b in keys), weights),
+                    compare_logloss(((s, self.scores(a), self.scores(b)) for s, a, b in keys), weights),
                 )
             )
         adjusted = holm([auc_slope.p for _, auc_slope, _ in found])
@@ -295,15 +298,9 @@ class Summary:
             for (one, slope, loss), value in zip(found, adjusted, strict=True)
         ]
 
-    def _place_scores(self, key: str) -> Scores:
-        if "+" not in key:
-            return self.scores(key)
-        parts = [self.scores(one) for one in key.split("+")]
-        return Scores(parts[0].labels_R, np.mean([part.logits_R for part in parts], axis=0))
-
     def _pairs(self, first: Place, second: Place) -> Iterator[tuple[int, Scores, Scores]]:
         for seed in sorted(first.cells.keys() & second.cells.keys()):
-            yield seed, self._place_scores(first.cells[seed]), self._place_scores(second.cells[seed])
+            yield seed, self.scores(first.cells[seed]), self.scores(second.cells[seed])
 
     def _compare(
         self, places: Sequence[tuple[Place, Place]], metric: Metric

@@ -45,7 +45,8 @@ def figures(table: Table) -> list[Drawn]:
         drawn += [gain_over_rows(table, "auc"), gain_over_rows(table, "logloss"), auc_over_rows(table)]
     elif table.name not in ("norms", "controls"):
         drawn.append(cec_bars(table))
-    drawn.append(differences(table))
+    if not table.grid.nested:  # whose figures have them all
+        drawn.append(differences(table))
     return [one for one in drawn if one is not None]
 
 
@@ -275,41 +276,54 @@ def over_number(table: Table, metric: str) -> Drawn | None:
     return _finished(figure, f"{table.name}-{metric}", f"{_METRIC_TITLES[metric]} over the number of experts", words)
 
 
+_ROWS_LABEL = "training rows, the latest ones (logarithmic)"
+
+
 def gain_over_rows(table: Table, metric: Literal["auc", "logloss"]) -> Drawn | None:
-    """Of a nested grid: each difference with its 95% interval against training rows, which rise by factors."""
-    compared = list(dict.fromkeys((one.better, one.than) for one in table.decided if one.metric == "auc"))
-    figure, axes = _panel("auc")
-    name = "AUC" if metric == "auc" else "logloss"
-    sign = "up: better" if metric == "auc" else "down: better"
-    axes.set_title(f"Difference of test {name} ({sign})", loc="left", fontweight="bold")
-    axes.axhline(0, color=MUTED, linewidth=0.9)
+    """Of a nested grid: each difference with its 95% interval against training rows, a panel for each comparison."""
+    found: dict[tuple[str, str], list[tuple[int, Compared]]] = {}
+    for one in table.decided:
+        shown = one.compared if metric == "auc" else one.logloss
+        if one.metric == "auc" and shown is not None:
+            found.setdefault((one.better, one.than), []).append((table.grid.parts[one.row], shown))
+    if not found:
+        return None
+    figure = Figure(figsize=(PANEL_INCHES[0], 0.6 + 1.15 * len(found)), layout="constrained")
+    panels = figure.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     words = []
-    for slot, (better, than) in enumerate(compared):
-        points: list[tuple[int, Compared]] = []
-        for one in table.decided:
-            if one.metric == "auc" and (one.better, one.than) == (better, than):
-                shown = one.compared if metric == "auc" else one.logloss
-                if shown is not None:
-                    points.append((table.grid.parts[one.row], shown))
-        # Side by side, so that intervals of the same rows do not cover each other.
-        aside = 1.06 ** (slot - (len(compared) - 1) / 2)
+    for slot, ((better, than), points) in enumerate(found.items()):
+        axes = panels[slot]
+        axes.axhline(0, color=MUTED, linewidth=0.9)
         middle = [one.difference for _, one in points]
         axes.errorbar(
-            [rows * aside for rows, _ in points], middle,
+            [rows for rows, _ in points], middle,
             yerr=[[one.difference - one.low for _, one in points], [one.high - one.difference for _, one in points]],
-            color=SERIES[slot % len(SERIES)], linestyle=DASHES[slot % len(DASHES)], marker=MARKERS[slot % len(MARKERS)],
-            elinewidth=0.9, label=label(f"{better} − {than}"),
+            color=SERIES[slot % len(SERIES)], marker=MARKERS[slot % len(MARKERS)], elinewidth=1.2,
         )  # fmt: skip
+        axes.set_title(f"{better} − {than}", loc="left")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        _rows_axis(axes, table)
         told = ", ".join(
             f"{rows:,} rows {numbers.change(one.difference, 4)} ({numbers.change(one.low, 4)} to "
             f"{numbers.change(one.high, 4)})"
             for rows, one in points
         )
         words.append(f"{better} − {than}: {told}")
-    _rows_axis(axes, table)
-    return _finished(
-        figure, f"{table.name}-gain-{metric}", f"Difference of test {name} over training rows, 95% intervals", words, 2
-    )
+    panels[0].set_ylim(*_readable([one for points in found.values() for _, one in points]))
+    name, better_side = ("AUC", "above") if metric == "auc" else ("logloss", "below")
+    figure.suptitle(f"Difference of test {name}; {better_side} 0 the first is better", x=0.02, ha="left", fontsize=9.5)
+    panels[-1].set_xlabel(_ROWS_LABEL)
+    title = f"Difference of test {name} over training rows, 95% intervals"
+    return Drawn(f"{table.name}-gain-{metric}", figure, f"{title}. {'; '.join(words)}.")
+
+
+def _readable(shown: Sequence[Compared]) -> tuple[float, float]:
+    """Limits in which all differences and most intervals can be read; the widest may be cut, and the text has them."""
+    room = 3 * float(np.median([(one.high - one.low) / 2 for one in shown]))
+    low = max(min(one.low for one in shown), min(one.difference for one in shown) - room)
+    high = min(max(one.high for one in shown), max(one.difference for one in shown) + room)
+    margin = 0.08 * (high - low) or 1e-4
+    return min(low, 0.0) - margin, max(high, 0.0) + margin
 
 
 def auc_over_rows(table: Table) -> Drawn | None:
@@ -334,15 +348,16 @@ def auc_over_rows(table: Table) -> Drawn | None:
         )  # fmt: skip
         words.append(f"{column}: " + ", ".join(f"{rows:,} rows {one.mean:.4f}" for rows, one in points))
     _rows_axis(axes, table)
+    axes.set_xlabel(_ROWS_LABEL)
     return _finished(figure, f"{table.name}-auc", "Test AUC over training rows", words)
 
 
 def _rows_axis(axes: Axes, table: Table) -> None:
     axes.set_xscale("log")
+    axes.margins(x=0.09)  # the last label is not cut off
     parts = list(table.grid.parts.values())
     axes.set_xticks(parts, [_short(rows) for rows in parts])
     axes.minorticks_off()
-    axes.set_xlabel("training rows, the latest ones (logarithmic)")
 
 
 def _short(rows: int) -> str:
@@ -379,8 +394,8 @@ def _panel(metric: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finished(figure: Figure, key: str, title: str, words: list[str], columns: int = 3) -> Drawn | None:
+def _finished(figure: Figure, key: str, title: str, words: list[str]) -> Drawn | None:
     if not words:
         return None
-    figure.legend(loc="outside lower left", ncols=columns, handlelength=2.6, columnspacing=1.2)
+    figure.legend(loc="outside lower left", ncols=3, handlelength=2.6, columnspacing=1.2)
     return Drawn(key, figure, f"{title}. {'; '.join(words)}.")
