@@ -14,9 +14,9 @@ import torch
 from pyarrow import parquet
 
 from dmoe.data.dataset import read_once
-from dmoe.decorrelation import CrossExpertCorrelation
+from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
 from dmoe.experiments import planted
-from dmoe.experiments.similarity import LinearCKA, error_correlation, information_abundance
+from dmoe.experiments.similarity import error_correlation, information_abundance
 from dmoe.files import read_json, written_aside
 from dmoe.metrics import auc
 from dmoe.nn.model import DMoE
@@ -122,7 +122,7 @@ def _figures(
     output, gate = evaluation["correlation"]["output"], evaluation["gate"]
     logits = [one_R.astype(np.float64) for one_R in alone]
     aucs = [auc(labels_R, one_R) for one_R in logits]
-    pairs = [value for row in cka.compute() for value in row if value is not None]
+    pairs = [value for row in cka.compute().matrix for value in row if value is not None]
     return found | {
         "cec": output["total"],
         "cec_noise_floor": output["total_noise_floor"],
