@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dmoe.nn import options
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.bilinear import WeightedPairs
-from dmoe.nn.experts.ipnn import PNNOutput, product_mlp
+from dmoe.nn.experts.product_network import PNNOutput, product_mlp
 from dmoe.nn.mlp import initialise_linear
 
 Bilinear = Literal["field-interaction", "field-each", "field-all"]

@@ -4,31 +4,16 @@ Shape suffixes: B rows, F fields, D embedding width, P = F(F-1)/2 pairs, H width
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
-from dmoe.nn import options
-from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.base import register
 from dmoe.nn.experts.pairs import PairProducts
-from dmoe.nn.mlp import MLP
-
-PNNOutput = Literal["hidden", "raw"]
-PNN_OUTPUTS = ("hidden", "raw")
-
-
-def product_mlp(width: int, output: PNNOutput, hidden_units: Sequence[int], *, dropout: float, batch_norm: bool) -> MLP:
-    """What stands behind `width` products of a row: an MLP, or nothing for output "raw".
-
-    Raises: ValueError naming the argument.
-    """
-    options.choice("output", output, PNN_OUTPUTS)
-    hidden = options.widths("hidden_units", hidden_units)
-    return MLP(width, hidden if output == "hidden" else (), dropout=dropout, batch_norm=batch_norm)
+from dmoe.nn.experts.product_network import PNNOutput, ProductNetwork
 
 
 @register("ipnn")
-class IPNN(Expert):
+class IPNN(ProductNetwork):
     """`MLP([x_0 ; (<x_i, x_j>)_{i<j}])` (Qu et al., ICDM 2016).
 
     The products enter as they are, as in public code, where the paper has a factorised product layer.
@@ -55,13 +40,11 @@ class IPNN(Expert):
         dropout: float = 0.0,
         batch_norm: bool = False,
     ) -> None:
-        super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        super().__init__(num_fields, embedding_dim)
         self.pairs = PairProducts(num_fields, diagonal=False, with_embeddings=True)
         width = num_fields * embedding_dim + self.pairs.num_pairs
-        self.mlp = product_mlp(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
-        self.out_features = self.mlp.out_features
+        self._put_behind(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
 
-    def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.mlp.forward_with_layers(self.pairs(embeddings_BFD))
+    def products(self, embeddings_BFD: Tensor) -> Tensor:
+        products_BW: Tensor = self.pairs(embeddings_BFD)
+        return products_BW

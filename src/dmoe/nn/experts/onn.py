@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dmoe.nn import options
-from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.base import register
 from dmoe.nn.experts.ffm import FieldAwarePairs
-from dmoe.nn.experts.ipnn import PNNOutput, product_mlp
+from dmoe.nn.experts.product_network import PNNOutput, ProductNetwork
 
 
 @register("onn")
-class ONN(Expert):
+class ONN(ProductNetwork):
     """`MLP([(v_{i,i})_i ; (<v_{i,j}, v_{j,i}>)_{i<j}])`, a vector for each partner (Yang et al., Neural Networks 2020).
 
     Args:
@@ -41,17 +41,13 @@ class ONN(Expert):
         dropout: float = 0.0,
         batch_norm: bool = False,
     ) -> None:
-        super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        super().__init__(num_fields, embedding_dim)
         self.width = options.multiple("embedding_dim", embedding_dim, num_fields, "one vector for each field")
         self.pairs = FieldAwarePairs(num_fields, own=True)
         width = num_fields * self.width + num_fields * (num_fields - 1) // 2
-        self.mlp = product_mlp(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
-        self.out_features = self.mlp.out_features
+        self._put_behind(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
 
-    def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def products(self, embeddings_BFD: Tensor) -> Tensor:
         vectors_BCK = embeddings_BFD.reshape(-1, self.num_fields**2, self.width)
         own_BFK = vectors_BCK[:, :: self.num_fields + 1]
-        raw_BW = torch.cat([own_BFK.flatten(1), self.pairs(vectors_BCK).sum(dim=2)], dim=1)
-        return self.mlp.forward_with_layers(raw_BW)
+        return torch.cat([own_BFK.flatten(1), self.pairs(vectors_BCK).sum(dim=2)], dim=1)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dmoe.nn import options
-from dmoe.nn.experts.base import Expert, register
+from dmoe.nn.experts.base import register
 from dmoe.nn.experts.bilinear import PAIR_WEIGHTS, PairWeight, WeightedPairs
-from dmoe.nn.experts.ipnn import PNNOutput, product_mlp
+from dmoe.nn.experts.product_network import PNNOutput, ProductNetwork
 
 
 @register("opnn")
-class OPNN(Expert):
+class OPNN(ProductNetwork):
     """`MLP([x_0 ; (x_iᵀ W_ij x_j)_{i<j}])`: kernels W_ij weigh the outer products (Qu et al., ICDM 2016).
 
     Args:
@@ -42,15 +42,11 @@ class OPNN(Expert):
         dropout: float = 0.0,
         batch_norm: bool = False,
     ) -> None:
-        super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        super().__init__(num_fields, embedding_dim)
         options.choice("kernel", kernel, PAIR_WEIGHTS)
         self.pairs = WeightedPairs(num_fields, embedding_dim, kernel)
         width = num_fields * embedding_dim + self.pairs.num_pairs
-        self.mlp = product_mlp(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
-        self.out_features = self.mlp.out_features
+        self._put_behind(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)
 
-    def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        raw_BW = torch.cat([embeddings_BFD.flatten(1), self.pairs(embeddings_BFD)], dim=1)
-        return self.mlp.forward_with_layers(raw_BW)
+    def products(self, embeddings_BFD: Tensor) -> Tensor:
+        return torch.cat([embeddings_BFD.flatten(1), self.pairs(embeddings_BFD)], dim=1)
