@@ -16,7 +16,7 @@ from dmoe.data.base import Base
 from dmoe.data.config import DataConfig, read_data_config
 from dmoe.data.inspection import inspect_log
 from dmoe.data.leak_sample import suspicions
-from dmoe.data.leaks import copies_suspicion, label_suspicions
+from dmoe.data.leaks import copies_suspicion, label_suspicions, unseen_suspicion
 from dmoe.data.prepare import prepare
 from dmoe.data.update import update
 
@@ -209,6 +209,17 @@ def test_fields_mostly_unseen_are_named_also_after_an_update(tmp_path: Path) -> 
     summary = update(tmp_path / "data", [str(write(tmp_path, clean(9) | {"day": ["d1"] * ROWS}))])
     # Half of the held-out rows have a known day now.
     assert [one["field"] for one in summary["warnings"]] in ([], ["day"])
+
+
+def test_rare_values_are_not_called_new(tmp_path: Path) -> None:
+    """Where most of train's values have no token either, it is the least count that took it."""
+    rare = unseen_suspicion("x", "test", 0.62, 1000, 0.6)
+    new = unseen_suspicion("x", "test", 0.62, 1000, 0.05)
+    assert rare is not None
+    assert new is not None
+    assert "not far above the 60.0% of train; they are rare rather than new" in rare.text
+    assert ", far above the 5.0% of train; split by time" in new.text
+    assert unseen_suspicion("x", "test", 0.49, 1000, 0.0) is None
 
 
 def test_the_command_says_them_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,27 @@ def test_the_page_holds_every_group_and_its_figures(
     assert [group["name"] for group in found["groups"]] == ["test", "test, update 1"]
 
 
+def test_far_above_is_the_rule_of_update_and_unseen_values(tmp_path: Path) -> None:
+    """Of the first rows as slow counts say, of an update's as the update warned, one sentence each."""
+    train, valid = write_log(tmp_path / "train.csv", 2000, seed=1), write_log(tmp_path / "valid.csv", 500, seed=2)
+    test, day = write_log(tmp_path / "t.csv", 800, seed=3, moved=0.3), write_log(tmp_path / "d.csv", 600, seed=4, moved=1)
+    folder = tmp_path / "data"
+    prepare(PLAN, [f"train={train}", f"valid={valid}", f"test={test}"], folder)
+    assert update(folder, [f"train={day}"])["updates"][-1]["far_above"]
+    found = write_drift_report(folder, tmp_path / "drift.html")["far_above"]
+    base = Base.read(folder)
+    assert [(one["group"], one["field"], one["kind"]) for one in found] == [
+        ("test", "moved", "unseen"),
+        ("test", "fresh", "unseen"),
+        *(("update 1", one["field"], one["kind"]) for one in base.summary["updates"][-1]["far_above"]),
+    ]
+    rows = [row["fresh"] for part in groups_of(base)[-1].parts for row in pq.read_table(part).to_pylist()]
+    assert (found[1]["count"], found[1]["of"], found[1]["expected"]) == (rows.count(1), 800, 0.0)
+    page = (tmp_path / "drift.html").read_text(encoding="utf-8")
+    assert f"{rows.count(1)} of 800 values were never seen in training" in page
+    assert "values of the new rows were not in the data set before" in page
+
+
 def test_what_cannot_be_reported_is_one_line(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ends in \.html"):
         write_drift_report(data, tmp_path / "drift.txt")

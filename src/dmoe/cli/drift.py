@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from dmoe.cli.common import JsonOption, print_json, show_path
+from dmoe.cli.common import JsonOption, print_json, show_path, warn
 
 HELP = """One HTML page on how validation, test and later rows differ from the first training rows.
 
 For every field the shift of its distribution and the rate of unseen values, and the label rate along the rows; the
-rows of each dmoe prepare --update stand apart.
+rows of each dmoe prepare --update stand apart. Fields with far more unseen or missing values than the first training
+and validation rows are named, as dmoe prepare --update and dmoe predict name them.
 
 \b
 Examples:
@@ -36,4 +37,6 @@ def command(
         for field in group["fields"][:3]:
             unseen = "" if field["unseen"] is None else f", unseen {field['unseen']:.2%}"
             typer.echo(f"  {field['name']}: shift {field['shift']:.4f} bits (chance {field['chance']:.4f}){unseen}")
+    for one in found["far_above"]:
+        warn(f"{one['group']}: {one['text']}")
     typer.echo(f"drift report: {show_path(output)}")

@@ -248,10 +248,4 @@ def _show(summary: dict[str, Any], output: Path) -> None:
     stderr.print(f"data set: {show_path(output)}", markup=False)
     if "updates" in summary:
         for one in summary["updates"][-1]["far_above"]:
-            warn(
-                Finding(**one).text(
-                    "values of the new rows were not in the data set before",
-                    "the held-out rows that it had",
-                    "runs trained on it know nothing of them",
-                )
-            )
+            warn(Finding(**one).text_of_update())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from dmoe.data.coded import Column, Numbers
 from dmoe.data.config import SPLITS
 from dmoe.data.quantiles import quantile_edges
 from dmoe.data.telling import Integers, chance_divergence, jensen_shannon, mutual_information
+from dmoe.data.unseen import Finding, is_far_above, merging_fields, source_columns
 from dmoe.errors import DataError
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, CategoricalField, MultiValuedField
 
@@ -31,10 +32,11 @@ BLOCKS = 40
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The shards that came with one preparation or update and belong to one split."""
+    """The shards that came with one preparation, or with the `update`th update, and belong to one split."""
 
     name: str
     parts: tuple[Path, ...]
+    update: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def groups_of(data: Base) -> list[Group]:
         for number, (start, stop) in enumerate(pairwise(starts)):
             if start < stop:
                 name = split if number == 0 else f"{split}, update {number}"
-                groups.append(Group(name, tuple(parts[start:stop])))
+                groups.append(Group(name, tuple(parts[start:stop]), number))
     if not groups:
         raise DataError(f"{data.folder}: holds no part-*.parquet; prepare the data again")
     return groups
@@ -235,6 +237,39 @@ def drift(data: Base, reference: Contents, other: Contents) -> list[FieldDrift]:
             )
         )
     return sorted(found, key=lambda one: one.chance - one.shift)
+
+
+def far_above(data: Base, contents: list[Contents]) -> list[tuple[str, Finding]]:
+    """By group of rows, the fields far above what the first train and valid rows showed (`dmoe.data.unseen`).
+
+    The first rows of later splits are judged by their encoded values; those of an update as `prepare --update` found
+    them, before its new values became tokens. Of numeric fields encoded rows do not tell which are missing.
+    """
+    shown = [one for one in contents if one.group.name in ("train", "valid")] or contents[:1]
+    columns, merging = source_columns(data.schema), merging_fields(data.schema)
+    found = []
+    for one in contents:
+        if one in shown or one.group.update:
+            continue
+        for name in one.unseen:
+            if name not in merging:
+                kinds = _shares(one, name)
+                expected = [_shares(other, name) for other in shown]
+                found += [
+                    (one.group.name, Finding(name, columns.get(name, name), kind, count, of, share))
+                    for kind, (count, of) in kinds.items()
+                    for share in [max(other[kind][0] / max(other[kind][1], 1) for other in expected)]
+                    if is_far_above(count, of, share)
+                ]
+    for number, update in enumerate(data.summary.get("updates", []), 1):
+        found += [(f"update {number}", Finding(**one)) for one in update["far_above"]]
+    return found
+
+
+def _shares(contents: Contents, name: str) -> dict[Literal["unseen", "missing"], tuple[int, int]]:
+    """Unseen values and values; rows without values and rows."""
+    counts, missing = contents.counts[name], contents.missing[name]
+    return {"unseen": (int(counts[OOV_ID]), int(counts.sum()) - missing), "missing": (missing, contents.rows)}
 
 
 def information(contents: Contents) -> dict[str, float]:

@@ -14,7 +14,6 @@ from dmoe.data.coded import Column, pc
 from dmoe.data.config import SPLITS
 from dmoe.data.contents import row_values
 from dmoe.data.leaks import (
-    UNSEEN_ADVICE,
     SampleColumn,
     Suspicion,
     copies_suspicion,
@@ -142,9 +141,12 @@ def _unseen(data: Base, field: AnyField) -> list[Suspicion]:
     if not isinstance(field, CategoricalField):
         return []
     entry: dict[str, Any] = data.summary["fields"][field.name]
-    shares = [(split, entry["unseen"].get(split, 0.0)) for split in ("test", "valid")]
-    found = [unseen_suspicion(field.name, split, share, UNSEEN_ADVICE) for split, share in shares]
-    train_rows, train = data.summary["splits"]["train"]["rows"], entry["unseen"].get("train", 0.0)
+    unseen, values = entry["unseen"], entry["values"]
+    train_rows, train = data.summary["splits"]["train"]["rows"], unseen.get("train", 0.0)
+    found = [
+        unseen_suspicion(field.name, split, unseen.get(split, 0.0), values.get(split, 0), train)
+        for split in ("test", "valid")
+    ]
     distinct = entry.get("distinct_in_train")
     known = [one for one in found if one is not None][:1]
     if distinct is not None and train > 0.9 and distinct > 0.9 * train_rows * (1 - entry["missing"].get("train", 0.0)):

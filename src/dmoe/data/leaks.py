@@ -16,6 +16,7 @@ from scipy.stats import chi2
 
 from dmoe.data.telling import Floats, Integers
 from dmoe.data.trial import Judge
+from dmoe.data.unseen import is_far_above
 
 TELLING_AUC = 0.95
 # Of the label's entropy: what one value must tell to be named.
@@ -33,9 +34,8 @@ _BLOCKS = 20
 _CHANCE = 1e-6
 _COPIES = 0.01
 _FINE_BUCKETS = 256
-UNSEEN_ADVICE = (
-    "split by time to see what later days bring, give it a min_count or hash_buckets, or train against unseen tokens"
-)
+_NEW = "split by time to see what later days bring, give it hash_buckets, or train against unseen tokens"
+_RARE = "they are rare rather than new: a lower min_count or hash_buckets gives them one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,15 +219,19 @@ def _order(column: SampleColumn, train_N: npt.NDArray[np.bool_]) -> list[Suspici
     ]
 
 
-def unseen_suspicion(name: str, split: str, share: float, advice: str) -> Suspicion | None:
-    """A field that is mostly new in rows that were not fitted on."""
-    if share < _UNSEEN:
+def unseen_suspicion(name: str, split: str, share: float, values: int, in_train: float) -> Suspicion | None:
+    """A field of whose `values` in rows that were not fitted on at least half have no token: new ones if that is far
+    above the share of train's own (`dmoe.data.unseen`), else rare ones."""
+    if share < _UNSEEN or not values:
         return None
+    new = is_far_above(round(share * values), values, in_train)
+    above = "far above the" if new else "not far above the"
     return Suspicion(
         "mostly unseen",
         name,
         round(share, 4),
-        f"'{name}': {share:.1%} of the values of {split} have no token; {advice}",
+        f"'{name}': {share:.1%} of the values of {split} have no token, {above} {in_train:.1%} of train; "
+        f"{_NEW if new else _RARE}",
     )
 
 

@@ -97,6 +97,14 @@ class Finding:
         share = f"{100 * self.expected:.1f}".removesuffix(".0")
         return f"{self.name}: {self.count:,} of {self.of:,} {what} ({held_out}: {share} %); {follows}. {hint}"
 
+    def text_of_update(self) -> str:
+        """The same of the rows that an update brought."""
+        return self.text(
+            "values of the new rows were not in the data set before",
+            "the held-out rows that it had",
+            "runs trained on it know nothing of them",
+        )
+
 
 class ValueCounts:
     """Sums over the rows that were looked at; may be added to from several threads."""

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from dmoe.data.base import Base
-from dmoe.data.contents import Contents, FieldDrift, drift, groups_of, read_contents
+from dmoe.data.contents import Contents, FieldDrift, drift, far_above, groups_of, read_contents
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import written_aside
 from dmoe.report.figures import Curve, bars, curves
@@ -53,13 +53,20 @@ def write_drift_report(folder: Path, output: Path) -> dict[str, Any]:
     with drawing():
         found = [_group(data, first, other, index) for index, other in enumerate(others)]
         rates = curves("rates", "Label rate", "share of the rows of the group", _rate_curves([first, *others]))
+    warnings = [
+        {"group": group, **one.values(), "text": one.text_of_update() if group.startswith("update") else one.text()}
+        for group, one in far_above(data, [first, *others])
+    ]
     page = page_environment().get_template("drift.html.j2")
-    text = page.render(folder=str(folder), first=first, groups=found, rates=rates, version=version("dmoe"))
+    text = page.render(
+        folder=str(folder), first=first, groups=found, rates=rates, warnings=warnings, version=version("dmoe")
+    )
     with written_aside(output) as aside:
         aside.write_bytes(text.encode("utf-8"))
     return {
         "reference": first.group.name,
         "label_rate": first.positives / first.rows,
+        "far_above": warnings,
         "groups": [
             {
                 "name": one.name,

@@ -20,7 +20,7 @@ from dmoe.data.inspection.columns import LogRows, TextColumn, read_rows
 from dmoe.data.inspection.kinds import MISSING_WORDS, ColumnFacts, Found, Reader, left_out
 from dmoe.data.inspection.suggest import Suggestion, suggest
 from dmoe.data.labels import label_parser, suggest_label
-from dmoe.data.leaks import UNSEEN_ADVICE, SampleColumn, Suspicion, field_suspicions, label_suspicions, unseen_suspicion
+from dmoe.data.leaks import SampleColumn, Suspicion, field_suspicions, label_suspicions, unseen_suspicion
 from dmoe.data.lines import read_line_chunks
 from dmoe.data.quoting import guess_delimiter, split_line
 from dmoe.data.streams import is_parquet
@@ -117,7 +117,8 @@ def _suspicions(
         words = partial(_quoted, column)
         sample = SampleColumn(facts.name, codes_N, size + 1, size, words, numbers_N, is_number=facts.kind == "numeric")
         told = field_suspicions(sample, judge, judge.fit_N)
-        new = unseen_suspicion(facts.name, "later rows", facts.unseen.get(1, 0.0), UNSEEN_ADVICE)
+        later = int((~judge.fit_N).sum())
+        new = unseen_suspicion(facts.name, "later rows", facts.unseen.get(1, 0.0), later, 0.0)
         found += told or ([new] if new is not None else [])
     return found
 
