@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM as a request that work looks for where it can stop in good order."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -9,9 +9,24 @@ from types import FrameType
 
 @dataclass(slots=True)
 class StopRequest:
-    """`made` once a stop was asked for."""
+    """`made` once a stop was asked for; `abrupt` while that is to end the work where it is."""
 
     made: bool = False
+    abrupt: bool = False
+
+    @contextmanager
+    def at_once(self, stop: Callable[[], None]) -> Iterator[None]:
+        """For long work without a place to stop: the first request ends it, and `stop` raises what is to be said."""
+        if self.made:
+            stop()
+        self.abrupt = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            stop()
+            raise
+        finally:
+            self.abrupt = False
 
 
 @contextmanager
@@ -23,9 +38,9 @@ def stop_requests() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if request.made:
+        again, request.made = request.made, True
+        if again or request.abrupt:
             raise KeyboardInterrupt
-        request.made = True
 
     previous = {}
     try:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from signal import SIGINT, raise_signal
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +13,16 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from dmoe.baselines import design as designs
+from dmoe.baselines import folder as folders
 from dmoe.baselines.beside import read_beside, run_faults, stand_beside
 from dmoe.baselines.design import Design, tree_categories, tree_inputs
 from dmoe.baselines.folder import Baseline, fit_baseline
+from dmoe.baselines.kept import kept_logistic
 from dmoe.baselines.target import BLOCKS, TargetEncoding
+from dmoe.cli.main import main
 from dmoe.comparison import compare_runs
-from dmoe.errors import DataError
+from dmoe.data.dataset import read_once
+from dmoe.errors import DataError, Interrupted
 from dmoe.report import write_report
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
 from dmoe.training.loop import train
@@ -209,6 +214,100 @@ def test_a_run_stands_beside_the_regression_of_its_data(data: Path, tmp_path: Pa
     page = (tmp_path / "report.html").read_text()
     assert "logistic regression, test" in page
     assert "against the logistic regression on the same test rows" in page
+
+
+def test_a_baseline_tells_rows_with_unseen_values_apart(data: Path, tmp_path: Path) -> None:
+    """As the evaluation of a model does: by the same counts, each side's logloss from the logits."""
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    schema = Schema.read(own)
+    field, columns = schema.categorical[0], schema.id_columns[0]
+    for part in (own / "test").glob("part-*.parquet"):
+        table = parquet.read_table(part)
+        values = np.where(np.arange(len(table)) % 3 == 0, 1, table[field.name].to_numpy()).astype(np.int32)
+        parquet.write_table(table.set_column(table.column_names.index(field.name), field.name, pa.array(values)), part)
+    run = train(small_config("training.epochs=1"), own, tmp_path / "run")
+    beside = stand_beside(run, own)["unseen"]["test"]
+    kept = Baseline.open(own / "baselines" / "logistic")
+    found = json.loads((kept.path / "evaluation" / "test.json").read_text())["unseen"]
+    of_run = json.loads((run.path / "evaluation" / "test.json").read_text())["unseen"]
+    assert beside == found
+    assert [(one["field"], one["values"], one["unseen"]) for one in found["fields"]] == [
+        (one["field"], one["values"], one["unseen"]) for one in of_run["fields"]
+    ]
+    rows = list(read_once(own, "test", batch_size=1000).batches())
+    ids_RC, labels_R = (np.concatenate([getattr(one, name).numpy() for one in rows]) for name in ("ids_BC", "labels_B"))
+    numeric_RN = np.concatenate([one.numeric_BN.numpy() for one in rows])
+    signed_R = np.where(labels_R > 0, -1, 1) * kept.load_model().logits(ids_RC, numeric_RN)
+    unseen_R = (ids_RC[:, columns] == 1).any(1)
+    assert unseen_R.mean() > 0.3
+    side = found["fields"][0]["scores"]
+    assert side["with"]["logloss"] == pytest.approx(np.log1p(np.exp(signed_R[unseen_R])).mean())
+    assert side["without"]["logloss"] == pytest.approx(np.log1p(np.exp(signed_R[~unseen_R])).mean())
+    write_report([run.path], tmp_path / "report.html")
+    assert "on rows with unseen values" in (tmp_path / "report.html").read_text()
+
+
+def test_a_kept_regression_of_other_rows_is_fitted_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever came before, the regression beside a run is that of its own memory; and that is said."""
+    monkeypatch.setattr(folders, "_BATCH_ROWS", 100)
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    said: list[str] = []
+    whole = kept_logistic(own, tmp_path, 4.0, said.append).facts
+    entries = Schema.read(own).num_ids + 2 * len(Schema.read(own).numeric)
+    small = 2 * 16 * entries * 500 / 2**30
+    part = kept_logistic(own, tmp_path, small, said.append).facts
+    assert (whole.rows, part.rows, part.valid_rows) == (2000, 500, 400)
+    assert sum("fitted on 2,000 training rows" in one and "again, on 500" in one for one in said) == 1
+    alone = fit_baseline("logistic", data, tmp_path / "alone", memory_gb=small)
+    weights = own / "baselines" / "logistic" / "logistic.safetensors"
+    assert weights.read_bytes() == (alone.path / "logistic.safetensors").read_bytes()
+    stamp = weights.stat().st_mtime_ns
+    assert kept_logistic(own, tmp_path, small * 0.99).facts == part, "a memory that changes nothing"
+    assert weights.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_the_first_interrupt_ends_a_fit_and_leaves_what_was(
+    earlier: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if earlier:
+        fit_baseline("logistic", data, tmp_path / "lr")
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def interrupted(*_: object) -> None:
+        raise_signal(SIGINT)
+
+    for at in ("dmoe.baselines.models._fit_quietly", "dmoe.baselines.folder.write_evaluations"):
+        with monkeypatch.context() as patch:
+            patch.setattr(at, interrupted)
+            with pytest.raises(SystemExit) as done:
+                main(["baseline", str(data), "-o", str(tmp_path / "lr"), "--overwrite"])
+        assert done.value.code == 130
+        assert "interrupted; the same command starts again" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_first_interrupt_ends_the_fit_of_a_linear_part(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a training that otherwise stops at batches; resumed, it gives the bits of one that was not interrupted."""
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    config = small_config("training.epochs=1", "model.linear=true")
+    with monkeypatch.context() as patch:
+        patch.setattr("dmoe.baselines.models._fit_quietly", lambda *_: raise_signal(SIGINT))
+        with pytest.raises(Interrupted, match="--resume"):
+            train(config, own, tmp_path / "run")
+    assert not (own / "baselines" / "logistic").exists()
+    train(config, own, tmp_path / "run", resume=True)
+    train(config, own, tmp_path / "whole")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_errors_are_one_sentence(data: Path, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_fields_mostly_unseen_are_named_also_after_an_update(tmp_path: Path) -> 
     assert [one["field"] for one in summary["warnings"]] in ([], ["day"])
 
 
-def test_rare_values_are_not_called_new(tmp_path: Path) -> None:
+def test_rare_values_are_not_called_new() -> None:
     """Where most of train's values have no token either, it is the least count that took it."""
     rare = unseen_suspicion("x", "test", 0.62, 1000, 0.6)
     new = unseen_suspicion("x", "test", 0.62, 1000, 0.05)

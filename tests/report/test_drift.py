@@ -101,7 +101,10 @@ def test_the_page_holds_every_group_and_its_figures(
 def test_far_above_is_the_rule_of_update_and_unseen_values(tmp_path: Path) -> None:
     """Of the first rows as slow counts say, of an update's as the update warned, one sentence each."""
     train, valid = write_log(tmp_path / "train.csv", 2000, seed=1), write_log(tmp_path / "valid.csv", 500, seed=2)
-    test, day = write_log(tmp_path / "t.csv", 800, seed=3, moved=0.3), write_log(tmp_path / "d.csv", 600, seed=4, moved=1)
+    test, day = (
+        write_log(tmp_path / "t.csv", 800, seed=3, moved=0.3),
+        write_log(tmp_path / "d.csv", 600, seed=4, moved=1),
+    )
     folder = tmp_path / "data"
     prepare(PLAN, [f"train={train}", f"valid={valid}", f"test={test}"], folder)
     assert update(folder, [f"train={day}"])["updates"][-1]["far_above"]

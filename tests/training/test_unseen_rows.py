@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from dmoe.data.batch import Batch
 from dmoe.schema import CategoricalField, Coverage, MultiValuedField, NumericField, Schema
-from dmoe.training.unseen_rows import SCORED_FIELDS, UnseenRows
+from dmoe.unseen_rows import SCORED_FIELDS, UnseenRows
 
 FIELDS = 12
 

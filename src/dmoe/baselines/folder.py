@@ -8,7 +8,7 @@ environment.json          versions, hardware, wall time
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict
 
 from dmoe.baselines.models import MODELS, EncodedRows, Kind, Model, Tell
 from dmoe.data.config import SPLITS
-from dmoe.data.dataset import read_once
+from dmoe.data.dataset import SplitReader, read_once
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json, write_json, written_aside
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
 from dmoe.schema import Schema
+from dmoe.unseen_rows import UnseenRows
 from dmoe.validation import validate
 
 MARK = "baseline.json"
@@ -35,7 +36,7 @@ EVALUATED = ("valid", "test")
 
 
 class Facts(BaseModel):
-    """What baseline.json holds."""
+    """What baseline.json holds; `rows` and `valid_rows`: the latest ones that it was fitted and chosen on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format_version: Literal[1] = 1
@@ -43,6 +44,7 @@ class Facts(BaseModel):
     data: str
     seed: int
     rows: int
+    valid_rows: int
     chosen: dict[str, float | int | str]
 
 
@@ -116,18 +118,24 @@ def fit_baseline(
         raise DataError(f"{output}: {what}, or choose another --output")
     began = time.monotonic()
     schema = Schema.read(data)
-    memory_bytes = int(memory_gb * 2**30)
-    train, valid = (_read(data, split, memory_bytes) for split in ("train", "valid"))
+    train, valid = (_read(data, split, memory_gb) for split in ("train", "valid"))
     for split, rows in (("train", train), ("valid", valid)):
         if len(np.unique(rows.labels_R)) < 2:
             raise DataError(
                 f"{data / split}: every row has {schema.label} {rows.labels_R[0]:g}; both classes are needed"
             )
     model: Model = MODELS[kind].fit(train, valid, schema, seed, tell)
-    facts = Facts(kind=kind, data=str(data.resolve()), seed=seed, rows=len(train), chosen=model.facts())
+    facts = Facts(
+        kind=kind,
+        data=str(data.resolve()),
+        seed=seed,
+        rows=len(train),
+        valid_rows=len(valid),
+        chosen=model.facts(),
+    )
     evaluations = {split: evaluate_model(model, data, split) for split in EVALUATED if (data / split).is_dir()}
     output.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(output) as aside:
+    with written_aside(output, replace=overwrite) as aside:
         aside.mkdir()
         schema.write(aside)
         if (data / "vocabulary").is_dir():
@@ -139,8 +147,6 @@ def fit_baseline(
         write_json(aside / "metrics.json", {**scores, "seconds": seconds, "parameters": facts.chosen["parameters"]})
         write_json(aside / "environment.json", {"data": facts.data, "wall_seconds": seconds})
         write_json(aside / MARK, facts.model_dump(mode="json"))
-        if output.exists():
-            shutil.rmtree(output)
     return Baseline(output)
 
 
@@ -167,9 +173,12 @@ def evaluate_baseline(
 def evaluate_model(model: Model, data: Path, split: str) -> dict[str, Any]:
     """What `evaluation/<split>.json` of a run holds, as far as a model without experts has it."""
     labels, logits = [], []
-    for rows in _batches(data, split):
-        labels.append(rows.labels_R)
-        logits.append(model.logits(rows.ids_RC, rows.numeric_RN))
+    reader = read_once(data, split, batch_size=_BATCH_ROWS)
+    unseen = UnseenRows(reader.schema)
+    for batch in reader.batches():
+        labels.append(batch.labels_B.numpy())
+        logits.append(model.logits(batch.ids_BC.numpy(), batch.numeric_BN.numpy()))
+        unseen.update(batch)
     labels_R, logits_R = np.concatenate(labels), np.concatenate(logits)
     return {
         "format_version": 1,
@@ -180,24 +189,30 @@ def evaluate_model(model: Model, data: Path, split: str) -> dict[str, Any]:
         "logloss": logloss(labels_R, logits_R),
         "relative_information_gain": relative_information_gain(labels_R, logits_R),
         "calibration": asdict(calibration(labels_R, 1 / (1 + np.exp(-logits_R)))),
+        "unseen": unseen.result(labels_R, logits_R),
     }
 
 
-def _read(data: Path, split: str, memory_bytes: int) -> EncodedRows:
-    """The rows of a split in file order, the last `MOST_ROWS` of them, or what fits into half of the memory."""
+def rows_within(data: Path, split: str, memory_gb: float) -> int:
+    """How many of the latest rows of a split a baseline is fitted or chosen on."""
     reader = read_once(data, split, batch_size=_BATCH_ROWS)
+    return reader.num_rows - _first_batch(reader, memory_gb) * _BATCH_ROWS
+
+
+def _first_batch(reader: SplitReader, memory_gb: float) -> int:
+    """From where the last `MOST_ROWS` are read, or as many as fit into half of the memory."""
     entries = reader.schema.num_ids + 2 * len(reader.schema.numeric)
     # An entry is an id, and a float64 and a column of the design.
-    most = min(MOST_ROWS, memory_bytes // 2 // (entries * 16))
-    first = max(0, reader.num_rows - most) // _BATCH_ROWS
-    batches = list(reader.batches(start_batch=first))
+    most = min(MOST_ROWS, int(memory_gb * 2**30) // 2 // (entries * 16))
+    return max(0, reader.num_rows - most) // _BATCH_ROWS
+
+
+def _read(data: Path, split: str, memory_gb: float) -> EncodedRows:
+    """The latest rows of a split in file order."""
+    reader = read_once(data, split, batch_size=_BATCH_ROWS)
+    batches = list(reader.batches(start_batch=_first_batch(reader, memory_gb)))
     return EncodedRows(
         np.concatenate([batch.ids_BC.numpy() for batch in batches]),
         np.concatenate([batch.numeric_BN.numpy() for batch in batches]),
         np.concatenate([batch.labels_B.numpy() for batch in batches]),
     )
-
-
-def _batches(data: Path, split: str) -> Iterator[EncodedRows]:
-    for batch in read_once(data, split, batch_size=_BATCH_ROWS).batches():
-        yield EncodedRows(batch.ids_BC.numpy(), batch.numeric_BN.numpy(), batch.labels_B.numpy())

@@ -5,14 +5,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dmoe.baselines.folder import Baseline, fit_baseline
+from dmoe.baselines.folder import Baseline, fit_baseline, rows_within
 from dmoe.baselines.models import Tell
 from dmoe.errors import DataError
 from dmoe.schema import Schema
 
 
 def kept_logistic(data: Path, scratch: Path, memory_gb: float, tell: Tell = lambda _: None) -> Baseline:
-    """The baseline of the data set, fitted now if it has none; in `scratch` where its folder cannot be written."""
+    """The baseline of the data set, fitted now if it has none; in `scratch` where its folder cannot be written.
+
+    One that other rows made, as another `memory_gb` leaves them, is fitted again: what comes of a run must not hang on
+    what was run before it.
+    """
     place = data / "baselines" / "logistic"
     try:
         place.parent.mkdir(exist_ok=True)
@@ -22,8 +26,14 @@ def kept_logistic(data: Path, scratch: Path, memory_gb: float, tell: Tell = lamb
         return fit_baseline("logistic", data, scratch / "logistic", memory_gb=memory_gb, tell=tell)
     try:
         with suppress(DataError):
-            if Baseline.is_one(place) and Baseline.open(place).schema == Schema.read(data):
-                return Baseline.open(place)
+            if Baseline.is_one(place) and (kept := Baseline.open(place)).schema == Schema.read(data):
+                rows = [rows_within(data, split, memory_gb) for split in ("train", "valid")]
+                if rows == [kept.facts.rows, kept.facts.valid_rows]:
+                    return kept
+                tell(
+                    f"{place}: fitted on {kept.facts.rows:,} training rows; in {memory_gb:g} GB of memory it is fitted "
+                    f"again, on {rows[0]:,}"
+                )
         return fit_baseline("logistic", data, place, overwrite=Baseline.is_one(place), memory_gb=memory_gb, tell=tell)
     finally:
         lock.release()

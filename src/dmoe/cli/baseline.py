@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dmoe.cli.common import JsonOption, print_json, show_path, stderr
+from dmoe.errors import Interrupted
 
 HELP = """Fit a simple model on the splits of a data set: what a D-MoE has to beat.
 
@@ -38,7 +39,12 @@ def command(
     known = next((one for one in KINDS if one == kind), None)
     if known is None:
         raise ConfigError(f"--kind {kind}: must be {' or '.join(KINDS)}{nearest(kind, KINDS)}")
-    found = fit_baseline(known, data, output, seed=seed, overwrite=overwrite, memory_gb=memory_gb, tell=stderr.print)
+    try:
+        found = fit_baseline(
+            known, data, output, seed=seed, overwrite=overwrite, memory_gb=memory_gb, tell=stderr.print
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(f"{output}: interrupted; the same command starts again") from None
     metrics = read_json(found.path / "metrics.json")
     if as_json:
         print_json({"baseline": str(found.path), "kind": known, **metrics})

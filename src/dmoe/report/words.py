@@ -228,7 +228,18 @@ def beside(run: Run, split: str, paired: Mapping[str, Any]) -> str:
         interval = f"{numbers.change(one['low'])} to {numbers.change(one['high'])}"
         verdict = "not resolved" if one["p"] >= 0.05 else ("better" if one["difference"] * better > 0 else "worse")
         parts.append(f"{name} {numbers.change(one['difference'])} ({interval}, {verdict})")
-    return f"{run.name} against the {run.beside['name']} on the same {split} rows: {', '.join(parts)}."
+    text = f"{run.name} against the {run.beside['name']} on the same {split} rows: {', '.join(parts)}."
+    apart = (run.beside["unseen"].get(split) or {}).get("any")
+    own = run.evaluations[split].unseen if split in run.evaluations else None
+    if apart is None or own is None:
+        return text
+    sides = (("with", own.any.with_unseen.auc, "with"), ("without", own.any.without.auc, "without"))
+    told = [
+        f"{numbers.score(auc)} against {numbers.score(apart[key]['auc'])} on rows {words} unseen values"
+        for words, auc, key in sides
+        if auc is not None and apart[key]["auc"] is not None
+    ]
+    return f"{text} AUC {join(told)}." if told else text
 
 
 _MAPS = {

@@ -25,7 +25,7 @@ from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, MultiValuedField, Schema, vocabulary_path
 from dmoe.training.run import Run, choose_device
-from dmoe.training.unseen_rows import UnseenRows
+from dmoe.unseen_rows import UnseenRows
 
 # Rows scored at once, the same wherever rows are scored: a matrix product may round differently for another
 # number of rows, and predictions on raw rows are to equal those on encoded rows to the bit.

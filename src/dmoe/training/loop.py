@@ -374,7 +374,7 @@ class _Trainer:
     def _save_checkpoint(self) -> None:
         save_checkpoint(self.run.path, Checkpoint(self.engine.state(), asdict(self.at)))
 
-    def _fit_on_valid(self, model: DMoE, at_batch: Callable[[], None]) -> None:
+    def _fit_on_valid(self, model: DMoE, requests: StopRequest, at_batch: Callable[[], None]) -> None:
         """The linear part's share of the logit, then the map from logits to calibrated ones; kept with the weights."""
         how, rate = self.recipe.calibration, self.recipe.negative_sampling_rate
         if how == "none" and rate == 1 and model.linear is None:
@@ -382,7 +382,10 @@ class _Trainer:
         # A kill may have come after the map of an earlier attempt was saved.
         model.calibration.set(0.0, 1.0)
         model.calibration.offset.fill_(math.log(rate))
-        facts = None if model.linear is None else fit_linear(model.linear, self.data, self.recipe.memory_gb)
+        facts = None
+        if model.linear is not None:
+            with requests.at_once(at_batch):
+                facts = fit_linear(model.linear, self.data, self.recipe.memory_gb)
         if how != "none" or facts is not None:
             held_out = {
                 split: labels_and_both_logits(
@@ -422,7 +425,7 @@ class _Trainer:
         self.model.embedding.end_shrinkage()  # the weights are saved folded
         self.run.load_weights_into(self.model)
         model = self.model.eval()
-        self._fit_on_valid(model, stop_if_asked)
+        self._fit_on_valid(model, requests, stop_if_asked)
         (self.run.path / "evaluation").mkdir(exist_ok=True)
         final: dict[str, Any] = {}
         for split in ("valid", "test"):
