@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dmoe.verdict import faults, faults_of_run
+from dmoe.verdict import faults, faults_of_run, rate_drift
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
@@ -57,3 +57,17 @@ def test_test_is_judged_before_valid() -> None:
     assert faults_of_run({"valid": bad, "test": evaluation()}, None) == []
     assert len(faults_of_run({"valid": bad}, None)) == 1
     assert faults_of_run({}, None) == []
+
+
+def test_click_rates_that_drift_are_said_and_chance_is_not() -> None:
+    def of(rows: int, positives: int) -> dict[str, int]:
+        return {"rows": rows, "positives": positives}
+
+    said = rate_drift({"valid": of(193_959, 88_059), "test": of(193_959, 86_227)})
+    assert said is not None
+    assert "45.40% in valid, on which a model is calibrated, 44.46% in test" in said
+    assert "1.021 times" in said
+    assert rate_drift({"valid": of(1000, 454), "test": of(1000, 444)}) is None, "chance"
+    assert rate_drift({"valid": of(10**8, 50_000_000), "test": of(10**8, 50_200_000)}) is None, "too little to matter"
+    assert rate_drift({"test": of(1000, 10)}) is None
+    assert rate_drift({"valid": of(1000, 300), "test": of(1000, 0)}) is None

@@ -11,6 +11,9 @@ from typing import Any
 CALIBRATION_MARGIN = 0.05
 _STANDARD_ERRORS = 2.0
 _SIGNIFICANCE = 0.05
+# Click rates that differ by chance, or by less than one in a hundred, are no drift.
+_DRIFT_ERRORS = 3.0
+_LEAST_DRIFT = 0.01
 
 
 def faults(split: str, evaluation: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> list[str]:
@@ -63,7 +66,25 @@ def faults_of_run(evaluations: Mapping[str, Mapping[str, Any]], beside: Mapping[
         return []
     paired = beside["splits"].get(split) if beside is not None else None
     named = None if beside is None or paired is None else {"name": beside["name"], **paired}
-    return faults(split, evaluations[split], named)
+    found = faults(split, evaluations[split], named)
+    drift = rate_drift(evaluations)
+    return [*found, *([drift] if drift is not None else [])]
+
+
+def rate_drift(evaluations: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """A sentence where the click rate of test is another one than that of valid, which calibration is fitted on."""
+    shown = [evaluations.get(split) or {} for split in ("valid", "test")]
+    if not all(one.get("rows") and one.get("positives") for one in shown):
+        return None
+    valid, test = (one["positives"] / one["rows"] for one in shown)
+    both = sum(one["positives"] for one in shown) / sum(one["rows"] for one in shown)
+    error = math.sqrt(both * (1 - both) * sum(1 / one["rows"] for one in shown))
+    if abs(test - valid) <= max(_DRIFT_ERRORS * error, _LEAST_DRIFT * valid):
+        return None
+    return (
+        f"the click rate drifts: {valid:.2%} in valid, on which a model is calibrated, {test:.2%} in test; by that "
+        f"alone a model right on all of valid predicts {valid / test:.3f} times the clicks of test"
+    )
 
 
 def against(beside: Mapping[str, Any]) -> list[str]:

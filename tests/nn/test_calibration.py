@@ -10,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from dmoe.metrics import auc, calibration, logloss
 from dmoe.nn.calibration import KNOTS, LogitMap
-from dmoe.training.calibrate import KINDS, Fit, choose, fit
+from dmoe.training.calibrate import KINDS, Fit, choose, fit, latest
 
 
 def drawn(rows: int, slope: float, bias: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -125,3 +125,25 @@ def test_auto_takes_the_simplest_that_is_right() -> None:
     assert choose(*drawn(20_000, 1.0, -1.0)) == "platt"
     labels_R, logits_R = drawn(40_000, 1.0, 0.0, seed=3)
     assert choose(labels_R, np.where(logits_R > -1, 8 * logits_R + 7, 0.1 * logits_R - 0.9)) == "isotonic"
+
+
+@pytest.mark.parametrize(("drop", "want"), [(0.0, 1.0), (2.0, 0.25)])
+def test_auto_fits_on_the_latest_rows_where_they_foretell_better(drop: float, want: float) -> None:
+    """A click rate that falls half way makes old rows mislead; rows of one kind keep all."""
+    draw = np.random.default_rng(3)
+    logits_R = draw.normal(size=20_000)
+    shift_R = -drop * np.linspace(0, 1, len(logits_R))
+    labels_R = (draw.random(len(logits_R)) < 1 / (1 + np.exp(-logits_R - shift_R))).astype(int)
+    rows = latest("platt", labels_R, logits_R)
+    assert rows == want * len(labels_R)
+    assert latest("none", labels_R, logits_R) == len(labels_R)
+    assert latest("platt", labels_R[:9999], logits_R[:9999]) == 9999
+    mixed_R = draw.permutation(len(labels_R))
+    assert latest("platt", labels_R[mixed_R], logits_R[mixed_R]) == len(labels_R)
+    later_R = draw.normal(size=100_000)
+    clicks = (1 / (1 + np.exp(-later_R + drop))).sum()
+    off = [
+        abs((1 / (1 + np.exp(-fit("platt", labels_R[-count:], logits_R[-count:])(later_R)))).sum() / clicks - 1)
+        for count in (rows, len(labels_R))
+    ]
+    assert off[0] < 0.5 * off[1] or drop == 0

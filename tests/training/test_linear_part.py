@@ -12,10 +12,11 @@ from dmoe.baselines.folder import Baseline
 from dmoe.baselines.models import EncodedRows, Logistic, _best
 from dmoe.baselines.target import TargetEncoding
 from dmoe.cli.train import linear_lines
-from dmoe.data.dataset import SplitReader
+from dmoe.data.dataset import SplitReader, read_once
 from dmoe.errors import ConfigError
 from dmoe.nn.build import token_fields
 from dmoe.nn.linear import LinearPart
+from dmoe.report import write_report
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
 from dmoe.training import linear, loop
 from dmoe.training.evaluation import labels_and_both_logits
@@ -68,6 +69,8 @@ def test_the_part_is_the_regression(encoding: str, lists: bool) -> None:
     part.set(torch.from_numpy(found.weights_V), found.bias, found.edges, found.steps, found.slopes, share=1.0)
     got_R = part(torch.from_numpy(valid.ids_RC), torch.from_numpy(valid.numeric_RN))
     np.testing.assert_allclose(got_R.numpy(), model.logits(valid.ids_RC, valid.numeric_RN), atol=1e-5)
+    added_RF = part.by_field(torch.from_numpy(valid.ids_RC), torch.from_numpy(valid.numeric_RN))
+    np.testing.assert_allclose(added_RF.sum(1) + part.bias, got_R, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,19 @@ def test_the_logit_has_the_share_of_the_regression_kept_with_the_data(run: Run, 
     np.testing.assert_allclose(got_R, (1 - share) * mixture_R + share * want_R, atol=1e-5)
     assert f"logistic regression, {share:.0%} of the logit; test AUC" in linear_lines(run.path)[0]
     assert len(labels_R) == len(got_R)
+    added_BF = model.linear.by_field(batch.ids_BC, batch.numeric_BN)
+    np.testing.assert_allclose(added_BF.sum(1) + model.linear.bias, want_R, atol=1e-5)
+    rows = list(read_once(small_data, "valid", batch_size=7).batches())
+    valid_BF = torch.cat([model.linear.by_field(one.ids_BC, one.numeric_BN) for one in rows])
+    names = [field.name for field in (*Schema.read(small_data).categorical, *Schema.read(small_data).numeric)]
+    spreads = dict(zip(names, valid_BF.numpy().std(0).tolist(), strict=True))
+    assert {one["field"]: one["spread"] for one in said["fields"]} == pytest.approx(spreads, abs=1e-9)
+    shown = [one["spread"] for one in said["fields"]]
+    assert shown == sorted(shown, reverse=True)
+    write_report([run.path], run.path.parent / "report.html")
+    page = (run.path.parent / "report.html").read_text(encoding="utf-8")
+    assert "Beside the experts stands the data set’s logistic regression" in page
+    assert (f'<th scope="row">{said["fields"][0]["field"]}</th>' in page) == (share > 0)
 
 
 def test_it_is_fitted_again_when_the_end_was_interrupted(

@@ -94,6 +94,19 @@ class LinearPart(nn.Module):
         return ((1 - self.share) * logit_B.double() + self.share * linear_B).to(logit_B.dtype)
 
     def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> Tensor:
+        linear_B = self.bias + self._weights(ids_BC).sum(1)
+        if len(self.slopes_N) and numeric_BN is not None:
+            slopes_BN, steps_BNE = self._numbers(numeric_BN)
+            linear_B = linear_B + slopes_BN.sum(1) + steps_BNE.sum((1, 2))
+        return linear_B
+
+    def by_field(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
+        """(B, F + N): what each field adds to ℓ, those with ids first."""
+        slopes_BN, steps_BNE = self._numbers(numeric_BN)
+        return torch.cat([self._weights(ids_BC) @ self.field_of_column_CF, slopes_BN + steps_BNE.sum(2)], dim=1)
+
+    def _weights(self, ids_BC: Tensor) -> Tensor:
+        """(B, C); several values of a field weigh one together."""
         weights_BC = (
             nn.functional.embedding(ids_BC + self.first_rows_C, self.weights_V.unsqueeze(1)).squeeze(2).double()
         )
@@ -101,10 +114,11 @@ class LinearPart(nn.Module):
             there_BC = ((ids_BC != 0) | self.plain_C).double()
             number_BF = there_BC @ self.field_of_column_CF
             weights_BC = weights_BC * there_BC / (number_BF.clamp(min=1.0) @ self.field_of_column_CF.T)
-        linear_B = self.bias + weights_BC.sum(1)
-        if len(self.slopes_N) and numeric_BN is not None:
-            wide_BN = numeric_BN.double()
-            tamed_BN = torch.sign(wide_BN) * torch.log(1 + wide_BN.abs())
-            above_BNE = (numeric_BN.unsqueeze(2) > self.edges_NE).double()
-            linear_B = linear_B + (tamed_BN * self.slopes_N).sum(1) + (above_BNE * self.steps_NE).sum((1, 2))
-        return linear_B
+        return weights_BC
+
+    def _numbers(self, numeric_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N) of the slopes and (B, N, E) of the steps."""
+        wide_BN = numeric_BN.double()
+        tamed_BN = torch.sign(wide_BN) * torch.log(1 + wide_BN.abs())
+        above_BNE = (numeric_BN.unsqueeze(2) > self.edges_NE).double()
+        return tamed_BN * self.slopes_N, above_BNE * self.steps_NE

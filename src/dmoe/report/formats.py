@@ -235,4 +235,30 @@ class CalibrationMap(_Part):
 
     asked: str
     kind: str
+    rows: int
+    valid_rows: int
     splits: dict[str, Change] = Field(default_factory=dict)
+
+
+class LinearField(_Part):
+    """What a field adds to the regression's logit: its standard deviation over valid."""
+
+    field: str
+    spread: Number = None
+
+
+class LinearScores(_Part):
+    """A split's scores of the mixture and of the regression, each by itself."""
+
+    mixture: Scores = Scores()
+    linear: Scores = Scores()
+
+
+class LinearShare(_Part):
+    """linear.json."""
+
+    used: bool
+    share: float
+    encoding: str
+    fields: tuple[LinearField, ...] = ()
+    splits: dict[str, LinearScores] = Field(default_factory=dict)

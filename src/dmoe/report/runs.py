@@ -13,7 +13,16 @@ from dmoe.baselines.folder import Baseline
 from dmoe.baselines.models import NAMES
 from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json, read_json_lines
-from dmoe.report.formats import CalibrationMap, EpochLine, Evaluation, FinalMetrics, RunConfig, Scores, StepLine
+from dmoe.report.formats import (
+    CalibrationMap,
+    EpochLine,
+    Evaluation,
+    FinalMetrics,
+    LinearShare,
+    RunConfig,
+    Scores,
+    StepLine,
+)
 from dmoe.schema import Schema
 from dmoe.validation import validate
 from dmoe.verdict import faults_of_run
@@ -45,6 +54,7 @@ class Run:
     baseline: str | None = None  # the name of the simple model, if it is one
     beside: dict[str, Any] | None = None  # comparison.json: the run and its data set's logistic regression
     calibration: CalibrationMap | None = None
+    linear: LinearShare | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -149,7 +159,8 @@ def read_run(folder: Path, name: str) -> Run:
         baseline=baseline,
         beside=read_beside(folder),
         warnings=_warnings(folder / "warnings.json"),
-        calibration=_calibration(folder / "calibration.json"),
+        calibration=_optional_part(CalibrationMap, folder / "calibration.json"),
+        linear=_optional_part(LinearShare, folder / "linear.json"),
     )
 
 
@@ -202,9 +213,9 @@ def _final_metrics(path: Path) -> FinalMetrics | None:
     return _part(FinalMetrics, values | {"splits": splits}, str(path))
 
 
-def _calibration(path: Path) -> CalibrationMap | None:
+def _optional_part(model: type[PartT], path: Path) -> PartT | None:
     values = _read_optional(path)
-    return None if values is None else _part(CalibrationMap, values, str(path))
+    return None if values is None else _part(model, values, str(path))
 
 
 def _evaluations(folder: Path) -> dict[str, Evaluation]:

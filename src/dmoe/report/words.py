@@ -242,6 +242,30 @@ def beside(run: Run, split: str, paired: Mapping[str, Any]) -> str:
     return f"{text} AUC {join(told)}." if told else text
 
 
+def linear(run: Run) -> str:
+    """What the regression beside the experts is, and what each has by itself."""
+    assert run.linear is not None  # the caller has read it
+    if not run.linear.used:
+        return (
+            "The model has room for a logistic regression beside the experts, but the data set’s is on rates of lists, "
+            "which are no sum over values: it has no share of the logit."
+        )
+    share = run.linear.share
+    text = (
+        f"Beside the experts stands the data set’s logistic regression ({run.linear.encoding}): its share of the logit "
+        f"is {numbers.percent(share)}, the mixture’s {numbers.percent(1 - share)}"
+    )
+    split = next((name for name in ("test", "valid") if name in run.linear.splits), None)
+    if split is None:
+        return text + "."
+    scores = run.linear.splits[split]
+    return (
+        f"{text}. On {split} the mixture by itself has AUC {numbers.score(scores.mixture.auc)} and logloss "
+        f"{numbers.score(scores.mixture.logloss)}, the regression by itself {numbers.score(scores.linear.auc)} and "
+        f"{numbers.score(scores.linear.logloss)}."
+    )
+
+
 _MAPS = {
     "temperature": "divided by a temperature",
     "platt": "scaled and shifted (Platt)",
@@ -253,6 +277,7 @@ def calibration_map(found: CalibrationMap) -> str:
     """What became of the logits after training."""
     if found.kind == "none":
         return "The logits are the model’s own: no map fitted on valid was better beyond chance on rows left out of it."
+    rows = "valid" if found.rows == found.valid_rows else f"the last {numbers.whole(found.rows)} rows of valid"
     return (
-        f"The model’s logits are {_MAPS.get(found.kind, found.kind)}, as fitted on valid; test rows had no part in it."
+        f"The model’s logits are {_MAPS.get(found.kind, found.kind)}, as fitted on {rows}; test rows had no part in it."
     )

@@ -22,6 +22,11 @@ KINDS: tuple[Kind, ...] = ("none", "temperature", "platt", "isotonic")
 
 # Blocks of neighbouring rows that `auto` judges each kind on, fitted on the others.
 _FOLDS = 5
+# How much of valid, from its end, `auto` may fit on; judged block by block on the rows that follow, from the fifth on.
+_WINDOWS = (1.0, 0.5, 0.25)
+_BLOCKS, _FIRST_JUDGED = 10, 4
+_LEAST_ROWS = 10_000
+_SURE = 3.0  # standard errors: neighbouring rows are alike
 # A step of the isotonic regression stands on at least so many rows of the rarer class.
 _STEP_ROWS = 25
 _STEEPEST = 20.0
@@ -149,17 +154,52 @@ def choose(labels_R: npt.NDArray[Any], logits_R: Floats) -> Kind:
     return chosen
 
 
+def latest(kind: Kind, labels_R: npt.NDArray[Any], logits_R: Floats) -> int:
+    """How many of the last rows a map is best fitted on: all, or the last half or quarter where the rows say so.
+
+    Each window is tried as it will be used: fitted on what lies before a block of rows and judged on the block
+    (rolling origin; Tashman, Int. J. Forecasting 2000). A smaller window must gain on a larger one by three standard
+    errors, so that rows without an order keep all.
+    """
+    rows = len(labels_R)
+    if kind == "none" or rows < _LEAST_ROWS:
+        return rows
+    blocks = np.array_split(np.arange(rows), _BLOCKS)[_FIRST_JUDGED:]
+    signs_R = np.where(labels_R > 0, -1.0, 1.0)
+    losses = []
+    for window in _WINDOWS:
+        judged = []
+        for block in blocks:
+            of = slice(int(block[0] * (1 - window)), int(block[0]))
+            mapped = fit(kind, labels_R[of], logits_R[of])(logits_R[block])
+            judged.append(np.logaddexp(0.0, signs_R[block] * mapped))
+        losses.append(np.concatenate(judged))
+    chosen = 0
+    for index in range(1, len(_WINDOWS)):
+        gains_R = losses[chosen] - losses[index]
+        if gains_R.mean() > _SURE * gains_R.std() / np.sqrt(len(gains_R)):
+            chosen = index
+    return int(rows * _WINDOWS[chosen])
+
+
 def calibrate(model: DMoE, how: Kind | Literal["auto"], held_out: dict[str, tuple[Any, Floats]]) -> dict[str, Any]:
     """Sets the map of a model from the `valid` rows of `held_out` (labels and uncalibrated logits by split).
 
-    Gives what calibration.json holds: the kind, its numbers, and the reliability of each split before and after.
+    Gives what calibration.json holds: the kind, its numbers, how many of the last rows of valid it was fitted on, and
+    the reliability of each split before and after.
     """
     labels_R, logits_R = held_out["valid"]
-    found = fit(choose(labels_R, logits_R) if how == "auto" else how, labels_R, logits_R)
+    kind, rows = how, len(labels_R)
+    if kind == "auto":
+        kind = choose(labels_R, logits_R)
+        rows = latest(kind, labels_R, logits_R)
+    found = fit(kind, labels_R[-rows:], logits_R[-rows:])
     model.calibration.set(found.bias, found.slope, found.knots, found.bends)
     return {
         "asked": how,
         **asdict(found),
+        "rows": rows,
+        "valid_rows": len(labels_R),
         "splits": {
             split: {"before": reliability(labels, logits), "after": reliability(labels, found(logits))}
             for split, (labels, logits) in held_out.items()

@@ -3,6 +3,7 @@
 Shape suffixes: R rows.
 """
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,12 +14,14 @@ import torch
 
 from dmoe.baselines.by_value import by_value
 from dmoe.baselines.kept import kept_logistic
+from dmoe.data.dataset import read_once
 from dmoe.metrics import auc, logloss
 from dmoe.nn.linear import LinearPart
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 HeldOut: TypeAlias = dict[str, tuple[npt.NDArray[Any], Floats, Floats | None]]
 
+_BATCH_ROWS = 65_536
 _SHARES = tuple(tenth / 10 for tenth in range(11))
 
 
@@ -30,11 +33,32 @@ def fit_linear(part: LinearPart, data: Path, memory_gb: float) -> dict[str, Any]
     with tempfile.TemporaryDirectory(prefix="dmoe-") as scratch:
         baseline = kept_logistic(data, Path(scratch), memory_gb)
         found = by_value(baseline.load_model())  # type: ignore[arg-type]
-        facts = {"used": found is not None, **baseline.facts.chosen}
+        facts: dict[str, Any] = {"used": found is not None, **baseline.facts.chosen}
     part.clear()
     if found is not None:
         part.set(torch.from_numpy(found.weights_V), found.bias, found.edges, found.steps, found.slopes, share=0.0)
+        facts["fields"] = _spreads(part, data)
     return facts
+
+
+def _spreads(part: LinearPart, data: Path) -> list[dict[str, Any]]:
+    """How far each field moves the regression's logit from row to row: the standard deviation over `valid` of what it
+    adds; the largest first."""
+    reader = read_once(data, "valid", batch_size=_BATCH_ROWS)
+    schema = reader.schema
+    names = [*(field.name for field in schema.categorical), *(field.name for field in schema.numeric)]
+    part, rows = copy.deepcopy(part).cpu(), 0
+    mean_F, squares_F = np.zeros(len(names)), np.zeros(len(names))
+    for batch in reader.batches():
+        with torch.no_grad():
+            added_BF = part.by_field(batch.ids_BC, batch.numeric_BN).numpy()
+        # Chan, Golub and LeVeque (1983): the parts' moments make those of the whole.
+        apart_F, count = added_BF.mean(0) - mean_F, len(added_BF)
+        rows += count
+        squares_F += added_BF.var(0) * count + apart_F**2 * count * (rows - count) / rows
+        mean_F += apart_F * count / rows
+    spreads = zip(names, np.sqrt(squares_F / rows).tolist(), strict=True)
+    return [{"field": name, "spread": spread} for name, spread in sorted(spreads, key=lambda one: -one[1])]
 
 
 def add_share(part: LinearPart, held_out: HeldOut) -> dict[str, Any]:
