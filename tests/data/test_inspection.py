@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from dmoe.cli.main import main
 from dmoe.data.config import read_data_config
 from dmoe.data.inspection import inspect_log
+from dmoe.data.inspection.times import looks_like_times, parts_of, read_times
 from dmoe.data.prepare import prepare
 from dmoe.data.update import update
 from dmoe.errors import DataError
@@ -219,22 +221,25 @@ def test_what_a_reading_would_lose_stays_a_category(tmp_path: Path) -> None:
     )
     found = inspect_log([str(log)], label=None, max_rows=10**6)
     kinds = {one.name: one.kind for one in found.columns}
-    assert {name for name, kind in kinds.items() if kind != "categorical"} == {"price", "amount"}
-    assert kinds["amount"] == kinds["price"] == "numeric"
-    # The word for a missing price is a country: the price cannot be read as a number then.
-    assert set(found.config["fields"]["numeric"]) == {"amount"}
+    assert {name for name, kind in kinds.items() if kind == "numeric"} == {"price", "amount"}
+    assert {name for name, kind in kinds.items() if kind == "time"} == {"hours_like", "day"}
+    # The word for a missing price is a country: it is missing in the price alone.
+    assert "missing_values" not in found.config["fields"]["numeric"]["amount"]
+    assert found.config["fields"]["numeric"]["price"]["missing_values"] == ["NA"]
     assert found.config["format"]["missing"] == ["", "null"]
+    # Days have no hour.
+    taken = {(one["column"], one["take"], one["format"]) for one in found.config["derive"].values()}
+    assert {one for one in taken if one[0] == "day"} == {("day", take, "%Y%m%d") for take in ("weekday", "weekend")}
+    assert ("hours_like", "hour", "%Y%m%d%H") in taken
     text = found.yaml()
     assert yaml.safe_load(text) == found.config
     for line in (
         "- country  # 'NA' is a value",
-        "- hours_like  # may be hours as YYYYMMDDHH",
         "- seconds_like  # may be times (unix)",
         "- python  # holds lists",
         "- numpy  # holds lists",
         "- clock  # may be clock times",
-        "- day  # may be days as YYYYMMDD",
-        "- price  # a number, but for 'NA'",
+        "# 'NA' is missing here only: another column may have it as a value",
     ):
         assert line in text, text
 
@@ -345,3 +350,55 @@ def test_least_counts_and_splits_are_measured(tmp_path: Path) -> None:
     known = Counter(users[:4200])
     for least, share in user.unseen.items():
         assert share == pytest.approx(sum(known[one] < least for one in users[4200:]) / 1800)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("%d.%m.%Y %H:%M", "%Y/%m/%d %H:%M:%S", "%m/%d/%Y %I:%M %p", "%d/%b/%Y:%H:%M:%S %z", "%b %d, %Y"),
+        *("%Y%m%d%H%M%S", "%d.%m.%y", "%a %b %d %Y %H:%M:%S"),
+    ],
+)
+def test_times_of_a_pattern_are_found_and_read_back(form: str) -> None:
+    """The pattern found gives the moments that were written, to what the pattern holds."""
+    days = [datetime(2024, 1, 1, 5, 7, 9, tzinfo=UTC) + timedelta(hours=31 * step) for step in range(200)]
+    texts = [day.strftime(form) for day in days]
+    found = read_times(texts)
+    assert found is not None
+    assert found.format == form
+    want = [datetime.strptime(text, form).replace(tzinfo=UTC).timestamp() for text in texts]
+    assert found.moments_V.tolist() == want
+    assert ("hour" in parts_of(form)) == ("%H" in form or "%I" in form)
+
+
+def test_dates_that_two_patterns_read_are_not_guessed() -> None:
+    texts = [f"{one:02}/{other:02}/2024" for one in range(1, 13) for other in range(1, 13)]
+    assert read_times(texts) is None
+    assert "%d/%m/%Y and %m/%d/%Y both read them all" in str(looks_like_times(texts))
+    assert read_times([*texts, "13/01/2024"]).format == "%d/%m/%Y"  # type: ignore[union-attr]
+    for words in (["C12", "C13 x"], ["1.2.3", "1.10.3"], ["555-12-1234"], ["2024", "2023"], ["12/13/14/15"]):
+        assert read_times(words) is None, words
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('"a\nb"', {"line_breaks": True}),
+        ('"say \\"x\\", y"', {"escape": "backslash"}),
+        ('"say \\"x\\",\n y"', {"escape": "backslash", "line_breaks": True}),
+        ('5" disk', {"quote": None}),
+        ('"say ""x"", y"', {}),
+    ],
+)
+def test_what_quotes_need_is_suggested(tmp_path: Path, value: str, said: dict[str, Any]) -> None:
+    """And prepares the log without a reject, which the plain format does not."""
+    draw = np.random.default_rng(1)
+    lines = [f"{draw.integers(2)},s{draw.integers(5)},{value if draw.random() < 0.3 else 'plain'}" for _ in range(3000)]
+    (tmp_path / "log.csv").write_text("\n".join(["click,site,title", *lines]) + "\n")
+    found = inspect_log([str(tmp_path / "log.csv")], label=None, max_rows=10**6)
+    keys = ("line_breaks", "escape", "quote")
+    assert {key: found.config["format"][key] for key in keys if key in found.config["format"]} == said
+    assert (found.rows, found.rejected) == (3000, 0)
+    (tmp_path / "data.yaml").write_text(found.yaml())
+    summary = prepare(read_data_config(tmp_path / "data.yaml"), [str(tmp_path / "log.csv")], tmp_path / "data")
+    assert summary["rows"]["rejected"] == 0

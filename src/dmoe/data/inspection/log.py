@@ -33,6 +33,13 @@ LABEL_NAMES = ("label", "click", "clicked", "is_click", "y", "target", "conversi
 BLOCKS = 20
 # Readings are tried on so many rows.
 TRIAL_ROWS = 300_000
+QUOTING_ROWS = 50_000
+_QUOTINGS: tuple[dict[str, Any], ...] = (
+    {"line_breaks": True},
+    {"escape": "backslash"},
+    {"escape": "backslash", "line_breaks": True},
+    {"quote": None},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> I
     # Which columns are fields is not known yet: all are read as texts.
     fields = {"categorical": {f"column {index}": {"column": name} for index, name in enumerate(names[1:])}}
     reading = validate(DataConfig, {"label": names[0], "fields": fields, "format": form}, str(first))
+    form, reading = _quoting(paths, form, reading, names)
     found = read_rows(paths, reading, names, max_rows)
     label, others = _label(found, label, str(first))
     said, labels_N = _labels(found.columns[label], label, str(first))
@@ -97,6 +105,29 @@ def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> I
         suggestion.comments,
         _suspicions(seen, columns, labels_N, judge),
     )
+
+
+def _quoting(
+    paths: Sequence[Path], form: dict[str, Any], reading: DataConfig, names: Sequence[str]
+) -> tuple[dict[str, Any], DataConfig]:
+    """The format with what it must say of quoted values: the plainest way that rejects least of the first rows."""
+    if form["kind"] != "csv":
+        return form, reading
+
+    def rejected(said: dict[str, Any]) -> tuple[float, dict[str, Any], DataConfig]:
+        tried = validate(
+            DataConfig, {**reading.model_dump(exclude_unset=True), "format": {**form, **said}}, str(paths[0])
+        )
+        try:
+            found = read_rows(paths, tried, names, QUOTING_ROWS)
+        except DataError:
+            return 1.0, {**form, **said}, tried
+        return found.rejected / (found.rows + found.rejected), {**form, **said}, tried
+
+    least = rejected({})
+    if least[0] > 0:
+        least = min([least, *map(rejected, _QUOTINGS)], key=lambda one: one[0])
+    return least[1:]
 
 
 def _suspicions(

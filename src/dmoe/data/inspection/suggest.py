@@ -12,6 +12,7 @@ from scipy.stats import chi2
 from dmoe.data.config import DataConfig
 from dmoe.data.inspection.columns import TextColumn
 from dmoe.data.inspection.kinds import MIN_COUNTS, MISSING_WORDS, ColumnFacts, Found
+from dmoe.data.inspection.times import parts_of
 from dmoe.data.telling import chance_divergence, jensen_shannon
 from dmoe.errors import DataError
 from dmoe.validation import validate
@@ -111,7 +112,7 @@ def suggest(
     comments["split"] = why
     fields: dict[str, Any] = {"min_count": _min_count(facts, comments), "categorical": [*categorical, *derive]}
     if numeric:
-        fields["numeric"] = {name: {"transform": "log", "standardise": True} for name in numeric}
+        fields["numeric"] = numeric
     if several:
         fields["multi_valued"] = several
     values: dict[str, Any] = {"label": label, "split": split, "fields": fields}
@@ -127,21 +128,20 @@ def _missing(
     columns: Mapping[str, TextColumn],
     categorical: list[str],
     comments: dict[str, str],
-) -> tuple[list[str], list[str]]:
-    """The texts that mean a missing value everywhere, and the numeric columns: a word that some numeric column has for
-    it may be a value of another (NA is a country), and then the number stays a category."""
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The texts that mean a missing value everywhere, and the numeric fields: a word that some numeric column has for
+    it may be a value of another (NA is a country), and then it is missing in the number alone."""
     texts = {word for name in categorical for word in _words_of(columns[name])}
-    missing, numeric = [""], []
+    missing, numeric = [""], {}
     for one in facts:
         if one.kind != "numeric":
             continue
+        numeric[one.name] = {"transform": "log", "standardise": True}
         clash = sorted(set(one.missing_words) & texts)
         if clash:
-            categorical.append(one.name)
-            comments[one.name] = f"a number, but for '{clash[0]}', which another column may have as a value"
-        else:
-            numeric.append(one.name)
-            missing += [word for word in one.missing_words if word not in missing]
+            numeric[one.name]["missing_values"] = clash
+            comments[one.name] = f"'{clash[0]}' is missing here only: another column may have it as a value"
+        missing += [word for word in one.missing_words if word not in (*missing, *clash)]
     return missing, numeric
 
 
@@ -156,7 +156,7 @@ def _derived(facts: Sequence[ColumnFacts], label: str) -> dict[str, Any]:
     for one in facts:
         if one.kind == "time":
             free = set() if one.also_categorical else {one.name}
-            for take in ("hour", "weekday", "weekend"):
+            for take in parts_of(str(one.format)):
                 name = next(name for name in _names(take, one.name) if name not in taken - free)
                 taken.add(name)
                 derive[name] = {"column": one.name, "take": take, "format": one.format}

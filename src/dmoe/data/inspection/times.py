@@ -5,6 +5,7 @@ N rows, V distinct texts.
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,19 @@ _FORMS = {
     "unix-ns": re.compile(r"1[0-9]{18}"),
     "iso": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*", re.DOTALL),
 }
+# Dates and times of day as they are written, in strptime's words. Texts that two of them read are not told apart here.
+_DATES = (
+    *("%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%Y.%m.%d", "%d-%m-%Y", "%m-%d-%Y"),
+    *("%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%d/%b/%Y", "%b %d %Y", "%b %d, %Y", "%a %b %d %Y"),
+)
+_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M:%S", ":%H:%M:%S")
+_ZONES = ("", " %z")
+# Digits alone say a time only in full length.
+_DIGITS = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+_CENTURY = re.compile(r"20[0-9]{6,12}")
+_DATED = re.compile(
+    r"([0-9]{1,4}[/. -]([0-9]{1,2}|[A-Za-z]{3})[/. -][0-9]{2,4}|([A-Z][a-z]{2} ){1,2}[0-9]{1,2},? [0-9]{4})\b"
+)
 # What else looks like a time, that no format here reads as one.
 _LOOKS = {
     "hours as YYYYMMDDHH": re.compile(r"20[0-9]{2}(0[1-9]|1[0-2])([0-2][0-9]|3[01])([01][0-9]|2[0-3])"),
@@ -50,7 +64,7 @@ class Times:
     @property
     def digits(self) -> bool:
         """Whether the texts are digits, which may be something else."""
-        return self.format != "iso"
+        return self.texts[0].replace(".", "", 1).isdigit() and self.format not in _SEPARATED
 
     @property
     def ordered(self) -> bool:
@@ -63,18 +77,44 @@ class Times:
         return float((np.diff(moments_N) >= 0).mean()) if len(moments_N) > 1 else 0.0
 
 
+_SEPARATED = frozenset(date + clock + zone for date in _DATES for clock in _CLOCKS for zone in _ZONES)
+
+
+def parts_of(form: str) -> tuple[Literal["hour", "weekday", "weekend"], ...]:
+    """What can be taken from times of a format: no hour of days."""
+    hour = "%" not in form or "%H" in form or "%I" in form
+    return ("hour", "weekday", "weekend") if hour else ("weekday", "weekend")
+
+
+def patterns(texts: list[str]) -> list[str]:
+    """The strptime patterns that read every one of these texts; two of them where days and months look alike."""
+    if all(_CENTURY.fullmatch(text) for text in texts):
+        lengths = {len(text) for text in texts}
+        tried = [_DIGITS[lengths.pop()]] if len(lengths) == 1 and lengths <= set(_DIGITS) else []
+    elif all(_DATED.match(text) for text in texts[:100]):
+        tried = sorted(_SEPARATED)
+    else:
+        return []
+    return [form for form in tried if all(isinstance(time_parser(form)(text), Time) for text in texts)]
+
+
 def named_like_a_time(name: str) -> bool:
     return _NAMES.search(name) is not None
 
 
 def looks_like_times(texts: list[str]) -> str | None:
     """What else these texts may be, in words."""
-    return next((words for words, look in _LOOKS.items() if all(look.fullmatch(text) for text in texts)), None)
+    words = next((words for words, look in _LOOKS.items() if all(look.fullmatch(text) for text in texts)), None)
+    both = patterns(texts) if words is not None else []
+    return words if len(both) < 2 else f"{words}; {' and '.join(both)} both read them all, so say which"
 
 
 def read_times(texts: list[str]) -> Times | None:
-    """The texts as times, if all of them are of one format."""
-    for form, look in _FORMS.items():
+    """The texts as times, if all of them are of one format, and of no other."""
+    forms = dict(_FORMS)
+    if len(by_pattern := patterns(texts[:100])) == 1 or (by_pattern and len(by_pattern := patterns(texts)) == 1):
+        forms[by_pattern[0]] = re.compile(r".*", re.DOTALL)
+    for form, look in forms.items():
         if not all(look.fullmatch(text) for text in texts[:100]):
             continue
         parse = time_parser(form)
