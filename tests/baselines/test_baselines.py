@@ -325,3 +325,14 @@ def test_errors_are_one_sentence(data: Path, tmp_path: Path) -> None:
     one_class = write_data(tmp_path / "one", {"train": 20, "valid": 20}, label=1)
     with pytest.raises(DataError, match="both classes are needed"):
         fit_baseline("logistic", one_class, tmp_path / "lr2")
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 9])
+def test_rates_of_fewer_rows_than_blocks(rows: int) -> None:
+    """A row each is a block: all but the first are learnt from."""
+    ids_RC = np.ones((rows, SCHEMA.num_ids), np.int32)
+    numeric_RN = np.zeros((rows, len(SCHEMA.numeric)), np.float32)
+    labels_R = np.arange(rows) % 2.0
+    encoding = TargetEncoding.of(SCHEMA, ids_RC, numeric_RN, labels_R)
+    matrix, first = encoding.training_matrix(ids_RC, numeric_RN, labels_R)
+    assert (matrix.shape[0], first) == (rows - 1, 1)

@@ -54,7 +54,8 @@ class TargetEncoding:
 
     def training_matrix(self, ids_RC: Ids, numeric_RN: Numbers, labels_R: Floats) -> tuple[Any, int]:
         """(R - first, K) for the rows learnt from, each by the blocks before its own; the first block has none."""
-        ends = np.linspace(0, len(ids_RC), BLOCKS + 1).astype(np.int64)
+        # Blocks of fewer rows than there are blocks would be empty.
+        ends = np.unique(np.linspace(0, len(ids_RC), BLOCKS + 1).astype(np.int64))
         rows = [np.zeros_like(one) for one in self.rows_V]
         clicks = [np.zeros_like(one) for one in self.clicks_V]
         parts = []
