@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dmoe.classifier import DMoEClassifier
+    from dmoe.classifier_input import FewRowsWarning
     from dmoe.data.canonical import MissingWordsWarning
     from dmoe.data.unseen import UnseenValuesWarning
     from dmoe.decorrelation import (
@@ -27,6 +28,7 @@ __all__ = [
     "DMoE",
     "DMoEClassifier",
     "DMoEOutput",
+    "FewRowsWarning",
     "LinearCKA",
     "MissingWordsWarning",
     "UnseenValuesWarning",
@@ -46,6 +48,7 @@ _HOME = {
     "DMoE": "dmoe.nn.model",
     "DMoEClassifier": "dmoe.classifier",
     "DMoEOutput": "dmoe.nn.model",
+    "FewRowsWarning": "dmoe.classifier_input",
     "MissingWordsWarning": "dmoe.data.canonical",
     "UnseenValuesWarning": "dmoe.data.unseen",
     "load": "dmoe.scoring",

@@ -126,7 +126,7 @@ def objects(values: Sequence[Any], name: str) -> tuple[Any, dict[str, str]]:
 
     Raises: DataError if one has no certain text, or only some are lists.
     """
-    present = [not _is_missing(value) for value in values]
+    present = [not is_missing(value) for value in values]
     types = {type(value) for value, there in zip(values, present, strict=True) if there}
     if any(map(_is_list, types)):
         return _lists(values, present, types, name)
@@ -220,7 +220,7 @@ def _lists(
     return lists, carriers
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """None, NaN of any type, NaT and pandas.NA."""
     if value is None:
         return True
