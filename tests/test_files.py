@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from dmoe import machine
+from dmoe import files, machine
 from dmoe.errors import DataError, DmoeError
+from dmoe.exchange import exchange
 from dmoe.files import (
     append_json_line,
+    check_in_place,
     only_writer,
-    put_back,
     read_json_lines,
     remove_leftovers,
     replaced_path,
@@ -49,30 +50,93 @@ class Failing:
         return self.original(*arguments, **keywords)
 
 
+def in_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that cannot exchange two names."""
+    monkeypatch.setattr(files, "exchange", lambda *_: False)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("name", ["rename", "replace", "fsync"])
 @pytest.mark.parametrize("at", range(1, 8))
 def test_a_folder_is_the_old_or_the_new_one_whatever_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: int, steps: int
 ) -> None:
     path = folder_of(tmp_path / "folder", "old")
+    if steps == 2:
+        in_two_steps(monkeypatch)
     failing = Failing(getattr(os, name), at)
     monkeypatch.setattr(os, name, failing)
     try:
         with written_aside(path, replace=True) as aside:
             fill(aside)
+        wanted = "new"
     except OSError:
-        assert failing.left <= 0
+        wanted = "old"
+    assert (wanted == "old") == (failing.left <= 0)
     monkeypatch.undo()
-    put_back(path)
-    assert (path / "inside" / "a").read_text() in ("old", "new")
-    if failing.left > 0:
-        assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+    assert (path / "inside" / "a").read_text() == wanted
+    assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="the system has no such step")
+def test_a_reader_never_finds_the_place_empty(tmp_path: Path) -> None:
+    path, ended, absent = folder_of(tmp_path / "folder", "old"), threading.Event(), []
+
+    def read() -> None:
+        while not ended.is_set():
+            if not path.is_dir():
+                absent.append(path)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(100):
+        with written_aside(path, replace=True) as aside:
+            fill(aside)
+    ended.set()
+    reader.join()
+    assert not absent
+    fill(tmp_path / "other")
+    assert exchange(path, tmp_path / "other")
+    with pytest.raises(FileNotFoundError):
+        exchange(path, tmp_path / "absent")
+
+
+def test_a_reader_waits_for_an_exchange_in_two_steps_and_names_one_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder_of(tmp_path / "folder", "old")
+    path.rename(replaced_path(path))
+    later = threading.Timer(0.1, lambda: folder_of(path, "new"))
+    later.start()
+    check_in_place(path)
+    assert path.is_dir()
+    later.join()
+    path.rename(tmp_path / "away")
+    monkeypatch.setattr(files, "_REPLACED_WITHIN_S", 0.05)
+    with pytest.raises(DataError, match=r"folder: was being replaced when that was cut off; .*\.folder\.replaced: run"):
+        check_in_place(path)
+
+
+def test_what_killed_writers_left_aside_goes_with_the_next_write(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    path = tmp_path / "a*b"
+    mine = files.aside_of(path)
+    for process in (os.getpid(), child.pid, os.getppid()):
+        folder_of(mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{process}.")), "killed")
+    folder_of(tmp_path / ".a*b.00000000-1.part", "of another machine")
+    with written_aside(path) as aside:
+        fill(aside)
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted(
+        [".a*b.00000000-1.part", mine.name.replace(f"-{os.getpid()}.", f"-{os.getppid()}."), "a*b"]
+    )
 
 
 def test_an_old_folder_that_cannot_be_moved_back_is_kept_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = folder_of(tmp_path / "folder", "old")
+    in_two_steps(monkeypatch)
     rename = os.rename
 
     def only_away(source: Any, target: Any) -> None:

@@ -1,13 +1,17 @@
 """Files and folders that are whole or absent: written aside, brought to the disk, then renamed.
 
-A folder that takes the place of another one waits until that is moved to `.NAME.replaced` beside it; whatever fails in
-between, the earlier one is put back, or stays there.
+A folder takes the place of another one in one step. Where the file system has none, the earlier one is moved to
+`.NAME.replaced` first; whatever fails in between, it is put back, or stays there.
 """
 
 import errno
+import glob
 import json
 import os
+import platform
 import shutil
+import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,9 +20,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dmoe.errors import DataError, DmoeError
+from dmoe.exchange import exchange
 
 # What file systems say that cannot bring a folder to the disk, or need not.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
+# Process numbers say nothing about the processes of another machine, which may see the same folder.
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+# Two renames take far less.
+_REPLACED_WITHIN_S = 2.0
 
 
 @contextmanager
@@ -26,15 +35,16 @@ def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A sibling path to write to; it becomes `path` when the block ends well, and vanishes when it does not.
 
     A file takes the place of an earlier one; a folder does so only with `replace`, and the earlier one is removed when
-    the new one stands in its place.
+    the new one stands in its place. What killed writers of `path` left aside is removed first.
 
     Raises: OSError if the disk is full, or a folder is to be made where one with files is.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _remove_asides_of_dead(path)
+    aside = aside_of(path)
     try:
         yield aside
         sync_tree(aside)
-        if replace and aside.is_dir() and path.exists():
+        if replace and aside.is_dir() and os.path.lexists(path):
             take_place(aside, path)
         else:
             aside.replace(path)
@@ -43,6 +53,34 @@ def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
         with suppress(OSError):
             remove(aside)
         raise
+
+
+def aside_of(path: Path) -> Path:
+    """Where this process writes what is to be at `path`."""
+    return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.part")
+
+
+def _remove_asides_of_dead(path: Path) -> None:
+    mark = f".{path.name}.{_MACHINE}-"
+    for left in path.parent.glob(f"{glob.escape(mark)}*.part"):
+        number = left.name[len(mark) : -len(".part")]
+        if number.isdigit() and not _runs_elsewhere(int(number)):
+            remove(left)
+
+
+def _runs_elsewhere(process: int) -> bool:
+    """Whether it is another living process of this machine: in a container every one may be number 1."""
+    if process == os.getpid():
+        return False
+    if os.name == "nt":  # where asking would be a signal
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True
 
 
 def give_usual_mode(path: Path) -> None:
@@ -85,6 +123,14 @@ def sync_tree(path: Path) -> None:
         sync(path)
 
 
+def sync_files(folder: Path) -> None:
+    """`sync_tree` of a folder at work, where files may come and go meanwhile."""
+    for path in sorted(folder.rglob("*")):
+        with suppress(FileNotFoundError):
+            sync(path)
+    sync(folder)
+
+
 def remove(path: Path) -> None:
     """Removes a file, a link or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
@@ -105,19 +151,47 @@ def replaced_path(path: Path) -> Path:
 
 
 def take_place(new: Path, path: Path) -> None:
-    """Moves the whole folder `new` to `path`; what was there is removed afterwards.
+    """Puts the whole folder `new` in the place of what is at `path`, which is removed afterwards.
 
-    Raises: OSError if a renaming fails; what was at `path` is then there again, or, if even that fails, DmoeError says
-    where it is.
+    One step where the file system has it, else two, between which nothing is at `path`: see `check_in_place`.
+
+    Raises: OSError if a renaming fails or the disk does; what was at `path` is then there again, or, if even that
+    fails, DmoeError says where it is.
     """
-    set_aside(path)
+    if exchange(new, path):
+        try:
+            sync(path.parent)
+        except BaseException:
+            exchange(new, path)
+            raise
+        with suppress(OSError):  # a remainder that cannot be removed loses nothing
+            remove(new)
+        return
     try:
+        set_aside(path)
         new.rename(path)
+        sync(path.parent)
     except BaseException:
+        if not new.exists():
+            path.rename(new)
         put_back(path)
         raise
-    sync(path.parent)
     drop_replaced(path)
+
+
+def check_in_place(path: Path) -> None:
+    """For readers of a folder: waits while it is being replaced in two steps.
+
+    Raises: DataError if that takes too long, as after a kill between the two; the message says where the folder is.
+    """
+    until = time.monotonic() + _REPLACED_WITHIN_S
+    while not path.exists() and replaced_path(path).exists():
+        if time.monotonic() > until:
+            raise DataError(
+                f"{path}: was being replaced when that was cut off; what was there is {replaced_path(path)}: run the "
+                "same command again, or rename it back"
+            )
+        time.sleep(0.01)
 
 
 def set_aside(path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dmoe.data.canonical import ValueForm
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import write_text
+from dmoe.files import check_in_place, write_text
 from dmoe.validation import validate
 
 FORMAT_VERSION = 3
@@ -194,6 +194,7 @@ class Schema(BaseModel):
         Raises: DataError if the folder or file is absent, damaged, or of another format version.
         """
         path = folder / "schema.json"
+        check_in_place(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; expected one made by `dmoe prepare` or `dmoe train`")
         if not path.is_file():

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from dmoe.cli import prepare as cli
 from dmoe.cli.main import main
-from dmoe.data import lines
+from dmoe.data import lines, restart
 from dmoe.data.prepare import prepare
 from dmoe.data.sources import Source
 from dmoe.errors import DataError
@@ -133,6 +133,34 @@ def test_a_journal_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
     assert data_files(tmp_path / "data") == data_files(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_after_a_power_failure_only_what_is_on_the_disk_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = str(write_csv(tmp_path / "log.csv", random_rows(700, 3)))
+    prepare(config(), [log], tmp_path / "whole", shard_rows=50)
+    synced: list[Path] = []
+    sync = restart.sync_files
+    monkeypatch.setattr(restart, "sync_files", lambda folder: (synced.append(folder), sync(folder)))
+    monkeypatch.setattr(restart, "_ROUND_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(), [log], tmp_path / "data", shard_rows=50, progress=Stop(3))
+    home = tmp_path / ".data.work"
+    assert set(synced) == {home / "stage", home / "result"}
+    monkeypatch.setattr(restart, "_ROUND_S", 60.0)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(), [log], tmp_path / "data", shard_rows=50, progress=Stop(6))
+    before = restart.Journal(home / "journal.jsonl").of("piece")
+    # The system starts anew: of what was not synced the files are empty, and the journal ends in what never was text.
+    monkeypatch.setattr(restart, "_boot", lambda: "another")
+    with (home / "journal.jsonl").open("ab") as stream:
+        stream.write(b"\0" * 5000)
+    kept = len(restart.Journal(home / "journal.jsonl").of("piece"))
+    assert 0 < kept < len(before)
+    for entry in before[kept:]:
+        (home / "stage" / f"rows-{entry['name']}.arrow").write_bytes(b"")
+    prepare(config(), [log], tmp_path / "data", shard_rows=50)
+    assert data_files(tmp_path / "data") == data_files(tmp_path / "whole")
+
+
 def test_ctrl_c_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,7 +197,7 @@ def test_progress_in_a_log_file_is_a_line_now_and_then(
 _CHILD = """
 import sys
 from pathlib import Path
-from dmoe.data import lines
+from dmoe.data import lines, restart
 from dmoe.data.prepare import prepare
 from tests.data.logs import config
 lines.read_line_chunks.__defaults__ = (20_000,)

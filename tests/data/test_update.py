@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmoe import files
 from dmoe.cli.main import main
+from dmoe.data import restart
 from dmoe.data.config import DataConfig
 from dmoe.data.encode import RawEncoder
 from dmoe.data.prepare import prepare
@@ -150,14 +153,11 @@ def test_a_kill_while_the_old_data_is_replaced_loses_nothing(tmp_path: Path, mon
     for name in ("data", "whole"):
         prepare(config(), [str(logs[0])], tmp_path / name)
     update(tmp_path / "whole", [str(logs[1])])
-    rename = Path.rename
 
-    def killed(path: Path, target: Path) -> Path:
-        if path.name == "result":
-            raise KeyboardInterrupt
-        return rename(path, target)
+    def killed(_one: Path, _other: Path) -> bool:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(files, "exchange", killed)
     with pytest.raises(KeyboardInterrupt):
         update(tmp_path / "data", [str(logs[1])])
     monkeypatch.undo()
@@ -168,6 +168,34 @@ def test_a_kill_while_the_old_data_is_replaced_loses_nothing(tmp_path: Path, mon
     assert data_files(tmp_path / "data") == data_files(tmp_path / "whole")
     assert not (tmp_path / ".data.work").exists()
     assert not (tmp_path / ".data.replaced").exists()
+
+
+@pytest.mark.parametrize("updating", [True, False])
+def test_work_killed_after_the_exchange_is_not_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, updating: bool
+) -> None:
+    logs = [write_csv(tmp_path / f"{seed}.csv", random_rows(200, seed)) for seed in (1, 2)]
+    data = tmp_path / "data"
+    prepare(config(), [str(logs[0])], data)
+
+    def work() -> dict[str, Any]:
+        if updating:
+            return update(data, [str(logs[1])])
+        return prepare(config(), [str(logs[1])], data, force=True)
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(restart, "_remove_home", killed)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    monkeypatch.undo()
+    want = data_files(data)
+    assert work()["rows"]["read"] == (400 if updating else 200)
+    assert data_files(data) == want
+    assert not (tmp_path / ".data.work").exists()
+    if updating:  # asked for once more it is another update
+        assert work()["rows"]["read"] == 600
 
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:

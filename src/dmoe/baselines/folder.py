@@ -21,7 +21,7 @@ from dmoe.baselines.models import MODELS, EncodedRows, Kind, Model, Tell
 from dmoe.data.config import SPLITS
 from dmoe.data.dataset import SplitReader, read_once
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import read_json, write_json, written_aside
+from dmoe.files import check_in_place, put_back, read_json, write_json, written_aside
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
 from dmoe.schema import Schema
 from dmoe.unseen_rows import UnseenRows
@@ -61,6 +61,7 @@ class Baseline:
     @staticmethod
     def open(path: Path) -> "Baseline":
         """Raises: DataError if it is none, or of another format version."""
+        check_in_place(path)
         if not Baseline.is_one(path):
             raise DataError(f"{path}: has no {MARK}, so it is not a folder of `dmoe baseline`")
         found = Baseline(path)
@@ -113,6 +114,7 @@ def fit_baseline(
 
     Raises: DataError if the data are not whole or something is at `output` already; MissingExtraError.
     """
+    put_back(output)  # where a kill came between the two steps of an exchange
     if output.exists() and not (overwrite and Baseline.is_one(output)):
         what = "is no folder of `dmoe baseline`" if overwrite else "exists already; pass --overwrite to replace it"
         raise DataError(f"{output}: {what}, or choose another --output")

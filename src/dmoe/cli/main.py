@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write(f"dmoe: {error}\n")
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
         sys.stderr.write(f"dmoe: cannot write: {error.strerror}{where}; free space or choose another place\n")

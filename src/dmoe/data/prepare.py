@@ -32,14 +32,14 @@ from dmoe.data.judging import Judge, witnesses
 from dmoe.data.leak_sample import suspicions
 from dmoe.data.ordered_pool import OrderedPool
 from dmoe.data.rejects import REASONS
-from dmoe.data.restart import Journal, restartable
+from dmoe.data.restart import Journal, ended_already, restartable
 from dmoe.data.shards import SHARD_ROWS
 from dmoe.data.sources import PARQUET_ROWS, Piece, Source
 from dmoe.data.stage import Spill, Stage
 from dmoe.data.summary import FileTally, Progress, Summary, with_coverage
 from dmoe.data.write import SplitWriter
 from dmoe.errors import ConfigError, DataError, DmoeError, nearest
-from dmoe.files import write_json
+from dmoe.files import read_json, write_json
 from dmoe.machine import usable_threads
 from dmoe.schema import Schema
 
@@ -98,6 +98,9 @@ def run(
     given = config.split.kind == "given"
     check_outside(output, [text.partition("=")[2] if given else text for text in inputs])
     plan = _plan(config, sources, base, options)
+    in_place = base is not None and base.folder.resolve() == output.resolve()
+    if ended_already(output, plan, but="base_summary" if in_place else None):
+        return read_json(output / "summary.json")
     with _readable_errors(output), restartable(output, options.force, _MARKS, plan) as (folder, work, journal):
         checks = config.checks if options.check and config.split.kind == "given" else None
         if checks is not None:
@@ -125,7 +128,8 @@ def _plan(
         "files": files,
         # Those of a base are kept with it.
         "vectors": [file_facts(Path(options.file)) for options in config.fields.pretrained.values() if base is None],
-        "base": None if base is None else [str(base.folder.resolve()), base.summary],
+        "base": None if base is None else str(base.folder.resolve()),
+        "base_summary": None if base is None else base.summary,
         "sizes": [lines.CHUNK_BYTES, PARQUET_ROWS, options.shard_rows],
         "versions": [version(name) for name in ("dmoe", "pyarrow", "numpy", "duckdb")],
     }

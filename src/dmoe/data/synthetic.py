@@ -21,6 +21,7 @@ from dmoe.data.synthetic_spec import Categorical, Preset
 from dmoe.data.synthetic_text import given_vectors, render
 from dmoe.data.synthetic_truth import PartVariances, SplitTruth, split_bounds
 from dmoe.errors import ConfigError, nearest
+from dmoe.together import written_together
 
 FORMAT_VERSION = 1
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -50,8 +51,8 @@ def generate(out: Path, *, rows: int, preset: str, seed: int = 0) -> tuple[Gener
     """Writes the log `out`, and `.truth.json`, `.truth.parquet` and `.data.yaml` beside it.
 
     The format is that of the suffix: .csv, .tsv or .txt (tab), each with .gz or not, or .parquet. Returns
-    the files and the content of `.truth.json`. Memory does not grow with `rows`. Nothing is left behind, and
-    files of these names stay as they were, if it does not finish.
+    the files and the content of `.truth.json`. Memory does not grow with `rows`. If it does not finish, files of these
+    names stay as they were; `dmoe.together` says what a kill leaves while they are replaced.
 
     Raises: ConfigError for an unknown preset, suffix or folder, fewer than 100 rows or a negative seed;
     OSError if the disk is full or not writable.
@@ -66,17 +67,14 @@ def generate(out: Path, *, rows: int, preset: str, seed: int = 0) -> tuple[Gener
         vectors=out.with_name(f"{stem}.vectors.parquet") if spec.given is not None else None,
     )
     planted = PlantedLogit.calibrate(spec, seed)
-    with contextlib.ExitStack() as stack:
-        partial = {path: stack.enter_context(_removed_unless_renamed(path)) for path in files.all()}
-        splits, variances = _write_rows(planted, rows, partial[files.log], partial[files.probabilities], suffix)
+    # The log last: where it is, the others are.
+    with written_together([*files.all()[1:], files.log]) as aside:
+        splits, variances = _write_rows(planted, rows, aside[files.log], aside[files.probabilities], suffix)
         truth = _truth(planted, rows, files, splits, variances)
-        partial[files.truth].write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
-        partial[files.config].write_text(_data_config(spec, suffix, files), encoding="utf-8")
+        aside[files.truth].write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
+        aside[files.config].write_text(_data_config(spec, suffix, files), encoding="utf-8")
         if files.vectors is not None and spec.given is not None:
-            pq.write_table(given_vectors(spec, seed, spec.given), partial[files.vectors])
-        # The log last: where it is, the others are.
-        for path in (*files.all()[1:], files.log):
-            partial[path].replace(path)
+            pq.write_table(given_vectors(spec, seed, spec.given), aside[files.vectors])
     return files, truth
 
 
@@ -95,15 +93,6 @@ def _check(out: Path, rows: int, preset: str, seed: int) -> tuple[Preset, str]:
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: no folder {out.parent}; make it first")
     return PRESETS[preset], fitting[0]
-
-
-@contextlib.contextmanager
-def _removed_unless_renamed(path: Path) -> Iterator[Path]:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_rows(

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dmoe.data.canonical import Kind
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import read_json
+from dmoe.files import check_in_place, read_json
 from dmoe.validation import validate
 
 MANIFEST = "manifest.json"
@@ -85,6 +85,7 @@ class Manifest(_Strict):
         Raises: DataError if the folder or manifest is absent, damaged, or of another format version.
         """
         path = folder / MANIFEST
+        check_in_place(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such model folder; `dmoe export RUN -o {folder}` makes one")
         if not path.is_file():

@@ -18,7 +18,7 @@ from dmoe.data.ordered_pool import OrderedPool
 from dmoe.data.parse import RawRows
 from dmoe.data.sources import Source, needed_columns, table_rows
 from dmoe.data.unseen import Tallied, ValueCounts, warn
-from dmoe.errors import DataError
+from dmoe.errors import DataError, DmoeError
 from dmoe.export.extra import require
 from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
 from dmoe.export.lookup import TokenTable
@@ -31,6 +31,8 @@ ReadRows: TypeAlias = Callable[[], RawRows]
 
 # Rows of one call of the graph: enough to fill vector units, few enough for the activations to stay in cache.
 GRAPH_ROWS = 256
+# Of a folder that is replaced while it is read.
+_READINGS = 3
 
 
 class Graph:
@@ -75,11 +77,23 @@ class OnnxModel:
 
     @staticmethod
     def open(folder: Path) -> "OnnxModel":
-        """Raises: DataError if a file is absent or was changed."""
+        """A folder that `dmoe export` replaces meanwhile is read again: nothing is of two models.
+
+        Raises: DataError if a file is absent or was changed.
+        """
         folder = folder.resolve()
-        manifest = Manifest.read(folder)
-        manifest.verify(folder)
-        return OnnxModel(folder, manifest)
+        for _ in range(_READINGS):
+            manifest = Manifest.read(folder)
+            try:
+                manifest.verify(folder)
+                model = OnnxModel(folder, manifest)
+            except (DmoeError, OSError):
+                if Manifest.read(folder) == manifest:
+                    raise
+            else:
+                if Manifest.read(folder) == manifest:
+                    return model
+        raise DataError(f"{folder}: is replaced while it is read, {_READINGS} times in a row; try again")
 
     def predict_proba(self, rows: Any) -> npt.NDArray[np.float32]:
         """Click probability of each raw row, (R,), in order.

@@ -29,9 +29,14 @@ class Served:
     def open(path: Path) -> "Served":
         """Verifies, loads and tries the model folder.
 
-        Raises: DataError if it is not whole; DmoeError if it cannot score a row of missing values.
+        Raises: DataError if it is not whole; DmoeError if it cannot be read, or cannot score a row of missing values.
         """
-        model = OnnxModel.open(path)
+        try:
+            model = OnnxModel.open(path)
+        except OSError as error:
+            raise DmoeError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except MemoryError:
+            raise DmoeError(f"{path}: there is no memory for it") from None
         row = _missing_row(model)
         for _ in range(3):  # the first calls allocate
             if not math.isfinite(float(model.graph.run(row, ["logit"])["logit"][0, 0])):

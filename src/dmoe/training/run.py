@@ -34,7 +34,7 @@ from dmoe.config import RunConfig, check_device
 from dmoe.data.dataset_files import digest_of
 from dmoe.data.unseen import Finding
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import give_usual_mode, read_json, write_json, write_text, written_aside
+from dmoe.files import check_in_place, give_usual_mode, read_json, write_json, write_text, written_aside
 from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import FORMAT_VERSION, Schema
@@ -99,6 +99,7 @@ class Run:
 
         Raises: DataError if it is not one, or of another format version.
         """
+        check_in_place(path)
         if not path.is_dir():
             raise DataError(f"{path}: no such run folder; `dmoe train … --output {path}` makes one")
         if not (path / "config.yaml").is_file():
