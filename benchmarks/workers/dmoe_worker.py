@@ -3,6 +3,7 @@
 Shape suffixes: B rows, C categorical fields, F fields, D embedding width.
 """
 
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,8 @@ from dmoe.data.dataset import SplitReader
 from dmoe.nn.build import build_model
 from dmoe.nn.experts import expert_class
 from dmoe.nn.experts.fm import FM
-from dmoe.nn.fields import FieldEmbedding
+from dmoe.nn.tables.fields import FieldEmbedding
+from dmoe.nn.tables.lookup import TableRows
 from dmoe.schema import CategoricalField, Schema
 from dmoe.training.engine import Engine
 
@@ -58,8 +60,10 @@ class PeersModel(nn.Module):
         self.interaction = expert_class(inner)(len(sizes), dim, **expert_options(inner, job))
         self.head = nn.Linear(self.interaction.out_features, 1)
 
-    def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> SimpleNamespace:
-        embeddings_BFD, *first_order = self.embedding(ids_BC, numeric_BN)
+    def forward(
+        self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None
+    ) -> SimpleNamespace:
+        embeddings_BFD, *first_order = self.embedding(ids_BC, numeric_BN, rows)
         logit_B1 = self.head(self.interaction(embeddings_BFD))
         if self.fm is not None:
             logit_B1 = logit_B1 + self.fm(embeddings_BFD)

@@ -57,12 +57,11 @@ class EngineProfile(Stopwatch):
             self._remove_later(module.register_forward_hook(self._stops))
         self._remove_later(embedding.register_forward_hook(self._watch_scatter))
         (rows,) = self.engine.embeddings
-        self._remove_later(rows.weight.register_post_accumulate_grad_hook(self._stops))
         self._remove_later(self.engine.adam.register_step_pre_hook(self._starts("dense optimiser")))
         self._remove_later(self.engine.adam.register_step_post_hook(self._stops))
-        self._wrap(rows, "catch_up", "embedding catch-up")
+        self._wrap(rows, "read", "embedding read")
         self._wrap(rows, "grad_norm_squared", "embedding norm")
-        self._wrap(rows, "step", "embedding update")
+        self._wrap(rows, "write", "embedding update")
         self._wrap(torch.Tensor, "backward", "dense backward")
         return self
 
@@ -76,9 +75,9 @@ class EngineProfile(Stopwatch):
         self.stop()
 
     def _watch_scatter(self, _module: Any, _inputs: Any, outputs: Any) -> None:
-        # All tables come from one node: it starts when the last of their gradients is there, and ends when
-        # the gradient of the weight is.
+        # All tables come from one node: it starts when the last of their gradients is there.
         outputs[0].grad_fn.register_prehook(self._starts("embedding scatter"))
+        outputs[0].grad_fn.register_hook(self._stops)
 
     def _remove_later(self, handle: Any) -> None:
         self._undo.callback(handle.remove)

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dmoe.nn import fields as fields_module
 from dmoe.nn.experts import IPNN, GwPFM, pairs
 from dmoe.nn.experts import gwpfm as gwpfm_module
 from dmoe.nn.experts.pairs import PairProducts
-from dmoe.nn.fields import FieldEmbedding, TokenField
 from dmoe.nn.model import DMoE
+from dmoe.nn.tables import fields as fields_module
+from dmoe.nn.tables.fields import FieldEmbedding, TokenField
 
 
 def value_and_gradients(run: nn.Module, leaves: list[Tensor], *inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:

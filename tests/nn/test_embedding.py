@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dmoe.errors import DataError
-from dmoe.nn import embedding as embedding_module
-from dmoe.nn.embedding import MultiTableEmbedding
+from dmoe.nn.tables import table as table_module
+from dmoe.nn.tables.lookup import TableRows
+from dmoe.nn.tables.table import MultiTableEmbedding
+from dmoe.optim import DeferredAdam
 
 
-def make(sizes: Sequence[int], num_numeric: int, widths: Sequence[int], *, sparse: bool = False) -> MultiTableEmbedding:
+def make(sizes: Sequence[int], num_numeric: int, widths: Sequence[int]) -> MultiTableEmbedding:
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        embedding = MultiTableEmbedding(sizes, num_numeric, widths, sparse=sparse)
+        embedding = MultiTableEmbedding(sizes, num_numeric, widths)
     finally:
         torch.set_default_dtype(previous)
     nn.init.normal_(embedding.weight)
@@ -57,7 +59,7 @@ def naive_forward(
     num_numeric=st.integers(0, 3),
     widths=st.lists(st.integers(1, 19), min_size=1, max_size=4),
     rows=st.integers(1, 12),
-    sparse=st.booleans(),
+    from_store=st.booleans(),
     id_dtype=st.sampled_from([torch.int32, torch.int64]),
     seed=st.integers(0, 1000),
 )
@@ -66,17 +68,20 @@ def test_equals_loops_forward_and_backward(
     num_numeric: int,
     widths: list[int],
     rows: int,
-    sparse: bool,
+    from_store: bool,
     id_dtype: torch.dtype,
     seed: int,
 ) -> None:
     if not sizes and not num_numeric:
         num_numeric = 1
     torch.manual_seed(seed)
-    embedding = make(sizes, num_numeric, widths, sparse=sparse)
+    embedding = make(sizes, num_numeric, widths)
     ids = random_ids(sizes, rows, id_dtype)
     numeric = torch.randn(rows, num_numeric, dtype=torch.float64, requires_grad=True)
-    outputs = embedding(ids, numeric)
+    rows_read = None
+    if from_store:
+        rows_read = TableRows.read(embedding.batch_rows(ids), DeferredAdam(embedding.weight, 1e-3))
+    outputs = embedding(ids, numeric, rows_read)
     weight = embedding.weight.detach().clone().requires_grad_()
     numeric_weight = embedding.numeric_weight.detach().clone().requires_grad_()
     numeric_too = numeric.detach().clone().requires_grad_()
@@ -88,10 +93,13 @@ def test_equals_loops_forward_and_backward(
         torch.testing.assert_close(got, want, rtol=0, atol=0)
     torch.autograd.backward(outputs, gradients)
     torch.autograd.backward(expected, gradients)
-    assert embedding.weight.grad is not None
-    assert embedding.weight.grad.is_sparse == sparse
+    gradient = embedding.weight.grad
+    if rows_read is not None:
+        assert gradient is None
+        gradient = torch.zeros_like(embedding.weight)
+        gradient[rows_read.rows_U] = rows_read.gradient_US
     pairs: list[tuple[Tensor | None, Tensor | None]] = [
-        (embedding.weight.grad.to_dense(), weight.grad),
+        (gradient, weight.grad),
         (embedding.numeric_weight.grad, numeric_weight.grad),
         (numeric.grad, numeric_too.grad),
     ]
@@ -115,17 +123,17 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lookup, (embedding.weight, embedding.numeric_weight, numeric))
 
 
-def test_sparse_gradient_has_each_row_once_in_order() -> None:
-    embedding = make([50, 1000], 0, [3, 4], sparse=True)
+def test_a_batch_reads_each_row_once_in_order() -> None:
+    embedding = make([50, 1000], 0, [3, 4])
     ids = random_ids([50, 1000], 200)
+    batch = embedding.batch_rows(ids)
+    rows = torch.cat([ids[:, 0], ids[:, 1] + 50])
+    assert torch.equal(batch.rows_U, torch.unique(rows))
+    assert torch.equal(batch.rows_U[batch.inverse_BC.long()], ids + torch.tensor([0, 50]))
+    assert torch.equal(batch.counts_U(), torch.bincount(rows, minlength=1050)[batch.rows_U])
     torch.autograd.backward([output.sum() for output in embedding(ids)])
-    gradient = embedding.weight.grad
-    assert gradient is not None
-    expected = torch.unique(torch.cat([ids[:, 0], ids[:, 1] + 50]))
-    assert torch.equal(gradient._indices()[0], expected)
-    assert torch.equal(embedding.distinct_rows(ids), expected)
-    counts = torch.bincount(torch.cat([ids[:, 0], ids[:, 1] + 50]), minlength=1050)
-    assert torch.equal(gradient.to_dense(), counts.double().unsqueeze(1).expand(-1, 7))
+    counts = torch.bincount(rows, minlength=1050)
+    assert torch.equal(embedding.weight.grad, counts.double().unsqueeze(1).expand(-1, 7))
 
 
 def test_a_table_that_no_loss_reads_gets_a_zero_gradient() -> None:
@@ -159,10 +167,9 @@ def test_outputs_may_be_changed_in_place_independently() -> None:
     assert torch.equal(embedding.weight.grad[1], torch.tensor([3.0, 3, 0, 0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-def test_bits_do_not_depend_on_the_number_of_threads(sparse: bool) -> None:
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     sizes = [3, 5000, 40, 7, 300]
-    embedding = MultiTableEmbedding(sizes, 2, [5, 16], sparse=sparse)
+    embedding = MultiTableEmbedding(sizes, 2, [5, 16])
     ids, numeric = random_ids(sizes, 5000, torch.int32), torch.randn(5000, 2)
     gradients = [torch.randn(5000, 7, width) for width in (5, 16)]
     results = []
@@ -174,27 +181,30 @@ def test_bits_do_not_depend_on_the_number_of_threads(sparse: bool) -> None:
             outputs = embedding(ids, numeric)
             torch.autograd.backward(outputs, gradients)
             assert embedding.weight.grad is not None
-            results.append((*(output.detach() for output in outputs), embedding.weight.grad.to_dense()))
+            results.append((*(output.detach() for output in outputs), embedding.weight.grad))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
-def test_the_form_for_other_devices_equals_the_compiled_loops() -> None:
+@pytest.mark.parametrize("from_store", [False, True])
+def test_the_form_for_other_devices_equals_the_compiled_loops(from_store: bool, monkeypatch) -> None:
     sizes, widths = [3, 200, 40], [3, 6]
-    embedding = make(sizes, 0, widths, sparse=True)
-    ids = random_ids(sizes, 64)
-    batch = embedding_module.LookupBatch(embedding, ids)
-    gradients = [torch.randn(64, 3, width, dtype=torch.float64) for width in widths]
-    compiled = embedding_module.weight_gradient_of(batch, gradients, embedding.weight.shape, embedding.weight)
-    sums = embedding_module._segment_sums(
-        batch, list(enumerate(gradients)), len(batch.rows_U), 9, embedding.weight.detach()
-    )
-    torch.testing.assert_close(compiled.values(), sums, rtol=1e-13, atol=1e-13)
-    unique, inverse = torch.unique(batch.index_BC(), return_inverse=True)
-    assert torch.equal(batch.rows_U, unique)
-    assert torch.equal(batch.inverse_BC.long(), inverse)
+    embedding = make(sizes, 2, widths)
+    ids, numeric = random_ids(sizes, 64), torch.randn(64, 2, dtype=torch.float64)
+    slopes = [torch.randn(64, 5, width, dtype=torch.float64) for width in widths]
+    found = []
+    for form in ("compiled", "torch"):
+        if form == "torch":
+            monkeypatch.setattr(table_module, "compiled_loops_serve", lambda _: False)
+        rows = TableRows.read(embedding.batch_rows(ids), DeferredAdam(embedding.weight, 1e-3)) if from_store else None
+        outputs = embedding(ids, numeric, rows)
+        leaves = [embedding.weight if rows is None else rows.values_US, embedding.numeric_weight]
+        loss = sum((output * slope).sum() for output, slope in zip(outputs, slopes, strict=True))
+        found.append((*outputs, *torch.autograd.grad(loss, leaves)))
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-13, atol=1e-13)
 
 
 def test_the_exported_program_gives_the_same_embeddings() -> None:

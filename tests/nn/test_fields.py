@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dmoe import DMoE
 from dmoe.nn.experts import DNN, FM
-from dmoe.nn.fields import Bank, FieldEmbedding, TokenField
-from dmoe.nn.pooling import AttentionPooling, TargetPooling
+from dmoe.nn.tables.fields import Bank, FieldEmbedding, TokenField
+from dmoe.nn.tables.pooling import AttentionPooling, TargetPooling
 
 FIELDS = [
     5,

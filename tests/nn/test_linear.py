@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmoe.nn.fields import TokenField
 from dmoe.nn.linear import EDGES, LinearPart
+from dmoe.nn.tables.fields import TokenField
 
 FIELDS = [TokenField(4), TokenField(5, length=3, multi_valued=True), TokenField(3)]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dmoe.export.manifest import TableType
-from dmoe.nn.embedding import MultiTableEmbedding
-from dmoe.nn.fields import FrozenTable
 from dmoe.nn.model import DMoE
+from dmoe.nn.tables.fields import FrozenTable
+from dmoe.nn.tables.table import MultiTableEmbedding
 
 
 class StoredEmbedding(nn.Module):
@@ -32,7 +32,7 @@ class StoredEmbedding(nn.Module):
         self.widths = list(tables.widths) if isinstance(tables, MultiTableEmbedding) else [weight_VS.shape[1]]
         self.copies = 1 if isinstance(tables, MultiTableEmbedding) else tables.copies
         self.stored = stored
-        self.register_buffer("first_row_C", torch.as_tensor(tables.column_offsets, dtype=torch.int64))
+        self.register_buffer("first_row_C", tables.offsets_C.clone())
         if stored == "int8":
             parts = torch.split(weight_VS, self.widths, dim=1)
             scale_VT = torch.stack([part.abs().amax(1) for part in parts], dim=1) / 127

@@ -16,11 +16,12 @@ from torch.nn import functional
 from dmoe.nn.benchmark_form import BareExpert, BenchmarkHead
 from dmoe.nn.calibration import LogitMap
 from dmoe.nn.experts.base import Expert
-from dmoe.nn.fields import FieldEmbedding, TokenField
 from dmoe.nn.gate import Gate, GateOutput
 from dmoe.nn.linear import LinearPart
 from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.mlp import MLP, initialise_linear
+from dmoe.nn.tables.fields import FieldEmbedding, TokenField
+from dmoe.nn.tables.lookup import TableRows
 
 Location = Literal["output", "pre-activation", "intermediate", "input"]
 
@@ -78,8 +79,8 @@ class DMoE(nn.Module):
     """De-correlated mixture of experts (arXiv 2505.17925, eq. 1-12).
 
     Args:
-        vocabulary_sizes: rows of each categorical field's vocabulary, or a `dmoe.nn.fields.TokenField` for one that is
-            multi-valued, has a width of its own or given vectors.
+        vocabulary_sizes: rows of each categorical field's vocabulary, or a `dmoe.nn.tables.fields.TokenField` for one
+            that is multi-valued, has a width of its own or given vectors.
         num_numeric: numeric fields; each is its value times a learned vector, per table.
         embedding_dim: width D of every table, or one width for each table that experts read.
         experts: M interaction modules taking (B, F, D), F = categorical + numeric fields, or those of its own.
@@ -206,9 +207,12 @@ class DMoE(nn.Module):
     def num_experts(self) -> int:
         return len(self.experts)
 
-    def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> DMoEOutput:
+    def forward(
+        self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None
+    ) -> DMoEOutput:
+        """`rows`: what a training step read of each of `embedding.row_tables`; by default the tables are read."""
         # e^(m) = E^(m)(x)                                                    (eq. 6)
-        embeddings_TBFD = self.embedding(ids_BC, numeric_BN)
+        embeddings_TBFD = self.embedding(ids_BC, numeric_BN, rows)
         inputs = [
             _chosen(embeddings_TBFD[table], getattr(self, _places_name(index)))
             for index, table in enumerate(self.table_of_expert)

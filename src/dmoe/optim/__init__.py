@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from dmoe.errors import ConfigError, nearest
 from dmoe.optim.base import EmbeddingOptimiser
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def make_embedding_optimiser(kind: str, weight: nn.Parameter, **settings: Any) -> EmbeddingOptimiser:
+def make_embedding_optimiser(kind: str, weight: Tensor, **settings: Any) -> EmbeddingOptimiser:
     """The optimiser called `kind`; `settings` as in its class.
 
     A table that is not on the CPU gets `dense` for `deferred`: the same model, and there the faster form.

@@ -11,41 +11,39 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmoe.errors import ConfigError, DataError
 from dmoe.optim.row_clip import RowClip
-from dmoe.row_parallel import map_chunks, sum_kernel
+from dmoe.row_parallel import HALF_DTYPES, map_chunks, sum_kernel
 
 
 class EmbeddingOptimiser(ABC):
-    """Updates `weight` from `weight.grad`.
+    """Owns the rows of one wide table while it is trained: reads them for a batch, and writes what the batch says.
 
-    The objective is the loss that `weight.grad` belongs to plus (l2/2)·‖weight‖² over the whole table.
+    The objective is the loss that the gradients belong to plus (l2/2)·‖weight‖² over the whole table.
 
     Args:
-        weight: the parameter (V, S).
+        weight: the table (V, S).
         lr: learning rate; may be changed between steps with `set_lr`.
         betas, eps: as in Adam (Kingma and Ba 2015, algorithm 1).
         l2: the factor λ above, at least 0.
         l2_scale_V: a factor of λ for each row, above 0; by default 1: the objective then has (λ/2) Σ_v scale_v ‖w_v‖².
-        clip: a bound on the gradient of each row (`RowClip`), by default none. It needs to be told of every read by
-            `count_reads`, as the embedding that this is attached to does.
+        clip: a bound on the gradient of each row (`RowClip`), by default none.
 
-    The order of a training step: forward (through an embedding that this optimiser is attached to, or after
-    `catch_up` of the rows to be read), backward, optionally `grad_norm_squared`, `step`.
+    A training step, with the distinct rows U of its batch in ascending order: `read` them, run the model on these
+    values and backpropagate to them, `clipped`, optionally `grad_norm_squared`, `write`. All get the same rows.
 
     Raises: ConfigError if a setting is out of range.
     """
 
     kind: ClassVar[str]
-    sparse_gradient: bool = True
     # Tensors of the state whose last dimension has no length of its own.
     growing: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
-        weight: nn.Parameter,
+        weight: Tensor,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -70,8 +68,6 @@ class EmbeddingOptimiser(ABC):
             clip.check(weight.shape[1], l2 * (1.0 if l2_scale_V is None else float(l2_scale_V.max())))
         self.weight = weight
         self.clip = clip
-        self._reads: list[tuple[Tensor, Tensor]] = []
-        self._is_clipped = False
         self.l2_scale_V = l2_scale_V
         self.lr = lr
         self.betas = betas
@@ -83,31 +79,44 @@ class EmbeddingOptimiser(ABC):
         """The learning rate of the steps to come; steps already taken keep theirs."""
         self.lr = lr
 
-    @property
-    def counts_reads(self) -> bool:
-        """Whether `count_reads` must be called."""
-        return self.clip is not None
-
-    def count_reads(self, rows_U: Tensor, counts_U: Tensor) -> None:
-        """Says how often the next step's gradient holds these rows (ascending, each once); several calls add up."""
-        self._reads.append((rows_U, counts_U))
+    @torch.no_grad()
+    def read(self, rows_U: Tensor) -> Tensor:
+        """A copy (U, S) of these rows with all steps taken, float32 of a table in 16 bits."""
+        self.catch_up(rows_U)
+        values_US = self.weight.detach().index_select(0, rows_U)
+        return values_US.float() if values_US.dtype in HALF_DTYPES else values_US
 
     def catch_up(self, rows_U: Tensor) -> None:  # noqa: B027 (nothing to do unless updates are held back)
-        """Brings these rows (ascending, each once) up to date with all steps taken."""
+        """Brings these rows up to date with all steps taken."""
 
     def flush(self) -> None:  # noqa: B027
         """Brings every row up to date with all steps taken."""
 
+    @torch.no_grad()
+    def clipped(self, rows_U: Tensor, gradient_US: Tensor, counts_U: Tensor) -> Tensor:
+        """The gradient with its norm, that of L2 included, within each row's bound; itself if there is no `clip`.
+
+        `counts_U`: how often the batch holds each row.
+        """
+        if self.clip is None:
+            return gradient_US
+        self.catch_up(rows_U)
+        l2_U1: Tensor | float = self.l2
+        if self.l2_scale_V is not None:
+            l2_U1 = (self.l2 * self.l2_scale_V.to(gradient_US.device)[rows_U]).to(gradient_US.dtype).unsqueeze(1)
+        weight_US = self.weight.detach()[rows_U].to(gradient_US.dtype)
+        return self.clip(gradient_US, weight_US, l2_U1, counts_U.to(gradient_US.dtype).clamp(min=1))
+
     @abstractmethod
-    def step(self, grad_scale: float = 1.0) -> None:
-        """One step from `weight.grad`, which is None afterwards.
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
+        """One step from the gradient of the loss at these rows.
 
         `grad_scale`: the factor of gradient clipping; it scales the whole gradient, λ·weight included. Pass it
-        here instead of scaling `weight.grad`.
+        here instead of scaling `gradient_US`.
         """
 
     @abstractmethod
-    def grad_norm_squared(self, clip_norm: float | None = None) -> float:
+    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float:
         """The squared norm of the whole gradient, λ·weight of all rows that the step moves included.
 
         `clip_norm`: the threshold that the norm is compared with, if that is all it is for.
@@ -149,67 +158,6 @@ class EmbeddingOptimiser(ABC):
 
     @abstractmethod
     def _load(self, state: Mapping[str, Tensor]) -> None: ...
-
-    def zero_grad(self) -> None:
-        """Drops the gradient, for a step that is not taken."""
-        self.weight.grad = None
-        self._reads.clear()
-        self._is_clipped = False
-
-    def _sparse_gradient(self) -> tuple[Tensor, Tensor]:
-        """Rows (U,) ascending and their gradients (U, S)."""
-        gradient = self._gradient()
-        if not gradient.is_sparse:
-            raise ConfigError(
-                f"the embedding optimiser '{self.kind}' needs sparse gradients; "
-                "build the embedding with sparse=True or call embedding.attach(optimiser)"
-            )
-        # Autograd drops the coalesced flag when it hands over a gradient; a look at the rows is much cheaper
-        # than sorting again. Sums of several backward passes do need coalescing.
-        rows_U = gradient._indices()[0]
-        if bool((rows_U[1:] > rows_U[:-1]).all()):
-            values_US = gradient._values()
-        else:
-            # Kept, so that what clipping writes stays.
-            self.weight.grad = gradient = gradient.coalesce()
-            rows_U, values_US = gradient.indices()[0], gradient.values()
-        if self.clip is not None and not self._is_clipped:
-            values_US.copy_(self._clipped(self.clip, rows_U, values_US))
-            self._is_clipped = True
-        return rows_U, values_US
-
-    def _clipped(self, clip: RowClip, rows_U: Tensor, gradient_US: Tensor) -> Tensor:
-        """The gradient of the loss at these rows, its norm with that of L2 within each row's bound."""
-        if not self._reads:
-            raise RuntimeError(
-                "call count_reads before the step, or embedding.attach(optimiser) before the forward pass"
-            )
-        counts_U = gradient_US.new_zeros(len(rows_U))
-        for read_U, count_U in self._told_reads():
-            places_U = torch.searchsorted(rows_U, read_U).clamp(max=len(rows_U) - 1)
-            known_U = rows_U[places_U] == read_U
-            counts_U[places_U[known_U]] += count_U[known_U].to(counts_U.dtype)
-        self.catch_up(rows_U)
-        l2_U1: Tensor | float = self.l2
-        if self.l2_scale_V is not None:
-            l2_U1 = (self.l2 * self.l2_scale_V.to(gradient_US.device)[rows_U]).to(gradient_US.dtype).unsqueeze(1)
-        weight_US = self.weight.detach()[rows_U].to(gradient_US.dtype)
-        return clip(gradient_US, weight_US, l2_U1, counts_U.clamp(min=1))
-
-    def _rows_read(self) -> Tensor:
-        """The rows that the gradient may hold, ascending, each once."""
-        rows_U: Tensor = torch.unique(torch.cat([rows_U for rows_U, _ in self._told_reads()]))
-        return rows_U
-
-    def _told_reads(self) -> list[tuple[Tensor, Tensor]]:
-        if not self._reads:
-            raise RuntimeError("call count_reads before the step, or embedding.attach(optimiser) before the forward")
-        return self._reads
-
-    def _gradient(self) -> Tensor:
-        if self.weight.grad is None:
-            raise RuntimeError("weight.grad is None; call backward on a loss that reads the embedding first")
-        return self.weight.grad
 
 
 def sum_of_squares(values: Tensor) -> float:

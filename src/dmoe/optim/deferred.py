@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmoe.errors import ConfigError
 from dmoe.optim import deferred_kernels
@@ -48,7 +48,7 @@ class DeferredAdam(EmbeddingOptimiser):
 
     def __init__(
         self,
-        weight: nn.Parameter,
+        weight: Tensor,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -103,8 +103,7 @@ class DeferredAdam(EmbeddingOptimiser):
         self._norm_squared = None
 
     @torch.no_grad()
-    def step(self, grad_scale: float = 1.0) -> None:
-        rows_U, gradient_US = self._sparse_gradient()
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
         self.catch_up(rows_U)
         self.step_count += 1
         beta1, beta2 = self.betas
@@ -132,16 +131,14 @@ class DeferredAdam(EmbeddingOptimiser):
 
         map_chunks(len(rows), _ROWS_PER_CHUNK, apply)
         self._add_to_norm(rows, before)
-        self.zero_grad()
 
     @torch.no_grad()
-    def grad_norm_squared(self, clip_norm: float | None = None) -> float:
+    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float:
         """See the base class. Exact without `clip_norm`, at the cost of a flush if there is L2.
 
         With `clip_norm`: while λ²‖weight‖² is below 2⁻²⁶·clip_norm², the L2 gradient of rows outside the batch
         is left out, which changes a clip factor by less than one rounding of float32; above it, exact.
         """
-        rows_U, gradient_US = self._sparse_gradient()
         rows, gradient = rows_U.numpy(), gradient_US.contiguous().numpy()
         rest = 0.0
         if self.l2 > 0:

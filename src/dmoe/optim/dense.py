@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
 from dmoe.optim.row_clip import RowClip
@@ -14,11 +14,10 @@ class DenseAdam(EmbeddingOptimiser):
     """torch.optim.Adam (fused) on the whole table. Every step reads and writes the table and both moments."""
 
     kind: ClassVar[str] = "dense"
-    sparse_gradient = False
 
     def __init__(
         self,
-        weight: nn.Parameter,
+        weight: Tensor,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -29,41 +28,34 @@ class DenseAdam(EmbeddingOptimiser):
         super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
         self._scale_V1 = None if l2_scale_V is None else l2_scale_V.to(weight).unsqueeze(1)
         self._adam = torch.optim.Adam([weight], lr=lr, betas=betas, eps=eps, fused=True)
-        self._whole: Tensor | None = None
+        # What `weight.grad` was made of.
+        self._made_of: Tensor | None = None
 
     @torch.no_grad()
-    def step(self, grad_scale: float = 1.0) -> None:
-        gradient = self._whole_gradient()
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
+        gradient_VS = self._whole_gradient(rows_U, gradient_US)
         if grad_scale != 1.0:
-            gradient.mul_(grad_scale)
+            gradient_VS.mul_(grad_scale)
         self._adam.param_groups[0]["lr"] = self.lr
         self._adam.step()
         self.step_count += 1
-        self.zero_grad()
+        self.weight.grad = self._made_of = None
 
     @torch.no_grad()
-    def grad_norm_squared(self, clip_norm: float | None = None) -> float:  # noqa: ARG002 (always exact)
-        return sum_of_squares(self._whole_gradient())
+    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float:  # noqa: ARG002 (always exact)
+        return sum_of_squares(self._whole_gradient(rows_U, gradient_US))
 
-    def zero_grad(self) -> None:
-        super().zero_grad()
-        self._whole = None
-
-    def _whole_gradient(self) -> Tensor:
-        """Makes `weight.grad` dense and adds λ·weight to it, once a step."""
-        gradient = self._gradient()
-        if gradient is self._whole:
-            return gradient
-        dense = gradient.to_dense() if gradient.is_sparse else gradient
-        if self.clip is not None:
-            # A row that the batch does not hold has no gradient but λ·weight, which is within its bound.
-            rows_U = self._rows_read()
-            dense[rows_U] = self._clipped(self.clip, rows_U, dense[rows_U])
+    def _whole_gradient(self, rows_U: Tensor, gradient_US: Tensor) -> Tensor:
+        """Of the whole table with λ·weight added, made once a step."""
+        if self.weight.grad is not None and self._made_of is gradient_US:
+            return self.weight.grad
+        gradient_VS = torch.zeros_like(self.weight)
+        gradient_VS[rows_U] = gradient_US
         if self.l2:
             own = self.weight if self._scale_V1 is None else self._scale_V1 * self.weight
-            dense.add_(own, alpha=self.l2)
-        self.weight.grad = self._whole = dense
-        return dense
+            gradient_VS.add_(own, alpha=self.l2)
+        self.weight.grad, self._made_of = gradient_VS, gradient_US
+        return gradient_VS
 
     def _state(self) -> dict[str, Tensor]:
         state = self._adam.state.get(self.weight, {})

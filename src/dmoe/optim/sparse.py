@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmoe.errors import ConfigError
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
@@ -20,7 +20,7 @@ class _BatchRowsOptimiser(EmbeddingOptimiser):
 
     def __init__(
         self,
-        weight: nn.Parameter,
+        weight: Tensor,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -36,8 +36,8 @@ class _BatchRowsOptimiser(EmbeddingOptimiser):
             )
 
     @torch.no_grad()
-    def grad_norm_squared(self, clip_norm: float | None = None) -> float:  # noqa: ARG002 (always exact)
-        return sum_of_squares(self._sparse_gradient()[1])
+    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float:  # noqa: ARG002 (always exact)
+        return sum_of_squares(gradient_US)
 
 
 class LazyAdam(_BatchRowsOptimiser):
@@ -51,7 +51,7 @@ class LazyAdam(_BatchRowsOptimiser):
 
     def __init__(
         self,
-        weight: nn.Parameter,
+        weight: Tensor,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -64,8 +64,7 @@ class LazyAdam(_BatchRowsOptimiser):
         self._second_moment = torch.zeros_like(weight, requires_grad=False)
 
     @torch.no_grad()
-    def step(self, grad_scale: float = 1.0) -> None:
-        rows_U, gradient_US = self._sparse_gradient()
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
         if grad_scale != 1.0:
             gradient_US = gradient_US * grad_scale
         self.step_count += 1
@@ -80,7 +79,6 @@ class LazyAdam(_BatchRowsOptimiser):
         update_US = first_US.div_(second_US.sqrt_().add_(self.eps))
         # The rows are distinct, so the order of these additions does not matter.
         self.weight.index_add_(0, rows_U, update_US, alpha=-step_size)
-        self.zero_grad()
 
     def _state(self) -> dict[str, Tensor]:
         return {
@@ -109,7 +107,7 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
 
     def __init__(
         self,
-        weight: nn.Parameter,
+        weight: Tensor,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -126,8 +124,7 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
         self._accumulator_VT = weight.new_zeros(len(weight), len(self.widths), requires_grad=False)
 
     @torch.no_grad()
-    def step(self, grad_scale: float = 1.0) -> None:
-        rows_U, gradient_US = self._sparse_gradient()
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
         if grad_scale != 1.0:
             gradient_US = gradient_US * grad_scale
         self.step_count += 1
@@ -139,7 +136,6 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
         repeats_T = torch.tensor(self.widths, device=scale_UT.device)
         update_US = gradient_US / scale_UT.repeat_interleave(repeats_T, dim=1)
         self.weight.index_add_(0, rows_U, update_US, alpha=-self.lr)
-        self.zero_grad()
 
     def _state(self) -> dict[str, Tensor]:
         return {"step_count": torch.tensor(self.step_count), "accumulator": self._accumulator_VT}

@@ -5,7 +5,6 @@ Each table of embeddings has an optimiser of its own (`dmoe.optim`); everything 
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from dmoe.config import OptimiserConfig
 from dmoe.data.batch import Batch
 from dmoe.errors import NonFiniteLossError
-from dmoe.nn.embedding import MultiTableEmbedding
-from dmoe.nn.fields import Bank
 from dmoe.nn.model import DecorrelationTerm, DMoE, total_loss
-from dmoe.optim import RowClip, make_embedding_optimiser
+from dmoe.nn.tables.fields import Bank
+from dmoe.nn.tables.lookup import TableRows
+from dmoe.nn.tables.table import MultiTableEmbedding
+from dmoe.optim import EmbeddingOptimiser, RowClip, make_embedding_optimiser
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,14 @@ class StepLoss:
     total: float
     logloss: float
     decorrelation: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowGradient:
+    """The gradient of the loss at the distinct rows U of one table."""
+
+    rows_U: Tensor
+    gradient_US: Tensor
 
 
 class Engine:
@@ -65,9 +73,6 @@ class Engine:
             )
             for table, scale_V, bank in zip(self.tables, scales, banks, strict=True)
         ]
-        # From here on a forward pass first brings the rows that it reads up to date.
-        for table, optimiser in zip(self.tables, self.embeddings, strict=True):
-            table.attach(optimiser)
         rows = {id(table.weight) for table in self.tables}
         named = [(name, value) for name, value in model.named_parameters() if id(value) not in rows]
         self.names = [name for name, _ in named]
@@ -87,9 +92,12 @@ class Engine:
 
         Raises: NonFiniteLossError before anything is updated, if the loss or the gradient is not finite.
         """
+        self.model.embedding.check_ids(batch.ids_BC)
         moved = batch.to(self.device)
+        batch_rows = self.model.embedding.batch_rows(moved.ids_BC)
+        rows = [TableRows.read(one, store) for one, store in zip(batch_rows, self.embeddings, strict=True)]
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            output = self.model(moved.ids_BC, moved.numeric_BN)
+            output = self.model(moved.ids_BC, moved.numeric_BN, rows)
             total, logloss, decorrelation = total_loss(output, moved.labels_B, self.terms, step)
         losses = StepLoss(total.item(), logloss.item(), decorrelation.item())
         if not math.isfinite(losses.total):
@@ -97,18 +105,24 @@ class Engine:
                 f"the loss is {losses.total} (logloss {losses.logloss}, de-correlation {losses.decorrelation})"
             )
         total.backward()  # type: ignore[no-untyped-call]
-        self._update()
+        gradients = [
+            RowGradient(one.rows_U, _clipped(optimiser, one))
+            for one, optimiser in zip(rows, self.embeddings, strict=True)
+        ]
+        try:
+            self._update(gradients)
+        finally:
+            self.adam.zero_grad(set_to_none=True)
         return losses
 
-    def _update(self) -> None:
+    def _update(self, rows: Sequence["RowGradient"]) -> None:
         for parameter, decay in zip(self.dense, self.decay, strict=True):
             if decay and parameter.grad is not None:
                 parameter.grad.add_(parameter.detach(), alpha=decay)
         clip = 1.0
         if self.clip_norm is not None:
-            norm = self.gradient_norm()
+            norm = self.gradient_norm(rows)
             if not math.isfinite(norm):
-                self._zero_gradients()
                 raise NonFiniteLossError(f"the norm of the gradient is {norm}")
             clip = min(1.0, self.clip_norm / (norm + 1e-6))
         if clip < 1.0:
@@ -116,21 +130,18 @@ class Engine:
                 if parameter.grad is not None:
                     parameter.grad.mul_(clip)
         self.adam.step()
-        for optimiser in self.embeddings:
-            optimiser.step(grad_scale=clip)
-        self._zero_gradients()
+        for optimiser, one in zip(self.embeddings, rows, strict=True):
+            optimiser.write(one.rows_U, one.gradient_US, clip)
 
-    def gradient_norm(self) -> float:
+    def gradient_norm(self, rows: Sequence["RowGradient"]) -> float:
         """L2 norm of the gradient of the whole loss, as dense training would have it."""
         gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None]
         dense = torch.nn.utils.get_total_norm(gradients).item()
-        rows = sum(optimiser.grad_norm_squared(self.clip_norm) for optimiser in self.embeddings)
-        return math.sqrt(dense**2 + rows)
-
-    def _zero_gradients(self) -> None:
-        self.adam.zero_grad(set_to_none=True)
-        for optimiser in self.embeddings:
-            optimiser.zero_grad()
+        tables = sum(
+            optimiser.grad_norm_squared(one.rows_U, one.gradient_US, self.clip_norm)
+            for optimiser, one in zip(self.embeddings, rows, strict=True)
+        )
+        return math.sqrt(dense**2 + tables)
 
     def flush(self) -> None:
         """Brings every embedding row up to date with the steps taken."""
@@ -140,9 +151,6 @@ class Engine:
     def release(self) -> None:
         """Ends training: all rows are brought up to date, and the memory of the optimisers is given back."""
         self.flush()
-        self._zero_gradients()
-        for table in self.tables:
-            table.detach()
         self.embeddings.clear()
         self.adam.state.clear()
 
@@ -153,10 +161,7 @@ class Engine:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by name; not flushed."""
-        with ExitStack() as held:
-            for table in self.tables:
-                held.enter_context(table.updates_held_back())
-            tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in zip(self.names, self.dense, strict=True):
             for key, value in self.adam.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
@@ -181,6 +186,13 @@ class Engine:
             own = f"{number}."
             state = {key.removeprefix(own): value for key, value in parts["embedding"].items() if key.startswith(own)}
             optimiser.load_state_dict(state)
+
+
+def _clipped(optimiser: EmbeddingOptimiser, rows: TableRows) -> Tensor:
+    """What the backward pass left at the rows that were read, bounded where the optimiser bounds it."""
+    if optimiser.clip is None:
+        return rows.gradient_US
+    return optimiser.clipped(rows.rows_U, rows.gradient_US, rows.batch.counts_U())
 
 
 def _row_clip(config: OptimiserConfig, model: DMoE, bank: Bank) -> RowClip | None:

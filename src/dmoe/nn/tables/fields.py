@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn.assembly import Lookup, Order, Part, Places, assemble
-from dmoe.nn.embedding import MultiTableEmbedding
-from dmoe.nn.pooling import POOLINGS, Pooling
-from dmoe.nn.shrinkage import Shrinkage, lookup
+from dmoe.nn.tables.assembly import Lookup, Order, Part, Places, assemble
+from dmoe.nn.tables.lookup import BatchRows, TableRows, check_ids
+from dmoe.nn.tables.pooling import POOLINGS, Pooling
+from dmoe.nn.tables.shrinkage import Shrinkage
+from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.row_parallel import compiled_loops_serve
 from dmoe.schema import Pooling as PoolingName
 
@@ -32,7 +33,7 @@ class TokenField:
     Args:
         rows: size of its vocabulary.
         length: id columns; of more than one, id 0 is no value and the others are pooled.
-        pooling: how, if it is multi-valued: see `dmoe.nn.pooling`.
+        pooling: how, if it is multi-valued: see `dmoe.nn.tables.pooling`.
         width: width of its embeddings, projected to that of each table by a learned matrix; by default the table's.
         shares: the field whose rows it reads; "target" pooling asks that field what matters.
         frozen: its vectors are given (`FieldEmbedding.set_vectors`) and stay as they are.
@@ -107,31 +108,53 @@ class FieldEmbedding(nn.Module):
         self._places = [] if plain else [self._places_of(bank.numbers) for bank in self.each_bank()]
         self._numeric_places = [places[places >= 0] for places in self._places_of(range(len(self.fields), num_fields))]
 
-    def forward(self, ids_BC: Tensor, numeric_BN: Tensor | None = None) -> tuple[Tensor, ...]:
-        if self._plain:
-            bank = self.each_bank()[0]
-            return lookup(bank.tables, bank.shrinkage, ids_BC, numeric_BN)
-        if compiled_loops_serve(ids_BC) and any(bank.direct for bank in self.each_bank()):
-            return self._at_once(ids_BC, numeric_BN)
-        parts: list[list[Tensor]] = [[] for _ in self.widths]
+    def check_ids(self, ids_BC: Tensor) -> None:
+        """Raises: DataError or ValueError for ids that the tables cannot look up."""
         for bank in self.each_bank():
-            for table, part_BFD in zip(bank.of, bank(ids_BC), strict=True):
+            bank.tables.check_ids(ids_BC if self._plain else bank.ids_of(ids_BC))
+
+    def batch_rows(self, ids_BC: Tensor) -> list[BatchRows]:
+        """The rows that a batch reads of each of `row_tables`; ids must be known to be in range."""
+        return [
+            bank.tables.batch_rows(bank.read_ids(ids_BC if self._plain else bank.ids_of(ids_BC)))
+            for bank in self.each_bank()
+            if isinstance(bank.tables, MultiTableEmbedding)
+        ]
+
+    def forward(
+        self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None
+    ) -> tuple[Tensor, ...]:
+        read = iter(rows) if rows is not None else None
+        rows_of_bank = [
+            next(read) if read is not None and isinstance(bank.tables, MultiTableEmbedding) else None
+            for bank in self.each_bank()
+        ]
+        if self._plain:
+            return self.each_bank()[0].look_up(ids_BC, numeric_BN, rows_of_bank[0])
+        if compiled_loops_serve(ids_BC) and any(bank.direct for bank in self.each_bank()):
+            return self._at_once(ids_BC, numeric_BN, rows_of_bank)
+        parts: list[list[Tensor]] = [[] for _ in self.widths]
+        for bank, own in zip(self.each_bank(), rows_of_bank, strict=True):
+            for table, part_BFD in zip(bank.of, bank(ids_BC, own), strict=True):
                 parts[table].append(part_BFD)
         for table, part_BFD in self._numeric_parts(numeric_BN):
             parts[table].append(part_BFD)
         return tuple(order(found) for order, found in zip(self._orders, parts, strict=True))
 
-    def _at_once(self, ids_BC: Tensor, numeric_BN: Tensor | None) -> tuple[Tensor, ...]:
+    def _at_once(
+        self, ids_BC: Tensor, numeric_BN: Tensor | None, rows_of_bank: Sequence[TableRows | None]
+    ) -> tuple[Tensor, ...]:
         """The same, with every embedding written once, to where it stands in its table."""
         lookups, parts = [], []
-        for bank, places in zip(self.each_bank(), self._places, strict=True):
+        for bank, places, own in zip(self.each_bank(), self._places, rows_of_bank, strict=True):
             if bank.direct:
                 rows = cast(MultiTableEmbedding, bank.tables)
-                lookups.append(Lookup(rows.weight, rows.prepared(bank.ids_of(ids_BC)), bank.of, places))
+                lookups.append(Lookup(rows.source(bank.ids_of(ids_BC), own), rows.widths, bank.of, places))
             else:
-                parts += [Part(found, table, places[table]) for table, found in zip(bank.of, bank(ids_BC), strict=True)]
-        for table, found in self._numeric_parts(numeric_BN):
-            parts.append(Part(found, table, self._numeric_places[table]))
+                found = zip(bank.of, bank(ids_BC, own), strict=True)
+                parts += [Part(part_BFD, table, places[table]) for table, part_BFD in found]
+        for table, part_BFD in self._numeric_parts(numeric_BN):
+            parts.append(Part(part_BFD, table, self._numeric_places[table]))
         shapes = [(len(held), width) for held, width in zip(self.fields_of_table, self.widths, strict=True)]
         return assemble(shapes, lookups, parts, rows.numeric_weight.dtype)
 
@@ -170,7 +193,7 @@ class FieldEmbedding(nn.Module):
     def rows_of(self, field: int, table: int) -> Tensor | None:
         """The rows (V, D) or, with a width of its own, (V, W) that a table trains for a field; None if it has none.
 
-        Detached, with no update held back.
+        Detached.
         """
         found = self._bank_of(field)
         if found is None:
@@ -203,7 +226,7 @@ class FieldEmbedding(nn.Module):
                     weight[bank.tables.field_rows(place)] += vector_S.to(weight)
 
     def shrink(self, counts: Sequence[npt.NDArray[np.int64] | None], k: float) -> None:
-        """From here on rare tokens are read as partly the unseen one of their field; see `dmoe.nn.shrinkage`.
+        """From here on rare tokens are read as partly the unseen one of their field; see `dmoe.nn.tables.shrinkage`.
 
         `counts`: for each field with a vocabulary, how often train holds its ids; None for one to leave as it is.
         """
@@ -323,9 +346,24 @@ class Bank(nn.Module):
         """The columns (B, P) of its own fields."""
         return ids_BC if self._every_column else ids_BC.index_select(1, self.columns_P)
 
-    def forward(self, ids_BC: Tensor) -> list[Tensor]:
+    def read_ids(self, ids_BP: Tensor) -> Tensor:
+        """The ids that are looked up for those of a batch."""
+        return ids_BP if self.shrinkage is None else self.shrinkage.read_ids(ids_BP)
+
+    def look_up(
+        self, ids_BP: Tensor, numeric_BN: Tensor | None = None, rows: TableRows | None = None
+    ) -> tuple[Tensor, ...]:
+        """What its tables hold for its own columns, shrunk if they are, before pooling and projection."""
+        if self.shrinkage is not None:
+            return cast(tuple[Tensor, ...], self.shrinkage(self.tables, ids_BP, numeric_BN, rows))
+        if isinstance(self.tables, MultiTableEmbedding):
+            return cast(tuple[Tensor, ...], self.tables(ids_BP, numeric_BN, rows))
+        found = self.tables(ids_BP) if numeric_BN is None else self.tables(ids_BP, numeric_BN)
+        return cast(tuple[Tensor, ...], found)
+
+    def forward(self, ids_BC: Tensor, rows: TableRows | None = None) -> list[Tensor]:
         ids_BP = self.ids_of(ids_BC)
-        outputs = list(lookup(self.tables, self.shrinkage, ids_BP))
+        outputs = list(self.look_up(ids_BP, rows=rows))
         if self._pooled:
             present_BP = ids_BP != 0
             outputs = [self._pool(place, found, present_BP) for place, found in enumerate(outputs)]
@@ -361,21 +399,26 @@ class FrozenTable(nn.Module):
     """
 
     weight: Tensor
-    column_offsets_P: Tensor
+    offsets_C: Tensor
 
     def __init__(self, sizes: Sequence[int], width: int, vocabulary_of_column: Sequence[int], copies: int) -> None:
         super().__init__()
         offsets = [0, *accumulate(sizes)]
         self._offsets, self.copies = offsets, copies
-        self.column_offsets = [offsets[vocabulary] for vocabulary in vocabulary_of_column]
-        self.register_buffer("column_offsets_P", torch.tensor(self.column_offsets), persistent=False)
+        offsets_C = torch.tensor([offsets[vocabulary] for vocabulary in vocabulary_of_column])
+        self.register_buffer("offsets_C", offsets_C, persistent=False)
         self.register_buffer("weight", torch.zeros(offsets[-1], width))
+        self._column_sizes = np.array([sizes[vocabulary] for vocabulary in vocabulary_of_column], dtype=np.int64)
+
+    def check_ids(self, ids_BP: Tensor) -> None:
+        """Raises: DataError or ValueError for ids that it cannot look up."""
+        check_ids(ids_BP, self._column_sizes)
 
     def field_rows(self, vocabulary: int) -> slice:
         return slice(self._offsets[vocabulary], self._offsets[vocabulary + 1])
 
     def forward(self, ids_BP: Tensor) -> tuple[Tensor, ...]:
-        return (nn.functional.embedding(ids_BP + self.column_offsets_P, self.weight),) * self.copies
+        return (nn.functional.embedding(ids_BP + self.offsets_C, self.weight),) * self.copies
 
 
 class NumericVectors(nn.Module):

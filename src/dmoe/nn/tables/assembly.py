@@ -5,7 +5,7 @@ Shape suffixes: B rows, C id columns, F fields of a part or of a table, D width 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dmoe.nn import embedding_kernels
-from dmoe.nn.embedding import LookupBatch, weight_gradient_of
+from dmoe.nn.tables import kernels
+from dmoe.nn.tables.lookup import Source, sum_of_duplicates
 from dmoe.row_parallel import map_chunks
 
 Places = npt.NDArray[np.int64]
@@ -67,8 +67,8 @@ class Order:
 class Lookup(NamedTuple):
     """Rows of a `MultiTableEmbedding` without numeric fields."""
 
-    weight: Tensor
-    batch: LookupBatch
+    source: Source
+    widths: Sequence[int]  # of its own tables
     of: Sequence[int]  # the table that each of its own tables is a part of
     places: Sequence[Places]  # for each table, where the id columns stand in it
 
@@ -90,7 +90,12 @@ def assemble(
     write and read all of them twice.
     """
     found: tuple[Tensor, ...] = _Assembly.apply(  # type: ignore[no-untyped-call]
-        shapes, lookups, parts, dtype, *(one.weight for one in lookups), *(one.embeddings.to(dtype) for one in parts)
+        shapes,
+        lookups,
+        parts,
+        dtype,
+        *(one.source.rows_RS for one in lookups),
+        *(one.embeddings.to(dtype) for one in parts),
     )
     return found
 
@@ -106,26 +111,29 @@ class _Assembly(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         # Not the tensors: what autograd knows them by would then keep itself alive.
-        ctx.lookups = [(one.batch, one.of, one.places, one.weight.shape) for one in lookups]
+        ctx.lookups = [
+            (one.source.index_BC, one.source.columns_apart, one.source.rows_RS.shape, one.widths, one.of, one.places)
+            for one in lookups
+        ]
         ctx.parts = [(one.table, one.places) for one in parts]
         ctx.set_materialize_grads(False)
-        rows = len(lookups[0].batch.ids_BC)
+        rows = len(lookups[0].source.index_BC)
         outputs = tuple(torch.empty(rows, fields, width, dtype=dtype) for fields, width in shapes)
         arrays = [output_BFD.numpy() for output_BFD in outputs]
         for one in lookups:
-            read = one.batch.rows_to_read(one.weight, dtype)
+            read = one.source.arrays()
 
             def look_up(start: int, stop: int, one: Lookup = one, read: tuple[Any, Any, Any] = read) -> None:
-                for first_column, table in zip(one.batch.first_columns, one.of, strict=False):
+                for first_column, table in zip(accumulate(one.widths, initial=0), one.of, strict=False):
                     places = one.places[table]
-                    embedding_kernels.gather_to(start, stop, *read, first_column, places, arrays[table])
+                    kernels.gather_to(start, stop, *read, first_column, places, arrays[table])
 
             map_chunks(rows, _ROWS_PER_CHUNK, look_up)
         for (table, places), part_BFD in zip(ctx.parts, tensors[len(lookups) :], strict=True):
             moved = part_BFD.numpy(), places, arrays[table]
 
             def put(start: int, stop: int, moved: Any = moved) -> None:
-                embedding_kernels.put_fields(start, stop, *moved)
+                kernels.put_fields(start, stop, *moved)
 
             map_chunks(rows, _ROWS_PER_CHUNK, put)
         return outputs
@@ -136,13 +144,13 @@ class _Assembly(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         whole = [None if gradient is None else gradient.contiguous() for gradient in gradients]
         found: list[Tensor | None] = []
-        for (batch, of, places, shape), needs in zip(ctx.lookups, needed, strict=False):
+        for (index, apart, shape, widths, of, places), needs in zip(ctx.lookups, needed, strict=False):
             own = [whole[table] for table in of]
             like = next((gradient for gradient in own if gradient is not None), None)
             if not needs or like is None:
                 found.append(None)
                 continue
-            found.append(weight_gradient_of(batch, own, shape, like, [places[table] for table in of]))
+            found.append(sum_of_duplicates(index, own, widths, shape, apart, like, [places[table] for table in of]))
         for (table, places), needs in zip(ctx.parts, needed[len(ctx.lookups) :], strict=True):
             gradient_BFD = whole[table]
             if not needs or gradient_BFD is None:
@@ -152,7 +160,7 @@ class _Assembly(torch.autograd.Function):
             moved = gradient_BFD.numpy(), places, part_BFD.numpy()
 
             def take(start: int, stop: int, moved: Any = moved) -> None:
-                embedding_kernels.take_fields(start, stop, *moved)
+                kernels.take_fields(start, stop, *moved)
 
             map_chunks(len(gradient_BFD), _ROWS_PER_CHUNK, take)
             found.append(part_BFD)

@@ -7,14 +7,14 @@ Shape suffixes: B rows, P id columns of one bank, V table rows, D width of a tab
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn.embedding import MultiTableEmbedding
+from dmoe.nn.tables.lookup import TableRows
+from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.schema import FIRST_TOKEN_ID, OOV_ID
 
 
@@ -41,15 +41,20 @@ class Shrinkage(nn.Module):
         # Not of the weights: it follows from the log.
         self.register_buffer("kept_V", kept_V, persistent=False)
 
-    def forward(self, tables: MultiTableEmbedding, ids_BP: Tensor, numeric_BN: Tensor | None) -> tuple[Tensor, ...]:
-        """As `tables(ids_BP, numeric_BN)`."""
+    def read_ids(self, ids_BP: Tensor) -> Tensor:
+        """The ids that are looked up for a batch: its own, and id 1 of each column."""
+        return torch.cat([ids_BP, ids_BP.new_full((1, ids_BP.shape[1]), OOV_ID)])
+
+    def forward(
+        self, tables: MultiTableEmbedding, ids_BP: Tensor, numeric_BN: Tensor | None, rows: TableRows | None
+    ) -> tuple[Tensor, ...]:
+        """As `tables(ids_BP, numeric_BN, rows)`, with the `rows` of `read_ids`."""
         columns = ids_BP.shape[1]
-        with_unseen = torch.cat([ids_BP, ids_BP.new_full((1, columns), OOV_ID)])
         if numeric_BN is not None:
             numeric_BN = torch.cat([numeric_BN, numeric_BN.new_zeros(1, numeric_BN.shape[1])])
         kept_BP1 = self.kept_V[ids_BP + tables.offsets_C].unsqueeze(-1)
         outputs = []
-        for output_BFD in tables(with_unseen, numeric_BN):
+        for output_BFD in tables(self.read_ids(ids_BP), numeric_BN, rows):
             own_BPD, unseen_PD = output_BFD[:-1, :columns], output_BFD[-1, :columns]
             kept = kept_BP1.to(output_BFD.dtype)
             mixed_BPD = kept * own_BPD + (1 - kept) * unseen_PD
@@ -69,13 +74,3 @@ class Shrinkage(nn.Module):
                 own_VS = weight_VS[tokens].to(unseen_S.dtype)
                 found_VS[tokens] = (kept_V1 * own_VS + (1 - kept_V1) * unseen_S).to(weight_VS.dtype)
         return found_VS
-
-
-def lookup(
-    tables: nn.Module, shrinkage: nn.Module | None, ids_BP: Tensor, numeric_BN: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """`tables(ids_BP)`, shrunk if there is a `Shrinkage`."""
-    if shrinkage is not None:
-        return cast(tuple[Tensor, ...], shrinkage(tables, ids_BP, numeric_BN))
-    found = tables(ids_BP) if numeric_BN is None else tables(ids_BP, numeric_BN)
-    return cast(tuple[Tensor, ...], found)

@@ -1,0 +1,165 @@
+"""Embedding tables of one vocabulary, side by side in one wide parameter (eqs. 1 and 6 of arXiv 2505.17925).
+
+Every expert may read its own table; all tables are indexed by the same ids, so one lookup serves all of them
+and one sum of duplicates serves the backward pass.
+
+Shape suffixes: B rows, C categorical fields, N numeric fields, F = C + N, T tables, D width of one table,
+S = summed width of all tables, V = summed vocabulary sizes, U distinct table rows of a batch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dmoe.nn.tables.lookup import BatchRows, Source, TableRows, check_ids, look_up, look_up_in_torch
+from dmoe.row_parallel import HALF_DTYPES, compiled_loops_serve, empty_table
+
+INITIAL_STD = 1e-4
+
+
+class MultiTableEmbedding(nn.Module):
+    """Looks up T embeddings of every field in one pass.
+
+    Args:
+        vocabulary_sizes: rows of each categorical field; ids of a field run from 0 to its size - 1.
+        num_numeric: numeric fields; each has one learned vector a table, and its embedding is value × vector.
+        widths: embedding width of each of the T tables.
+        storage: dtype of `weight`, by default torch's default dtype; bfloat16 and float16 halve it. Results have the
+            default dtype whatever it is.
+        field_names: names of the categorical fields, for error messages.
+        vocabulary_of_column: for each of the C id columns, the vocabulary that it reads; by default column c reads
+            vocabulary c. Columns may share one.
+
+    Shape: ``ids_BC`` (B, C) int32 or int64, ``numeric_BN`` (B, N); the result is a tuple of T tensors
+    (B, C + N, D_t), categorical fields first.
+
+    A training step that updates only the rows of its batch reads them first (`batch_rows`, then `read` of an
+    embedding optimiser) and passes them as `rows`; their gradient is then that of `rows.values_US`. Without `rows`
+    the table itself is read, and its gradient is dense.
+
+    Duplicate ids are summed in batch order whatever the number of threads: equal input gives equal bits.
+
+    Raises: ValueError if a size, width or shape is wrong; DataError naming the field if an id is out of range.
+    """
+
+    offsets_C: Tensor
+
+    def __init__(
+        self,
+        vocabulary_sizes: Sequence[int],
+        num_numeric: int,
+        widths: Sequence[int],
+        *,
+        storage: torch.dtype | None = None,
+        field_names: Sequence[str] | None = None,
+        vocabulary_of_column: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not widths or min(widths) < 1:
+            raise ValueError(f"widths must be at least one number >= 1, got {list(widths)}")
+        if any(size < 1 for size in vocabulary_sizes):
+            raise ValueError(f"vocabulary_sizes must all be >= 1, got {list(vocabulary_sizes)}")
+        if num_numeric < 0 or not (vocabulary_sizes or num_numeric):
+            raise ValueError(f"need at least one field, got num_numeric={num_numeric} and no vocabulary")
+        vocabulary_of_column = range(len(vocabulary_sizes)) if vocabulary_of_column is None else vocabulary_of_column
+        if not set(vocabulary_of_column) <= set(range(len(vocabulary_sizes))):
+            raise ValueError(f"vocabulary_of_column must name vocabularies, got {list(vocabulary_of_column)}")
+        if field_names is not None and len(field_names) != len(vocabulary_of_column):
+            raise ValueError(f"{len(field_names)} field names for {len(vocabulary_of_column)} id columns")
+        self.vocabulary_sizes = tuple(vocabulary_sizes)
+        self.num_numeric = num_numeric
+        self.widths = tuple(widths)
+        self.field_names = tuple(field_names) if field_names is not None else None
+        self._first_columns = (0, *accumulate(widths))
+        self._offsets = np.array((0, *accumulate(vocabulary_sizes)), dtype=np.int64)
+        columns_C = np.array(vocabulary_of_column, dtype=np.int64)
+        self.register_buffer("offsets_C", torch.from_numpy(self._offsets[:-1][columns_C]), persistent=False)
+        self._column_sizes = np.diff(self._offsets)[columns_C]
+        self._columns_apart = len(set(vocabulary_of_column)) == len(vocabulary_of_column)
+        self._on_host = False
+        dtype = storage or torch.get_default_dtype()
+        self.weight = nn.Parameter(empty_table(int(self._offsets[-1]), sum(widths), dtype))
+        self.numeric_weight = nn.Parameter(torch.empty(num_numeric, sum(widths)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Categorical rows N(0, 1e-4²); numeric vectors Xavier normal of a Linear(1, D)."""
+        nn.init.normal_(self.weight, std=INITIAL_STD)
+        with torch.no_grad():
+            for table, width in enumerate(self.widths):
+                self.numeric_weight[:, self.table_slice(table)].normal_(std=math.sqrt(2 / (1 + width)))
+
+    def table_slice(self, table: int) -> slice:
+        """The columns of table `table` in `weight` and `numeric_weight`."""
+        return slice(self._first_columns[table], self._first_columns[table + 1])
+
+    def table(self, table: int) -> Tensor:
+        """The (V, D) weights of one table, detached."""
+        return self.weight.detach()[:, self.table_slice(table)]
+
+    def field_rows(self, field: int) -> slice:
+        """The rows of vocabulary `field` in `weight`."""
+        return slice(int(self._offsets[field]), int(self._offsets[field + 1]))
+
+    @property
+    def num_columns(self) -> int:
+        """Id columns C."""
+        return len(self._column_sizes)
+
+    def keep_rows_on_host(self) -> None:
+        """From here on `to` moves everything but the rows, which stay in host memory; a batch's are copied over."""
+        self._on_host = True
+
+    def check_ids(self, ids_BC: Tensor) -> None:
+        """Raises: as the class does, for ids that it cannot look up."""
+        check_ids(ids_BC, self._column_sizes, self.field_names)
+
+    def batch_rows(self, ids_BC: Tensor) -> BatchRows:
+        """The rows of `weight` that a batch reads; ids must be known to be in range."""
+        return BatchRows(ids_BC.contiguous(), self.offsets_C, len(self.weight), self._columns_apart)
+
+    def forward(
+        self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: TableRows | None = None
+    ) -> tuple[Tensor, ...]:
+        if numeric_BN is None and self.num_numeric:
+            raise ValueError(f"the model has {self.num_numeric} numeric fields; pass numeric")
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            source = Source(self.weight, ids_BC, self.offsets_C, self._columns_apart)
+            return look_up_in_torch(source, self.numeric_weight, numeric_BN, self.widths)
+        if numeric_BN is None:
+            numeric_BN = self.numeric_weight.new_empty(len(ids_BC), 0)
+        if tuple(numeric_BN.shape) != (len(ids_BC), self.num_numeric):
+            raise ValueError(f"numeric must be ({len(ids_BC)}, {self.num_numeric}), got {tuple(numeric_BN.shape)}")
+        numeric_BN = numeric_BN.to(self.numeric_weight.dtype)
+        form = look_up if compiled_loops_serve(ids_BC) else look_up_in_torch
+        return form(self.source(ids_BC, rows), self.numeric_weight, numeric_BN, self.widths)
+
+    def source(self, ids_BC: Tensor, rows: TableRows | None) -> Source:
+        """What the ids of a batch are looked up in: `rows` if there are, else the table."""
+        if rows is not None:
+            return Source.of(rows)
+        self.check_ids(ids_BC)
+        direct = self.weight.dtype not in HALF_DTYPES and self.weight.device == ids_BC.device
+        if direct and not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return Source(self.weight, ids_BC.contiguous(), self.offsets_C, self._columns_apart)
+        # The few distinct rows are copied, widened and moved once each.
+        batch = self.batch_rows(ids_BC)
+        values_US = self.weight.index_select(0, batch.rows_U.to(self.weight.device))
+        return Source.of(TableRows(batch, values_US.to(ids_BC.device, self.numeric_weight.dtype)))
+
+    def extra_repr(self) -> str:
+        rows, width = self.weight.shape
+        return f"rows={rows}, columns={self.num_columns}+{self.num_numeric}, widths={self.widths}, {width=}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MultiTableEmbedding":
+        if not self._on_host:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        weight = self._parameters.pop("weight")
+        try:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        finally:
+            self._parameters["weight"] = weight
