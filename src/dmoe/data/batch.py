@@ -21,6 +21,10 @@ class Batch:
     def __len__(self) -> int:
         return int(self.ids_BC.shape[0])
 
+    def pinned(self) -> "Batch":
+        """In memory that a device can copy from by itself."""
+        return Batch(self.ids_BC.pin_memory(), self.numeric_BN.pin_memory(), self.labels_B.pin_memory())
+
     def to(self, device: torch.device) -> "Batch":
         return Batch(
             self.ids_BC.to(device, non_blocking=True),

@@ -108,7 +108,7 @@ class EmbeddingOptimiser(ABC):
         return self.clip(gradient_US, weight_US, l2_U1, counts_U.to(gradient_US.dtype).clamp(min=1))
 
     @abstractmethod
-    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float | Tensor = 1.0) -> None:
         """One step from the gradient of the loss at these rows.
 
         `grad_scale`: the factor of gradient clipping; it scales the whole gradient, λ·weight included. Pass it
@@ -116,10 +116,11 @@ class EmbeddingOptimiser(ABC):
         """
 
     @abstractmethod
-    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float:
+    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float | Tensor:
         """The squared norm of the whole gradient, λ·weight of all rows that the step moves included.
 
-        `clip_norm`: the threshold that the norm is compared with, if that is all it is for.
+        `clip_norm`: the threshold that the norm is compared with, if that is all it is for. Off the CPU the result is a
+        tensor, which nobody has to wait for.
         """
 
     def state_dict(self, *, flush: bool = True) -> dict[str, Tensor]:
@@ -160,10 +161,11 @@ class EmbeddingOptimiser(ABC):
     def _load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-def sum_of_squares(values: Tensor) -> float:
-    """Σ x² in float64; on the CPU in an order that does not depend on the number of threads."""
+def sum_of_squares(values: Tensor) -> float | Tensor:
+    """Σ x² in float64; on the CPU a number, in an order that does not depend on the number of threads."""
     if values.device.type != "cpu":
-        return float(torch.linalg.vector_norm(values, dtype=torch.float64).square())
+        norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+        return norm.square()
     flat = values.float().numpy().reshape(-1) if values.dtype.itemsize < 4 else values.numpy().reshape(-1)
     return math.fsum(map_chunks(len(flat), 1 << 20, lambda start, stop: _sum_of_squares(start, stop, flat)))
 

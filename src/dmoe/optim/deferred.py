@@ -103,7 +103,8 @@ class DeferredAdam(EmbeddingOptimiser):
         self._norm_squared = None
 
     @torch.no_grad()
-    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float | Tensor = 1.0) -> None:
+        grad_scale = float(grad_scale)
         self.catch_up(rows_U)
         self.step_count += 1
         beta1, beta2 = self.betas

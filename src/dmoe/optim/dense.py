@@ -32,9 +32,9 @@ class DenseAdam(EmbeddingOptimiser):
         self._made_of: Tensor | None = None
 
     @torch.no_grad()
-    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float | Tensor = 1.0) -> None:
         gradient_VS = self._whole_gradient(rows_U, gradient_US)
-        if grad_scale != 1.0:
+        if isinstance(grad_scale, Tensor) or grad_scale != 1.0:
             gradient_VS.mul_(grad_scale)
         self._adam.param_groups[0]["lr"] = self.lr
         self._adam.step()
@@ -42,7 +42,7 @@ class DenseAdam(EmbeddingOptimiser):
         self.weight.grad = self._made_of = None
 
     @torch.no_grad()
-    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float:  # noqa: ARG002 (always exact)
+    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float | Tensor:  # noqa: ARG002 (always exact)
         return sum_of_squares(self._whole_gradient(rows_U, gradient_US))
 
     def _whole_gradient(self, rows_U: Tensor, gradient_US: Tensor) -> Tensor:

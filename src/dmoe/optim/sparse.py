@@ -36,7 +36,7 @@ class _BatchRowsOptimiser(EmbeddingOptimiser):
             )
 
     @torch.no_grad()
-    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float:  # noqa: ARG002 (always exact)
+    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float | Tensor:  # noqa: ARG002 (always exact)
         return sum_of_squares(gradient_US)
 
 
@@ -64,8 +64,8 @@ class LazyAdam(_BatchRowsOptimiser):
         self._second_moment = torch.zeros_like(weight, requires_grad=False)
 
     @torch.no_grad()
-    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
-        if grad_scale != 1.0:
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float | Tensor = 1.0) -> None:
+        if isinstance(grad_scale, Tensor) or grad_scale != 1.0:
             gradient_US = gradient_US * grad_scale
         self.step_count += 1
         beta1, beta2 = self.betas
@@ -124,8 +124,8 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
         self._accumulator_VT = weight.new_zeros(len(weight), len(self.widths), requires_grad=False)
 
     @torch.no_grad()
-    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float = 1.0) -> None:
-        if grad_scale != 1.0:
+    def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float | Tensor = 1.0) -> None:
+        if isinstance(grad_scale, Tensor) or grad_scale != 1.0:
             gradient_US = gradient_US * grad_scale
         self.step_count += 1
         parts = torch.split(gradient_US, self.widths, dim=1)

@@ -27,6 +27,21 @@ class StepLoss:
     total: float
     logloss: float
     decorrelation: float
+    gradient_norm: float = 0.0  # 0 where nobody asked for it
+
+    @classmethod
+    def read(cls, values: Sequence[Tensor]) -> "list[StepLoss]":
+        """What `Engine.step` gave for several batches; waits once for the device."""
+        return [cls(*found) for found in torch.stack(list(values)).tolist()] if values else []
+
+    def check(self) -> None:
+        """Raises: NonFiniteLossError if the loss or the gradient is not finite."""
+        if not math.isfinite(self.total):
+            raise NonFiniteLossError(
+                f"the loss is {self.total} (logloss {self.logloss}, de-correlation {self.decorrelation})"
+            )
+        if not math.isfinite(self.gradient_norm):
+            raise NonFiniteLossError(f"the norm of the gradient is {self.gradient_norm}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,8 @@ class Engine:
     ) -> None:
         self.model, self.terms, self.device, self.clip_norm = model, list(terms), device, clip_norm
         self.autocast = autocast
+        # Reading a value costs nothing on the CPU; elsewhere it would wait for all that was asked for so far.
+        self.at_once = device.type == "cpu"
         self.tables = list(model.embedding.row_tables())
         scales: Sequence[Tensor | None] = l2_scales or [None] * len(self.tables)
         banks = [bank for bank in model.embedding.each_bank() if isinstance(bank.tables, MultiTableEmbedding)]
@@ -87,61 +104,70 @@ class Engine:
             return config.embedding_l2
         return config.network_l2 if parameter.ndim > 1 else 0.0
 
-    def step(self, batch: Batch, step: int) -> StepLoss:
-        """Trains on one batch; `step` counts from 0.
+    def step(self, batch: Batch, step: int) -> Tensor:
+        """Trains on one batch, on the CPU or already on the device; `step` counts from 0.
 
-        Raises: NonFiniteLossError before anything is updated, if the loss or the gradient is not finite.
+        Returns what `StepLoss.read` reads: on a device nothing waits for the values, which are there when the step is
+        done. What is not finite shows in them then; on the CPU it is raised before anything is updated.
+
+        Raises: NonFiniteLossError, DataError for ids out of range.
         """
-        self.model.embedding.check_ids(batch.ids_BC)
-        moved = batch.to(self.device)
-        batch_rows = self.model.embedding.batch_rows(moved.ids_BC)
+        if batch.ids_BC.device.type == "cpu":
+            self.model.embedding.check_ids(batch.ids_BC)
+        batch = batch.to(self.device)
+        batch_rows = self.model.embedding.batch_rows(batch.ids_BC)
         rows = [TableRows.read(one, store) for one, store in zip(batch_rows, self.embeddings, strict=True)]
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            output = self.model(moved.ids_BC, moved.numeric_BN, rows)
-            total, logloss, decorrelation = total_loss(output, moved.labels_B, self.terms, step)
-        losses = StepLoss(total.item(), logloss.item(), decorrelation.item())
-        if not math.isfinite(losses.total):
-            raise NonFiniteLossError(
-                f"the loss is {losses.total} (logloss {losses.logloss}, de-correlation {losses.decorrelation})"
-            )
-        total.backward()  # type: ignore[no-untyped-call]
+            output = self.model(batch.ids_BC, batch.numeric_BN, rows)
+            losses = total_loss(output, batch.labels_B, self.terms, step)
+        if self.at_once:
+            StepLoss(*(loss.item() for loss in losses)).check()
+        losses[0].backward()  # type: ignore[no-untyped-call]
         gradients = [
             RowGradient(one.rows_U, _clipped(optimiser, one))
             for one, optimiser in zip(rows, self.embeddings, strict=True)
         ]
         try:
-            self._update(gradients)
+            norm = self._update(gradients)
         finally:
             self.adam.zero_grad(set_to_none=True)
-        return losses
+        return torch.stack([*(loss.detach().double() for loss in losses), norm])
 
-    def _update(self, rows: Sequence["RowGradient"]) -> None:
+    def _update(self, rows: Sequence["RowGradient"]) -> Tensor:
+        """Clips and steps; the norm of the gradient."""
         for parameter, decay in zip(self.dense, self.decay, strict=True):
             if decay and parameter.grad is not None:
                 parameter.grad.add_(parameter.detach(), alpha=decay)
-        clip = 1.0
+        norm = torch.zeros((), dtype=torch.float64, device=self.device)
+        clip: float | Tensor = 1.0
         if self.clip_norm is not None:
-            norm = self.gradient_norm(rows)
-            if not math.isfinite(norm):
-                raise NonFiniteLossError(f"the norm of the gradient is {norm}")
-            clip = min(1.0, self.clip_norm / (norm + 1e-6))
-        if clip < 1.0:
-            for parameter in self.dense:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(clip)
+            whole = self.gradient_norm(rows)
+            if isinstance(whole, Tensor):
+                norm = whole
+                clip = (self.clip_norm / (whole + 1e-6)).clamp(max=1.0)
+            else:
+                StepLoss(0.0, 0.0, 0.0, whole).check()
+                norm.fill_(whole)
+                clip = min(1.0, self.clip_norm / (whole + 1e-6))
+        if isinstance(clip, Tensor) or clip < 1.0:
+            gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None]
+            torch._foreach_mul_(gradients, clip)
         self.adam.step()
         for optimiser, one in zip(self.embeddings, rows, strict=True):
             optimiser.write(one.rows_U, one.gradient_US, clip)
+        return norm
 
-    def gradient_norm(self, rows: Sequence["RowGradient"]) -> float:
-        """L2 norm of the gradient of the whole loss, as dense training would have it."""
+    def gradient_norm(self, rows: Sequence["RowGradient"]) -> float | Tensor:
+        """L2 norm of the gradient of the whole loss, as dense training would have it; off the CPU a tensor."""
         gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None]
-        dense = torch.nn.utils.get_total_norm(gradients).item()
-        tables = sum(
+        dense = torch.nn.utils.get_total_norm(gradients)
+        tables = [
             optimiser.grad_norm_squared(one.rows_U, one.gradient_US, self.clip_norm)
             for optimiser, one in zip(self.embeddings, rows, strict=True)
-        )
-        return math.sqrt(dense**2 + tables)
+        ]
+        if not self.at_once:
+            return (dense.double() ** 2 + sum(tables)).sqrt()
+        return math.sqrt(dense.item() ** 2 + sum(map(float, tables)))
 
     def flush(self) -> None:
         """Brings every embedding row up to date with the steps taken."""

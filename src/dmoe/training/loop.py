@@ -2,16 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dmoe.config import RunConfig, TrainingConfig
+from dmoe.data.batch import Batch
 from dmoe.data.dataset import SplitReader, read_once
+from dmoe.data.dataset_prefetch import prefetch
 from dmoe.data.log_facts import LogFacts, measure_log
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.files import (
@@ -33,6 +36,7 @@ from dmoe.schema import Schema
 from dmoe.stopping import StopRequest, stop_requests
 from dmoe.training.calibrate import calibrate
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
+from dmoe.training.device import moved_ahead
 from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.evaluation import (
     SCORING_ROWS,
@@ -57,6 +61,8 @@ from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_sta
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
 _MINIMAL_GAIN = 1e-6
+# Steps between two readings of the losses, where a reading waits for the device.
+_STEPS_UNREAD = 32
 # About this many points make the training curve of one epoch.
 _CURVE_POINTS = 100
 
@@ -85,13 +91,16 @@ class _Position:
     all_rows: int = 0
     all_training_seconds: float = 0.0
 
-    def add(self, loss: StepLoss, rows: int, seconds: float) -> None:
+    def add(self, loss: StepLoss, rows: int) -> None:
         self.rows += rows
+        self.all_rows += rows
         self.total += loss.total * rows
         self.logloss += loss.logloss * rows
         self.decorrelation += loss.decorrelation * rows
+
+    def add_seconds(self, seconds: float) -> None:
+        self.seconds += seconds
         self.training_seconds += seconds
-        self.all_rows += rows
         self.all_training_seconds += seconds
 
     def restart_sums(self) -> None:
@@ -240,6 +249,7 @@ class _Trainer:
             autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
             l2_scales=l2_scales(self.model, facts, config.optimiser.embedding_l2_rarity) if facts else None,
         )
+        self.unread: list[tuple[int, Tensor]] = []  # rows and losses of steps that nobody has looked at
         self.at = _Position(lr=config.optimiser.lr)
         # Dropout draws from torch's global stream.
         torch.manual_seed(recipe.seed)
@@ -286,33 +296,20 @@ class _Trainer:
         curve_every = max(1, per_epoch // _CURVE_POINTS)
         saved = time.monotonic()
         began = time.monotonic()
-        batches = self.reader.batches(self.at.epoch, start_batch=self.at.batch)
-        for batch in batches:
-            if self.replacement is not None:
-                batch = self.replacement(batch, self.at.epoch, self.at.batch)
+        for batch in self._batches():
             try:
-                loss = self.engine.step(batch, self.at.step)
+                self.unread.append((len(batch), self.engine.step(batch, self.at.step)))
             except NonFiniteLossError as error:
-                kept = (
-                    f"The best weights so far are kept in {self.run.path}"
-                    if self.run.weights.is_file()
-                    else "No weights were kept, for this was before the first evaluation"
-                )
-                raise NonFiniteLossError(
-                    f"stopped at step {self.at.step + 1}, batch {self.at.batch + 1} of {per_epoch} in epoch "
-                    f"{self.at.epoch + 1}: {error}. {kept}. "
-                    "Lower optimiser.lr or decorrelation.alpha, set training.clip_norm or a warmup_steps"
-                ) from None
-            now = time.monotonic()
-            self.at.add(loss, len(batch), now - began)
-            self.at.seconds += now - began
-            began = now
+                raise self._stopped(self.at.step, error) from None
             self.at.step += 1
             self.at.batch += 1
-            self.watcher.step(self.at.epoch, len(batch), loss)
-            if self.at.step % curve_every == 0:
-                append_json_line(self.run.path / "steps.jsonl", {"step": self.at.step, **_curve_point(loss)})
-            if self.at.batch % every == 0 or self.at.batch == per_epoch:
+            ends = self.at.batch % every == 0 or self.at.batch == per_epoch
+            if self.engine.at_once or ends or requests.made or len(self.unread) == _STEPS_UNREAD:
+                self._read_losses(curve_every)
+            now = time.monotonic()
+            self.at.add_seconds(now - began)
+            began = now
+            if ends:
                 self._evaluate()
                 now = time.monotonic()
                 self.at.seconds += now - began
@@ -320,6 +317,7 @@ class _Trainer:
                 if self.at.finished:
                     return
             if requests.made or now - saved > self.recipe.checkpoint_minutes * 60:
+                self._read_losses(curve_every)
                 self._save_checkpoint()
                 saved = time.monotonic()
                 if requests.made:
@@ -329,6 +327,46 @@ class _Trainer:
                     )
         self.at.epoch += 1
         self.at.batch = 0
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches left of this epoch, where the engine wants them."""
+        made = self._replaced(
+            self.reader.batches(self.at.epoch, start_batch=self.at.batch), self.at.epoch, self.at.batch
+        )
+        return made if self.engine.at_once else prefetch(moved_ahead(made, self.device), depth=2, name="dmoe-moves")
+
+    def _replaced(self, batches: Iterator[Batch], epoch: int, first: int) -> Generator[Batch, None, None]:
+        for number, batch in enumerate(batches, start=first):
+            yield batch if self.replacement is None else self.replacement(batch, epoch, number)
+
+    def _read_losses(self, curve_every: int) -> None:
+        """Takes in the losses of the steps since the last time."""
+        first = self.at.step - len(self.unread)
+        losses = StepLoss.read([values for _, values in self.unread])
+        for step, ((rows, _), loss) in enumerate(zip(self.unread, losses, strict=True), start=first):
+            try:
+                loss.check()
+            except NonFiniteLossError as error:
+                raise self._stopped(step, error) from None
+            self.at.add(loss, rows)
+            self.watcher.step(self.at.epoch, rows, loss)
+            if (step + 1) % curve_every == 0:
+                append_json_line(self.run.path / "steps.jsonl", {"step": step + 1, **_curve_point(loss)})
+        self.unread.clear()
+
+    def _stopped(self, step: int, error: NonFiniteLossError) -> NonFiniteLossError:
+        """`error` with the batch, of step `step` counted from 0, and what to do."""
+        per_epoch = self.reader.num_batches
+        kept = (
+            f"The best weights so far are kept in {self.run.path}"
+            if self.run.weights.is_file()
+            else "No weights were kept, for this was before the first evaluation"
+        )
+        return NonFiniteLossError(
+            f"stopped at step {step + 1}, batch {step % per_epoch + 1} of {per_epoch} in epoch "
+            f"{step // per_epoch + 1}: {error}. {kept}. "
+            "Lower optimiser.lr or decorrelation.alpha, set training.clip_norm or a warmup_steps"
+        )
 
     def _evaluate(self) -> None:
         self.engine.flush()

@@ -1,0 +1,26 @@
+"""Batches on their way to a device while it computes."""
+
+from collections.abc import Generator, Iterator
+
+import torch
+
+from dmoe.data.batch import Batch
+
+
+def moved_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
+    """The same batches on `device`, copied from pinned memory on a stream of their own where it has streams.
+
+    Meant to run in a thread ahead of the one that trains: what is yielded has arrived.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for batch in batches:
+        pinned = batch.pinned()
+        with torch.cuda.stream(stream):
+            moved = pinned.to(device)
+        # The copy is waited for here, in this thread: the training one and its stream are not held up.
+        stream.synchronize()
+        yield moved
