@@ -233,6 +233,7 @@ class TrainingConfig(_Strict):
     `recipe`: with `auto` every key of the run that is left out is chosen by what train measures; see
     `dmoe.training.recipe`. `unseen`: for each field the share of its tokens that a training step takes for unseen;
     `auto` estimates it from train, 0 is none. `base_rate`: the model starts at train's click rate.
+    `tables`: where embedding tables and their optimisers' state are: with the rest of the model, or in host memory.
     """
 
     recipe: Literal["fixed", "auto"] = "fixed"
@@ -246,6 +247,7 @@ class TrainingConfig(_Strict):
     clip_norm: float | None = Field(default=10.0, gt=0)
     seed: int = Field(default=2025, ge=0, lt=2**63)
     device: str = "auto"
+    tables: Literal["device", "host"] = "device"
     precision: Literal["float32", "bfloat16"] = "float32"
     memory_gb: float = Field(default=4.0, gt=0)
     checkpoint_minutes: float = Field(default=10.0, gt=0)

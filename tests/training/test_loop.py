@@ -172,15 +172,54 @@ def test_a_diverging_loss_names_the_batch_and_keeps_finite_weights(small_data, t
 def test_a_diverging_loss_says_truly_which_weights_are_kept(small_data, tmp_path, monkeypatch, step, said):
     real = Engine.step
 
-    def failing(self: Engine, batch: Batch, number: int) -> StepLoss:
+    def failing(self: Engine, batch: Batch, number: int, following: Batch | None = None) -> torch.Tensor:
         if number == step:
             raise NonFiniteLossError("the loss is nan")
-        return real(self, batch, number)
+        return real(self, batch, number, following)
 
     monkeypatch.setattr(Engine, "step", failing)
     with pytest.raises(NonFiniteLossError, match=said):
         train(small_config("decorrelation=[]"), small_data, tmp_path / "run")
     assert Run(tmp_path / "run").weights.is_file() == (step == 20)  # an epoch has 16 steps
+
+
+@pytest.fixture
+def losses_are_read_later(monkeypatch):
+    """As on a device, where reading a value waits for it."""
+    real = Engine.__init__
+
+    def made(self: Engine, *arguments, **options) -> None:
+        real(self, *arguments, **options)
+        self.at_once = False
+
+    monkeypatch.setattr(Engine, "__init__", made)
+    return monkeypatch
+
+
+def test_reading_losses_later_changes_no_bit_and_no_line(small_data, tmp_path, request):
+    config = small_config("training.clip_norm=0.05", "training.evaluations_per_epoch=2")
+    now = train(config, small_data, tmp_path / "now")
+    request.getfixturevalue("losses_are_read_later").setattr("dmoe.training.loop._STEPS_UNREAD", 3)
+    later = train(config, small_data, tmp_path / "later")
+    with pytest.raises(Interrupted):
+        train(config, small_data, tmp_path / "cut", watcher=StopAt(20))
+    resumed = train(config, small_data, tmp_path / "cut", resume=True)
+    for run in (later, resumed):
+        assert_same_bits(now, run)
+        assert read_json_lines(run.path / "steps.jsonl") == read_json_lines(now.path / "steps.jsonl")
+        for one, other in zip(*(read_json_lines(each.path / "metrics.jsonl") for each in (now, run)), strict=True):
+            timed = {"seconds", "rows_per_second"}
+            assert {key: one[key] for key in one.keys() - timed} == {key: other[key] for key in other.keys() - timed}
+
+
+def test_a_loss_that_diverged_is_named_by_its_batch_when_it_is_read(small_data, tmp_path, request):
+    config = small_config("optimiser.lr=1e6", "training.clip_norm=null", "decorrelation=[]")
+    with pytest.raises(NonFiniteLossError) as at_once:
+        train(config, small_data, tmp_path / "now")
+    request.getfixturevalue("losses_are_read_later")
+    with pytest.raises(NonFiniteLossError) as later:
+        train(config, small_data, tmp_path / "later")
+    assert str(later.value).replace("later", "now") == str(at_once.value)
 
 
 def test_batches_of_one_row_and_a_data_set_smaller_than_a_batch(tmp_path):

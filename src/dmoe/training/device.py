@@ -24,3 +24,14 @@ def moved_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Bat
         # The copy is waited for here, in this thread: the training one and its stream are not held up.
         stream.synchronize()
         yield moved
+
+
+def with_following(batches: Iterator[Batch]) -> Iterator[tuple[Batch, Batch | None]]:
+    """Each batch and the next one, None after the last."""
+    before: Batch | None = None
+    for batch in batches:
+        if before is not None:
+            yield before, batch
+        before = batch
+    if before is not None:
+        yield before, None

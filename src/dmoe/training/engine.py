@@ -15,9 +15,10 @@ from dmoe.data.batch import Batch
 from dmoe.errors import NonFiniteLossError
 from dmoe.nn.model import DecorrelationTerm, DMoE, total_loss
 from dmoe.nn.tables.fields import Bank
-from dmoe.nn.tables.lookup import TableRows
+from dmoe.nn.tables.lookup import BatchRows, TableRows
 from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.optim import EmbeddingOptimiser, RowClip, make_embedding_optimiser
+from dmoe.row_parallel import HALF_DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Engine:
         clip_norm: bound on the global L2 norm of the whole gradient, embedding L2 over the full tables included.
         autocast: dtype of matrix products, or None for the weights' own.
         l2_scales: for each table of rows, the factor of each row's L2; by default 1.
+        host_tables: the model's tables are in host memory (`MultiTableEmbedding.keep_rows_on_host`): the rows of each
+            batch are copied to `device` and their gradients back, in exact order.
     """
 
     def __init__(
@@ -71,9 +74,10 @@ class Engine:
         device: torch.device,
         autocast: torch.dtype | None = None,
         l2_scales: Sequence[Tensor] | None = None,
+        host_tables: bool = False,
     ) -> None:
         self.model, self.terms, self.device, self.clip_norm = model, list(terms), device, clip_norm
-        self.autocast = autocast
+        self.autocast, self.host_tables = autocast, host_tables
         # Reading a value costs nothing on the CPU; elsewhere it would wait for all that was asked for so far.
         self.at_once = device.type == "cpu"
         self.tables = list(model.embedding.row_tables())
@@ -104,8 +108,10 @@ class Engine:
             return config.embedding_l2
         return config.network_l2 if parameter.ndim > 1 else 0.0
 
-    def step(self, batch: Batch, step: int) -> Tensor:
+    def step(self, batch: Batch, step: int, following: Batch | None = None) -> Tensor:
         """Trains on one batch, on the CPU or already on the device; `step` counts from 0.
+
+        `following`: the next batch, if it is known: tables on the host work on its rows while the device computes.
 
         Returns what `StepLoss.read` reads: on a device nothing waits for the values, which are there when the step is
         done. What is not finite shows in them then; on the CPU it is raised before anything is updated.
@@ -114,18 +120,20 @@ class Engine:
         """
         if batch.ids_BC.device.type == "cpu":
             self.model.embedding.check_ids(batch.ids_BC)
+        # Rows on the host are found there, where their ids are.
+        looked_up = self.model.embedding.batch_rows((batch if self.host_tables else batch.to(self.device)).ids_BC)
         batch = batch.to(self.device)
-        batch_rows = self.model.embedding.batch_rows(batch.ids_BC)
-        rows = [TableRows.read(one, store) for one, store in zip(batch_rows, self.embeddings, strict=True)]
+        rows = [self._read(one, store) for one, store in zip(looked_up, self.embeddings, strict=True)]
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             output = self.model(batch.ids_BC, batch.numeric_BN, rows)
             losses = total_loss(output, batch.labels_B, self.terms, step)
         if self.at_once:
             StepLoss(*(loss.item() for loss in losses)).check()
         losses[0].backward()  # type: ignore[no-untyped-call]
+        if self.host_tables and following is not None:
+            self._catch_up(following)
         gradients = [
-            RowGradient(one.rows_U, _clipped(optimiser, one))
-            for one, optimiser in zip(rows, self.embeddings, strict=True)
+            self._gradient(one, read, store) for one, read, store in zip(looked_up, rows, self.embeddings, strict=True)
         ]
         try:
             norm = self._update(gradients)
@@ -133,7 +141,30 @@ class Engine:
             self.adam.zero_grad(set_to_none=True)
         return torch.stack([*(loss.detach().double() for loss in losses), norm])
 
-    def _update(self, rows: Sequence["RowGradient"]) -> Tensor:
+    def _read(self, batch_rows: BatchRows, store: EmbeddingOptimiser) -> TableRows:
+        if not self.host_tables:
+            return TableRows.read(batch_rows, store)
+        values_US = _copied(store.read(batch_rows.rows_U), self.device)
+        return TableRows(batch_rows.placed_on(self.device), values_US.requires_grad_())
+
+    def _gradient(self, batch_rows: BatchRows, read: TableRows, store: EmbeddingOptimiser) -> RowGradient:
+        """What the backward pass left at the rows that were read, where their table is, bounded if the store bounds."""
+        gradient_US = read.gradient_US
+        if self.host_tables:
+            gradient_US = gradient_US.to("cpu", copy=True)
+        if store.clip is not None:
+            gradient_US = store.clipped(batch_rows.rows_U, gradient_US, batch_rows.counts_U())
+        return RowGradient(batch_rows.rows_U, gradient_US)
+
+    def _catch_up(self, batch: Batch) -> None:
+        """Takes the steps so far at the rows of a batch to come, which leaves one for when it is read."""
+        for table, batch_rows, store in zip(
+            self.tables, self.model.embedding.batch_rows(batch.ids_BC), self.embeddings, strict=True
+        ):
+            if table.weight.dtype not in HALF_DTYPES:  # which each write rounds once more
+                store.catch_up(batch_rows.rows_U)
+
+    def _update(self, rows: Sequence[RowGradient]) -> Tensor:
         """Clips and steps; the norm of the gradient."""
         for parameter, decay in zip(self.dense, self.decay, strict=True):
             if decay and parameter.grad is not None:
@@ -157,7 +188,7 @@ class Engine:
             optimiser.write(one.rows_U, one.gradient_US, clip)
         return norm
 
-    def gradient_norm(self, rows: Sequence["RowGradient"]) -> float | Tensor:
+    def gradient_norm(self, rows: Sequence[RowGradient]) -> float | Tensor:
         """L2 norm of the gradient of the whole loss, as dense training would have it; off the CPU a tensor."""
         gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None]
         dense = torch.nn.utils.get_total_norm(gradients)
@@ -214,11 +245,11 @@ class Engine:
             optimiser.load_state_dict(state)
 
 
-def _clipped(optimiser: EmbeddingOptimiser, rows: TableRows) -> Tensor:
-    """What the backward pass left at the rows that were read, bounded where the optimiser bounds it."""
-    if optimiser.clip is None:
-        return rows.gradient_US
-    return optimiser.clipped(rows.rows_U, rows.gradient_US, rows.batch.counts_U())
+def _copied(values_US: Tensor, device: torch.device) -> Tensor:
+    """A copy on `device`, which from pinned memory it takes by itself."""
+    if device.type == "cuda":
+        return values_US.pin_memory().to(device, non_blocking=True)
+    return values_US.to(device, copy=True)
 
 
 def _row_clip(config: OptimiserConfig, model: DMoE, bank: Bank) -> RowClip | None:

@@ -36,7 +36,7 @@ from dmoe.schema import Schema
 from dmoe.stopping import StopRequest, stop_requests
 from dmoe.training.calibrate import calibrate
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
-from dmoe.training.device import moved_ahead
+from dmoe.training.device import moved_ahead, with_following
 from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.evaluation import (
     SCORING_ROWS,
@@ -239,6 +239,9 @@ class _Trainer:
             self.model.load_state_dict(load_tensors(run.first_weights))
         if facts is not None and config.model.shrinkage:
             shrink(self.model, facts, config.model.shrinkage)
+        if recipe.tables == "host":
+            for table in self.model.embedding.row_tables():
+                table.keep_rows_on_host()
         self.model.to(self.device)
         self.engine = Engine(
             self.model,
@@ -248,6 +251,7 @@ class _Trainer:
             device=self.device,
             autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
             l2_scales=l2_scales(self.model, facts, config.optimiser.embedding_l2_rarity) if facts else None,
+            host_tables=recipe.tables == "host",
         )
         self.unread: list[tuple[int, Tensor]] = []  # rows and losses of steps that nobody has looked at
         self.at = _Position(lr=config.optimiser.lr)
@@ -296,9 +300,9 @@ class _Trainer:
         curve_every = max(1, per_epoch // _CURVE_POINTS)
         saved = time.monotonic()
         began = time.monotonic()
-        for batch in self._batches():
+        for batch, following in with_following(self._batches()):
             try:
-                self.unread.append((len(batch), self.engine.step(batch, self.at.step)))
+                self.unread.append((len(batch), self.engine.step(batch, self.at.step, following)))
             except NonFiniteLossError as error:
                 raise self._stopped(self.at.step, error) from None
             self.at.step += 1
@@ -333,7 +337,9 @@ class _Trainer:
         made = self._replaced(
             self.reader.batches(self.at.epoch, start_batch=self.at.batch), self.at.epoch, self.at.batch
         )
-        return made if self.engine.at_once else prefetch(moved_ahead(made, self.device), depth=2, name="dmoe-moves")
+        if self.engine.at_once or self.engine.host_tables:
+            return made
+        return prefetch(moved_ahead(made, self.device), depth=2, name="dmoe-moves")
 
     def _replaced(self, batches: Iterator[Batch], epoch: int, first: int) -> Generator[Batch, None, None]:
         for number, batch in enumerate(batches, start=first):

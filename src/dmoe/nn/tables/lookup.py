@@ -50,6 +50,12 @@ class BatchRows:
         """Where the row of each position stands in `rows_U`."""
         return self._distinct[1]
 
+    def placed_on(self, device: torch.device) -> "BatchRows":
+        """The same with the places of positions on `device`; the rows stay where their table is."""
+        moved = BatchRows(self.ids_BC, self.offsets_C.to(device), self.num_rows, self.columns_apart)
+        moved._distinct = self.rows_U, self.inverse_BC.to(device, non_blocking=True)
+        return moved
+
     def counts_U(self) -> Tensor:
         """How many positions read each row."""
         return torch.bincount(self.inverse_BC.reshape(-1), minlength=len(self.rows_U))

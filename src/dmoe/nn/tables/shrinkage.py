@@ -70,7 +70,7 @@ class Shrinkage(nn.Module):
             tokens = slice(min(rows.start + FIRST_TOKEN_ID, rows.stop), rows.stop)
             if bool((self.kept_V[tokens] < 1).any()):
                 unseen_S = weight_VS[rows.start + OOV_ID].to(torch.get_default_dtype())
-                kept_V1 = self.kept_V[tokens].unsqueeze(1).to(unseen_S.dtype)
+                kept_V1 = self.kept_V[tokens].unsqueeze(1).to(unseen_S)
                 own_VS = weight_VS[tokens].to(unseen_S.dtype)
                 found_VS[tokens] = (kept_V1 * own_VS + (1 - kept_V1) * unseen_S).to(weight_VS.dtype)
         return found_VS

@@ -120,7 +120,8 @@ class MultiTableEmbedding(nn.Module):
 
     def batch_rows(self, ids_BC: Tensor) -> BatchRows:
         """The rows of `weight` that a batch reads; ids must be known to be in range."""
-        return BatchRows(ids_BC.contiguous(), self.offsets_C, len(self.weight), self._columns_apart)
+        offsets_C = self.offsets_C.to(ids_BC.device)
+        return BatchRows(ids_BC.contiguous(), offsets_C, len(self.weight), self._columns_apart)
 
     def forward(
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: TableRows | None = None
