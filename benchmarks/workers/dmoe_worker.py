@@ -20,6 +20,7 @@ from dmoe.data.dataset import SplitReader
 from dmoe.nn.build import build_model
 from dmoe.nn.experts import expert_class
 from dmoe.nn.experts.fm import FM
+from dmoe.nn.model import Objective
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
 from dmoe.schema import CategoricalField, Schema
@@ -90,9 +91,10 @@ def make_model(job: Job) -> nn.Module:
     return build_model(config, Schema(label="label", fields=fields), seed=job["seed"])
 
 
-def make_engine(model: nn.Module, job: Job) -> Engine:
+def make_engine(model: nn.Module, job: Job, device: str = "cpu", **options: Any) -> Engine:
+    """`options`: further ones of `Engine`."""
     optimiser = OptimiserConfig(lr=LEARNING_RATE, embedding=job["optimiser"], embedding_l2=job["embedding_l2"])
-    return Engine(model, [], optimiser, clip_norm=CLIP_NORM, device=torch.device("cpu"))  # type: ignore[arg-type]
+    return Engine(model, Objective(), optimiser, clip_norm=CLIP_NORM, device=torch.device(device), **options)  # type: ignore[arg-type]
 
 
 class Contestant:

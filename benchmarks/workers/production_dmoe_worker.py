@@ -11,7 +11,7 @@ from dmoe.allocator import keep_freed_memory
 from dmoe.config import DecorrelationConfig, GateConfig, ModelConfig, OptimiserConfig
 from dmoe.data.batch import Batch
 from dmoe.nn.build import build_model, build_terms
-from dmoe.nn.model import DMoE
+from dmoe.nn.model import DMoE, Objective
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
 from dmoe.training.engine import Engine
 
@@ -48,7 +48,7 @@ def make_engine(job: Job) -> Engine:
     terms = [DecorrelationConfig(loss="corr", location="output", alpha=job["alpha"])] if len(job["experts"]) > 1 else []
     return Engine(
         model,
-        build_terms(terms, model),
+        Objective(build_terms(terms, model)),
         OptimiserConfig(lr=LEARNING_RATE),
         clip_norm=CLIP_NORM,
         device=torch.device("cpu"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from dmoe import CorrLoss, DMoE
 from dmoe.nn.experts import DNN, FM, CrossNet
 from dmoe.nn.experts.base import Expert
-from dmoe.nn.model import DecorrelationTerm, total_loss
+from dmoe.nn.model import DecorrelationTerm, Objective
 
 VOCABULARY = [5, 3]
 
@@ -165,7 +165,7 @@ def test_loss_and_every_gradient_equal_the_loops(dtype):
     expected = torch.autograd.grad(want, list(model.parameters()))
     model = model.to(dtype)
     term = DecorrelationTerm(CorrLoss(eps=0.0), "output", alpha=3.0)
-    total, _, _ = total_loss(model(ids, numeric.to(dtype)), labels.to(dtype), [term])
+    total = Objective([term])(model(ids, numeric.to(dtype)), labels.to(dtype)).total
     found = torch.autograd.grad(total, list(model.parameters()))
     tolerance = 1e-10 if dtype is torch.float64 else 2e-5
     torch.testing.assert_close(total.double(), want, rtol=tolerance, atol=tolerance)
@@ -201,7 +201,7 @@ def test_equal_experts_score_as_one_of_them():
     twin.experts[1].load_state_dict(model.experts[0].state_dict())
     ids, numeric, _ = rows(6)
     output = twin(ids, numeric)
-    torch.testing.assert_close(output.logit, twin.predict_from_mixture(output.expert_outputs[0]))
+    torch.testing.assert_close(output.logit, twin.heads()[0].predict(output.expert_outputs[0]))
 
 
 def test_one_expert_has_neither_gate_nor_gating_table():

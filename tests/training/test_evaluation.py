@@ -102,12 +102,12 @@ def test_removing_an_expert_renormalises_the_gate_over_the_rest(small_data, tmp_
                     weight / sum(weights) * output.expert_outputs[index][row]
                     for weight, index in zip(weights, kept, strict=True)
                 )
-                logits.append(float(model.predict_from_mixture(mixed[None])[0]))
+                logits.append(float(model.heads()[0].predict(mixed[None])[0]))
             probability = 1 / (1 + np.exp(-np.array(logits)))
             assert found["removal"][removed]["logloss"] == pytest.approx(
                 log_loss(batch.labels_B, probability), abs=1e-5
             )
-            alone = torch.sigmoid(model.predict_from_mixture(output.expert_outputs[removed]))
+            alone = torch.sigmoid(model.heads()[0].predict(output.expert_outputs[removed]))
             assert found["alone"][removed]["logloss"] == pytest.approx(log_loss(batch.labels_B, alone), abs=1e-5)
 
 

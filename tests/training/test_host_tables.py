@@ -7,6 +7,7 @@ from dmoe.config import CowClipConfig, OptimiserConfig
 from dmoe.data.batch import Batch
 from dmoe.errors import Interrupted
 from dmoe.nn.build import build_model
+from dmoe.nn.model import Objective
 from dmoe.schema import Schema
 from dmoe.training.engine import Engine
 from dmoe.training.loop import train
@@ -49,7 +50,7 @@ def test_working_ahead_changes_no_bit(small_data, clip):
     found = []
     for host, ahead in ((False, False), (True, False), (True, True)):
         model = build_model(config.model, schema, seed=1)
-        engine = Engine(model, [], optimiser, clip_norm=1.0, device=torch.device("cpu"), host_tables=host)
+        engine = Engine(model, Objective(), optimiser, clip_norm=1.0, device=torch.device("cpu"), host_tables=host)
         for step, batch in enumerate(batches):
             following = batches[step + 1] if ahead and step + 1 < len(batches) else None
             engine.step(batch, step, following)

@@ -8,6 +8,7 @@ from dmoe.data.dataset import SplitReader
 from dmoe.data.log_facts import measure_log
 from dmoe.errors import ConfigError, Interrupted
 from dmoe.nn.build import build_model
+from dmoe.nn.model import Objective
 from dmoe.schema import Schema
 from dmoe.training.engine import Engine
 from dmoe.training.loop import train
@@ -47,7 +48,7 @@ def test_deferred_trains_the_model_of_dense(small_data, option):
             if config.model.shrinkage:
                 shrink(model, facts, config.model.shrinkage)
             optimiser = changed_config(config, [f"optimiser.embedding={kind}"]).optimiser
-            engine = Engine(model, [], optimiser, clip_norm=None, device=torch.device("cpu"))
+            engine = Engine(model, Objective(), optimiser, clip_norm=None, device=torch.device("cpu"))
             reader = SplitReader(small_data, "train", batch_size=64, shuffle=True, seed=3)
             for number, batch in enumerate([*reader.batches(0), *reader.batches(1)]):
                 engine.step(batch, number)

@@ -10,9 +10,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmoe.decorrelation.checks import ProcessGroup, global_rows, resolve
+from dmoe.nn.arrangement import (
+    check_expert,
+    chosen,
+    fields_of_experts,
+    places_among,
+    places_name,
+    table_of_expert,
+    table_widths,
+)
 from dmoe.nn.benchmark_form import BareExpert, BenchmarkHead
 from dmoe.nn.calibration import LogitMap
 from dmoe.nn.experts.base import Expert
@@ -75,6 +86,47 @@ class AlignedExpert(nn.Module):
         return functional.relu(aligned_BH), aligned_BH, inner
 
 
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """What heads read: the embeddings of each table, and each expert's layers (see `DMoEOutput`)."""
+
+    embeddings: tuple[Tensor, ...]  # T of (B, F, D)
+    inputs: tuple[Tensor, ...]  # M of (B, F, D)
+    outputs: tuple[Tensor, ...]  # M of (B, H)
+    pre_activations: tuple[Tensor, ...]
+    intermediates: tuple[tuple[Tensor, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """From a trunk to one logit: gate, mixture and tower. The modules belong to the model."""
+
+    gate: Gate | None
+    gate_reads: int | None  # the table
+    tower: nn.Module
+    output: nn.Module
+
+    def __call__(self, trunk: Trunk) -> tuple[Tensor, GateOutput]:
+        """The logit (B,) and how the experts were weighed."""
+        # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m)                      (eq. 9, 10)
+        if self.gate is None or self.gate_reads is None:
+            alone_BH = trunk.outputs[0]
+            return self.predict(alone_BH), GateOutput(alone_BH.new_ones(alone_BH.shape[0], 1), None, None)
+        gate = self.gate(trunk.embeddings[self.gate_reads])
+        return self.predict(self.mixture(trunk.outputs, gate)), gate
+
+    def mixture(self, outputs: Sequence[Tensor], gate: GateOutput) -> Tensor:
+        """h (B, H) of eq. 10, for all of a gate's experts."""
+        if gate.unit_weights_BMH is not None:
+            return mix_units(outputs, gate.unit_weights_BMH)
+        return mix(outputs, gate.weights_BM)
+
+    def predict(self, mixed_BH: Tensor) -> Tensor:
+        """The logit (B,) of eq. 4 and 11, before its sigmoid."""
+        logit_B1: Tensor = self.output(self.tower(mixed_BH))
+        return logit_B1.squeeze(1)
+
+
 class DMoE(nn.Module):
     """De-correlated mixture of experts (arXiv 2505.17925, eq. 1-12).
 
@@ -132,12 +184,12 @@ class DMoE(nn.Module):
         if not experts:
             raise ValueError("DMoE.experts must hold at least one expert")
         num_experts = len(experts)
-        self.table_of_expert = _table_of_expert(tables, num_experts)
-        widths = _table_widths(embedding_dim, max(self.table_of_expert) + 1)
+        self.table_of_expert = table_of_expert(tables, num_experts)
+        widths = table_widths(embedding_dim, max(self.table_of_expert) + 1)
         num_fields = len(vocabulary_sizes) + num_numeric
-        fields = _fields_of_experts(expert_fields, num_experts, num_fields)
+        fields = fields_of_experts(expert_fields, num_experts, num_fields)
         for index, (expert, table) in enumerate(zip(experts, self.table_of_expert, strict=True)):
-            _check_expert(index, expert, len(fields[index]), widths[table])
+            check_expert(index, expert, len(fields[index]), widths[table])
         readers: list[set[int]] = [set() for _ in range(num_fields)]
         for table, own in zip(self.table_of_expert, fields, strict=True):
             for field in own:
@@ -171,10 +223,8 @@ class DMoE(nn.Module):
         )
         # Where an expert's fields stand among those of its table, None for all of them.
         for index, (table, own) in enumerate(zip(self.table_of_expert, fields, strict=True)):
-            chosen = _places(own, self.embedding.fields_of_table[table])
-            self.register_buffer(
-                _places_name(index), None if chosen is None else torch.tensor(chosen), persistent=False
-            )
+            places = places_among(own, self.embedding.fields_of_table[table])
+            self.register_buffer(places_name(index), None if places is None else torch.tensor(places), persistent=False)
 
         # Experts (eq. 2, 7).
         bare = form == "benchmark"
@@ -186,7 +236,7 @@ class DMoE(nn.Module):
         self.gate: Gate | None = None
         if self.gate_reads is not None:
             held = self.embedding.fields_of_table[self.gate_reads]
-            places = None if gate_fields is None else _places(sorted(gate_fields), held)
+            places = None if gate_fields is None else places_among(sorted(gate_fields), held)
             self.gate = Gate(len(held), widths[self.gate_reads], num_experts, gate_units, fields=places, **options)
 
         # Tower (eq. 4, 11).
@@ -211,29 +261,10 @@ class DMoE(nn.Module):
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None
     ) -> DMoEOutput:
         """`rows`: what a training step read of each of `embedding.row_tables`; by default the tables are read."""
-        # e^(m) = E^(m)(x)                                                    (eq. 6)
-        embeddings_TBFD = self.embedding(ids_BC, numeric_BN, rows)
-        inputs = [
-            _chosen(embeddings_TBFD[table], getattr(self, _places_name(index)))
-            for index, table in enumerate(self.table_of_expert)
-        ]
-
-        # o^(m) = ReLU(Linear(Interaction^(m)(e^(m))))                        (eq. 7)
-        outputs, before, inner = zip(
-            *(expert(input_BFD) for expert, input_BFD in zip(self.experts, inputs, strict=True)), strict=True
-        )
-
-        # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m)                      (eq. 9, 10)
-        if self.gate is None or self.gate_reads is None:
-            gate = GateOutput(outputs[0].new_ones(outputs[0].shape[0], 1), None, None)
-            mixed_BH = outputs[0]
-        else:
-            gate = self.gate(embeddings_TBFD[self.gate_reads])
-            mixed_BH = self.mixture(outputs, gate)
-
-        logit_B = self.predict_from_mixture(mixed_BH)
+        trunk = self.trunk(ids_BC, numeric_BN, rows)
+        logit_B, gate = self.heads()[0](trunk)
         if self.first_order_reads is not None:
-            logit_B = logit_B + embeddings_TBFD[self.first_order_reads].sum(dim=(1, 2))
+            logit_B = logit_B + trunk.embeddings[self.first_order_reads].sum(dim=(1, 2))
 
         linear_B = None
         if not self.training:
@@ -242,15 +273,34 @@ class DMoE(nn.Module):
 
         return DMoEOutput(
             logit=logit_B,
-            expert_outputs=outputs,
+            expert_outputs=trunk.outputs,
             gate_weights=gate.weights_BM,
-            pre_activations=before,
-            intermediates=inner,
-            inputs=tuple(input_BFD.flatten(1) for input_BFD in inputs),
+            pre_activations=trunk.pre_activations,
+            intermediates=trunk.intermediates,
+            inputs=tuple(input_BFD.flatten(1) for input_BFD in trunk.inputs),
             unit_weights=gate.unit_weights_BMH,
             gate_loss=gate.loss,
             linear=linear_B,
         )
+
+    def trunk(self, ids_BC: Tensor, numeric_BN: Tensor | None, rows: Sequence[TableRows] | None = None) -> Trunk:
+        """What all heads share: tables and experts."""
+        # e^(m) = E^(m)(x)                                                    (eq. 6)
+        embeddings_TBFD = self.embedding(ids_BC, numeric_BN, rows)
+        inputs = [
+            chosen(embeddings_TBFD[table], getattr(self, places_name(index)))
+            for index, table in enumerate(self.table_of_expert)
+        ]
+
+        # o^(m) = ReLU(Linear(Interaction^(m)(e^(m))))                        (eq. 7)
+        outputs, before, inner = zip(
+            *(expert(input_BFD) for expert, input_BFD in zip(self.experts, inputs, strict=True)), strict=True
+        )
+        return Trunk(embeddings_TBFD, tuple(inputs), outputs, before, inner)
+
+    def heads(self) -> tuple[Head, ...]:
+        """From the trunk to a logit, one for each label."""
+        return (Head(self.gate, self.gate_reads, self.tower, self.head),)
 
     def calibrated(self, logit_B: Tensor, linear_B: Tensor | None) -> Tensor:
         """The mixture's logit (B,) with the linear part's share, through the map that was fitted."""
@@ -263,17 +313,6 @@ class DMoE(nn.Module):
     def start_at(self, rate: float) -> None:
         """Sets the last bias to the logit of a click rate: with small weights, that is what is predicted at first."""
         self.head.bias.fill_(math.log(rate / (1 - rate)))  # type: ignore[operator]
-
-    def mixture(self, outputs: Sequence[Tensor], gate: GateOutput) -> Tensor:
-        """h (B, H) of eq. 10, for all of a gate's experts."""
-        if gate.unit_weights_BMH is not None:
-            return mix_units(outputs, gate.unit_weights_BMH)
-        return mix(outputs, gate.weights_BM)
-
-    def predict_from_mixture(self, mixed_BH: Tensor) -> Tensor:
-        """The logit (B,) of eq. 11, before its sigmoid."""
-        logit_B1: Tensor = self.head(self.tower(mixed_BH))
-        return logit_B1.squeeze(1)
 
 
 class DecorrelationTerm(nn.Module):
@@ -296,9 +335,12 @@ class DecorrelationTerm(nn.Module):
             return 0.0
         return self.alpha * min(1.0, done / self.warmup_steps) if self.warmup_steps else self.alpha
 
-    def forward(self, output: DMoEOutput, step: int) -> Tensor:
-        """The loss is undefined for a batch of one row, which contributes 0."""
-        rows = output.logit.shape[0]
+    def forward(self, output: DMoEOutput, step: int, rows: int | None = None) -> Tensor:
+        """`rows`: B, of all ranks; by default those of `output`.
+
+        The loss is undefined for a batch of one row, which contributes 0.
+        """
+        rows = output.logit.shape[0] if rows is None else rows
         alpha = self.alpha_at(step)
         if rows < 2 or alpha == 0:
             return output.logit.new_zeros(())
@@ -306,78 +348,44 @@ class DecorrelationTerm(nn.Module):
         return torch.stack(groups).sum() * (alpha / (rows - 1))
 
 
-def total_loss(
-    output: DMoEOutput, labels_B: Tensor, terms: Sequence[DecorrelationTerm] = (), step: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Eq. 12 for one batch: `(total, mean logloss, weighted de-correlation)`.
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The parts of eq. 12 for one batch, scalars that nobody has to wait for; `total` is what to minimise."""
 
-    A balanced gate adds its loss to the total.
+    total: Tensor
+    logloss: Tensor  # mean over the rows
+    decorrelation: Tensor  # weighted
+    gate: Tensor | None = None  # what a balanced gate adds
+
+
+class Objective:
+    """Eq. 12: the mean logloss, what a balanced gate adds, and the de-correlation terms.
+
     With no term the total is the logloss itself, so alpha = 0 is the ME-MoE baseline to the bit.
+
+    Args:
+        terms: with losses of the same `process_group`.
+        process_group: as for `CorrLoss`: the batch is then that of all ranks, however unevenly they share it, and the
+            mean over ranks of the gradients of `total` is the gradient of one process on the whole batch.
     """
-    half = output.logit.dtype in (torch.float16, torch.bfloat16)
-    logit_B = output.logit.float() if half else output.logit
-    logloss = functional.binary_cross_entropy_with_logits(logit_B, labels_B.to(logit_B.dtype))
-    total = logloss if output.gate_loss is None else logloss + output.gate_loss
-    if not terms:
-        return total, logloss, logloss.new_zeros(())
-    decorrelation = torch.stack([term(output, step) for term in terms]).sum()
-    return total + decorrelation, logloss, decorrelation
 
+    def __init__(self, terms: Sequence[DecorrelationTerm] = (), *, process_group: ProcessGroup = None) -> None:
+        self.terms, self.process_group = list(terms), process_group
 
-def _table_of_expert(tables: Literal["shared", "per-expert"] | Sequence[int], num_experts: int) -> list[int]:
-    if tables == "shared":
-        return [0] * num_experts
-    if tables == "per-expert":
-        return list(range(num_experts))
-    if isinstance(tables, str):
-        raise ValueError(f"DMoE.tables must be 'shared', 'per-expert' or a list of tables, got '{tables}'")
-    numbers = list(tables)
-    if len(numbers) != num_experts:
-        raise ValueError(f"DMoE.tables names {len(numbers)} tables for {num_experts} experts")
-    if sorted(set(numbers)) != list(range(len(set(numbers)))):
-        raise ValueError(f"DMoE.tables must number the tables 0, 1, 2, …, got {numbers}")
-    return numbers
-
-
-def _table_widths(embedding_dim: int | Sequence[int], num_tables: int) -> list[int]:
-    widths = [embedding_dim] * num_tables if isinstance(embedding_dim, int) else list(embedding_dim)
-    if len(widths) != num_tables:
-        raise ValueError(f"DMoE.embedding_dim lists {len(widths)} widths for {num_tables} tables")
-    return widths
-
-
-def _fields_of_experts(
-    expert_fields: Sequence[Sequence[int] | None] | None, num_experts: int, num_fields: int
-) -> list[list[int]]:
-    if expert_fields is None:
-        expert_fields = [None] * num_experts
-    if len(expert_fields) != num_experts:
-        raise ValueError(f"DMoE.expert_fields lists {len(expert_fields)} entries for {num_experts} experts")
-    found = [list(range(num_fields)) if fields is None else list(fields) for fields in expert_fields]
-    for index, own in enumerate(found):
-        if not own or own != sorted(set(own)) or own[0] < 0 or own[-1] >= num_fields:
-            raise ValueError(f"DMoE.expert_fields[{index}] must be rising numbers of {num_fields} fields, got {own}")
-    return found
-
-
-def _places_name(expert: int) -> str:
-    """The buffer that says which of its table's fields an expert reads."""
-    return f"places_of_expert_{expert}"
-
-
-def _chosen(embeddings_BFD: Tensor, places_F: Tensor | None) -> Tensor:
-    return embeddings_BFD if places_F is None else embeddings_BFD.index_select(1, places_F)
-
-
-def _places(own: Sequence[int], held: Sequence[int]) -> list[int] | None:
-    return None if list(own) == list(held) else [held.index(field) for field in own]
-
-
-def _check_expert(index: int, expert: Expert, num_fields: int, width: int) -> None:
-    for name, expected in (("num_fields", num_fields), ("embedding_dim", width)):
-        actual = getattr(expert, name, expected)
-        if actual != expected:
-            raise ValueError(
-                f"experts[{index}] ({type(expert).__name__}) was built with {name}={actual}, "
-                f"but the model gives it {name}={expected}"
-            )
+    def __call__(self, output: DMoEOutput, labels_B: Tensor, step: int = 0) -> Losses:
+        """`labels_B` 0 or 1, `step` counted from 0."""
+        half = output.logit.dtype in (torch.float16, torch.bfloat16)
+        logit_B = output.logit.float() if half else output.logit
+        labels_B = labels_B.to(logit_B.dtype)
+        group, rows = resolve(self.process_group), len(logit_B)
+        if group is None:
+            logloss = functional.binary_cross_entropy_with_logits(logit_B, labels_B)
+        else:
+            rows = global_rows(rows, group, logit_B.device)
+            summed = functional.binary_cross_entropy_with_logits(logit_B, labels_B, reduction="sum")
+            logloss = summed * (dist.get_world_size(group) / rows)
+        total = logloss if output.gate_loss is None else logloss + output.gate_loss
+        if not self.terms:
+            return Losses(total, logloss, logloss.new_zeros(()), output.gate_loss)
+        decorrelation = torch.stack([term(output, step, rows) for term in self.terms]).sum()
+        return Losses(total + decorrelation, logloss, decorrelation, output.gate_loss)

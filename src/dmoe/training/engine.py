@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dmoe.config import OptimiserConfig
 from dmoe.data.batch import Batch
 from dmoe.errors import NonFiniteLossError
-from dmoe.nn.model import DecorrelationTerm, DMoE, total_loss
+from dmoe.nn.model import DMoE, Losses, Objective
 from dmoe.nn.tables.fields import Bank
 from dmoe.nn.tables.lookup import BatchRows, TableRows
 from dmoe.nn.tables.table import MultiTableEmbedding
@@ -67,7 +67,7 @@ class Engine:
     def __init__(
         self,
         model: DMoE,
-        terms: Sequence[DecorrelationTerm],
+        objective: Objective,
         config: OptimiserConfig,
         *,
         clip_norm: float | None,
@@ -76,7 +76,7 @@ class Engine:
         l2_scales: Sequence[Tensor] | None = None,
         host_tables: bool = False,
     ) -> None:
-        self.model, self.terms, self.device, self.clip_norm = model, list(terms), device, clip_norm
+        self.model, self.objective, self.device, self.clip_norm = model, objective, device, clip_norm
         self.autocast, self.host_tables = autocast, host_tables
         # Reading a value costs nothing on the CPU; elsewhere it would wait for all that was asked for so far.
         self.at_once = device.type == "cpu"
@@ -126,10 +126,10 @@ class Engine:
         rows = [self._read(one, store) for one, store in zip(looked_up, self.embeddings, strict=True)]
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             output = self.model(batch.ids_BC, batch.numeric_BN, rows)
-            losses = total_loss(output, batch.labels_B, self.terms, step)
+            losses = self.objective(output, batch.labels_B, step)
         if self.at_once:
-            StepLoss(*(loss.item() for loss in losses)).check()
-        losses[0].backward()  # type: ignore[no-untyped-call]
+            StepLoss.read([_values(losses)])[0].check()
+        losses.total.backward()  # type: ignore[no-untyped-call]
         if self.host_tables and following is not None:
             self._catch_up(following)
         gradients = [
@@ -139,7 +139,7 @@ class Engine:
             norm = self._update(gradients)
         finally:
             self.adam.zero_grad(set_to_none=True)
-        return torch.stack([*(loss.detach().double() for loss in losses), norm])
+        return torch.cat([_values(losses), norm.unsqueeze(0)])
 
     def _read(self, batch_rows: BatchRows, store: EmbeddingOptimiser) -> TableRows:
         if not self.host_tables:
@@ -243,6 +243,10 @@ class Engine:
             own = f"{number}."
             state = {key.removeprefix(own): value for key, value in parts["embedding"].items() if key.startswith(own)}
             optimiser.load_state_dict(state)
+
+
+def _values(losses: Losses) -> Tensor:
+    return torch.stack([losses.total, losses.logloss, losses.decorrelation]).detach().double()
 
 
 def _copied(values_US: Tensor, device: torch.device) -> Tensor:

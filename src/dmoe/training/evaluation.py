@@ -195,7 +195,7 @@ def evaluate_split(
         gate.update(batch, output.gate_weights)
         for expert in range(num_experts):
             rest_B = _logit_without(model, output, expert)
-            alone_B = model.predict_from_mixture(output.expert_outputs[expert])
+            alone_B = model.heads()[0].predict(output.expert_outputs[expert])
             without[expert].append(_numpy(model.calibrated(rest_B, output.linear)))
             alone[expert].append(_numpy(model.calibrated(alone_B, output.linear)))
 
@@ -239,7 +239,7 @@ def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
     # A gate wholly on the removed expert leaves nothing to renormalise: the others then share equally.
     total_B1 = weights_BK.sum(1, keepdim=True)
     weights_BK = torch.where(total_B1 > 0, weights_BK / total_B1, torch.full_like(weights_BK, 1 / len(kept)))
-    return model.predict_from_mixture(mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK))
+    return model.heads()[0].predict(mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK))
 
 
 def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from dmoe.files import (
     write_json_lines,
 )
 from dmoe.nn.build import build_model, build_terms, check_model
-from dmoe.nn.model import DMoE
+from dmoe.nn.model import DMoE, Objective
 from dmoe.schema import Schema
 from dmoe.stopping import StopRequest, stop_requests
 from dmoe.training.calibrate import calibrate
@@ -245,7 +245,7 @@ class _Trainer:
         self.model.to(self.device)
         self.engine = Engine(
             self.model,
-            build_terms(config.decorrelation, self.model),
+            Objective(build_terms(config.decorrelation, self.model)),
             config.optimiser,
             clip_norm=recipe.clip_norm,
             device=self.device,
