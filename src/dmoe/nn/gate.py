@@ -145,7 +145,8 @@ class Gate(nn.Module):
             return None
         if self.balance == "switch":
             assert chosen_BK is not None
-            share_M = torch.bincount(chosen_BK.flatten(), minlength=self.num_experts) / chosen_BK.numel()
+            experts_M = torch.arange(self.num_experts, device=chosen_BK.device)
+            share_M = (chosen_BK.reshape(-1, 1) == experts_M).sum(dim=0) / chosen_BK.numel()
             loss = self.num_experts * (share_M * torch.softmax(logits_BM.float(), dim=1).mean(dim=0)).sum()
             return self.balance_weight * loss
         loss = _squared_variation(weights_BM.float().sum(dim=0))
