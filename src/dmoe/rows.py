@@ -19,7 +19,7 @@ import narwhals as nw
 import numpy as np
 import pyarrow as pa
 
-from dmoe.data.coded import as_text, carriers_of
+from dmoe.data.coded import as_text, carriers_of, pc
 from dmoe.errors import DataError
 
 _CARRIERS = b"dmoe.carriers"
@@ -70,6 +70,8 @@ def as_arrow(table: Any, wanted: Sequence[str] | None = None) -> pa.Table:
         if names.count(name) > 1:
             raise DataError(f"table: column '{name}' appears twice")
         column, carriers = _column(table, names.index(name), name)
+        if pa.types.is_run_end_encoded(column.type):  # is a layout, not a type of values
+            column = pc.run_end_decode(column)
         columns.append(column)
         marks = {_CARRIERS: json.dumps(carriers).encode()} if carriers else None
         fields.append(pa.field(name, column.type, metadata=marks))

@@ -165,7 +165,8 @@ def convert(
     carriers = {name: raw.carriers_of(config.source_column(name)) for name in raw_valued(config)}
     for name, form in (forms or {}).items():
         source = config.source_column(name)
-        form.check(source, carriers[name])
+        if (coded[name].codes_N != MISSING).any():  # a column without a value has lost none, whatever its type
+            form.check(source, carriers[name])
         _warn_of_words(form, source, raw.columns[source], coded[name])
         coded[name] = tokens(coded[name], token_of(form, config, name))
     rows = Rows(raw.lines_N, labels, times, coded, numeric, [], raw.blank_lines, carriers)

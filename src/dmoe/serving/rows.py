@@ -72,6 +72,10 @@ class RowReader:
         self._missing_of = {name: options.missing_values for name, options in config.fields.numeric.items()}
         self._missing_texts = config.format.missing
         self._forms = {name: model.schema.field(name).values for name in raw_valued(config)}
+        self._absent = {
+            name: MissingTexts((*config.format.missing, *config.fields.options(name).missing_values))
+            for name in self._forms
+        }
         self.columns = tuple(config.field_columns())
         self._fields = {column: [one for one in model.inputs if one.column == column] for column in self.columns}
         self.derived = frozenset(config.derive)
@@ -140,14 +144,15 @@ class RowReader:
 
     def _values(self, field: FieldInput, column: JsonColumn, form: ValueForm) -> Column:
         """Of a field whose tokens are the raw values."""
+        texts = _texts(column)
         lost = form.lost_form(_CARRIERS.get(column.datatype, {}))
-        if lost is not None:
+        absent = self._absent[field.name]
+        if lost is not None and not all(text is None or text in absent for text in texts):
             raise RequestError(
                 400,
                 f"input '{column.name}' was text with {lost[1]} in training and comes as {lost[0]}, which has lost "
                 "them; send it as BYTES",
             )
-        texts = _texts(column)
         if field.lists is None:
             return self._as_input(field, self._mapped(texts, self._makers[field.name], column.name, None))
         coded = split_values(pa.array(texts, pa.string()), field.lists, self._missing_texts, field.column)
