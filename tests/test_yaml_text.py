@@ -1,5 +1,6 @@
 """What a name is that YAML would read as something else, and what is refused with its line."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -133,3 +134,9 @@ def test_overrides_keep_names_and_read_numbers() -> None:
         load_config("d-moe", ["training.seed=12:30"])
     with pytest.raises(ConfigError, match="seed"):
         load_config("d-moe", ["training.seed=no"])
+
+
+def test_json_is_read_with_its_escapes() -> None:
+    text = '{"a": "\\ud83d\\ude00", "\\ud83d\\ude00": ["\\u00e9\\uD834\\uDD1E"]}'
+    assert parse_yaml(text, "x") == json.loads(text)
+    assert parse_yaml(r'a: "\ud83d b"', "x") == {"a": "\ud83d b"}  # half of one is no character

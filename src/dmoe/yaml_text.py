@@ -31,6 +31,8 @@ _WORDS: dict[str, bool | float | None] = {
     ".nan": float("nan"),
 }
 _INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)", re.ASCII)
+# JSON, which is YAML too, escapes what lies beyond 16 bits as two halves.
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _REAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
 
 
@@ -142,13 +144,17 @@ def _built(node: yaml.Node) -> Any:
         if node.tag == _PLAIN:
             return Plain(node.value)
         if node.tag in (_QUOTED, _TEXT_TAG):
-            return str(node.value)
+            return _PAIR.sub(_joined, str(node.value))
     elif node.tag in _COLLECTIONS:
         if isinstance(node, yaml.SequenceNode):
             return [_built(one) for one in node.value]
         if isinstance(node, yaml.MappingNode):
             return _mapping(node)
     raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} has no meaning here", problem_mark=node.start_mark)
+
+
+def _joined(pair: re.Match[str]) -> str:
+    return pair[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _mapping(node: yaml.MappingNode) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import yaml
 from scipy.stats import chi2
 
-from dmoe.data.config import DataConfig
+from dmoe.data.config import DataConfig, check_field_name
 from dmoe.data.inspection.columns import TextColumn
 from dmoe.data.inspection.kinds import MIN_COUNTS, MISSING_WORDS, ColumnFacts, Found
 from dmoe.data.inspection.times import parts_of
@@ -110,17 +110,43 @@ def suggest(
         raise DataError("no column can be a field: all are constant or the number of the row")
     split, why = _split(columns, found, labels_N)
     comments["split"] = why
-    fields: dict[str, Any] = {"min_count": _min_count(facts, comments), "categorical": [*categorical, *derive]}
-    if numeric:
-        fields["numeric"] = numeric
-    if several:
-        fields["multi_valued"] = several
+    kinds: dict[str, dict[str, Any]] = {
+        "categorical": {name: {} for name in [*categorical, *derive]},
+        "numeric": numeric,
+        "multi_valued": several,
+    }
+    _rename(kinds, comments)
+    fields: dict[str, Any] = {"min_count": _min_count(facts, comments)}
+    fields |= {kind: options for kind, options in kinds.items() if options}
+    if not any(fields.get("categorical", {}).values()):
+        fields["categorical"] = list(kinds["categorical"])
     values: dict[str, Any] = {"label": label, "split": split, "fields": fields}
     if derive:
         values["derive"] = derive
     values["format"] = {**form, "missing": missing}
     validate(DataConfig, values, "suggested data.yaml")
     return Suggestion(values, comments)
+
+
+def _rename(kinds: dict[str, dict[str, Any]], comments: dict[str, str]) -> None:
+    """Gives columns whose names no field can bear, such as `probability`, fields of other names."""
+    taken = {name for options in kinds.values() for name in options}
+    for kind, options in kinds.items():
+        renamed: dict[str, Any] = {}
+        for column, keys in options.items():
+            try:
+                check_field_name(column)
+                name = column
+            except ValueError:
+                name = f"column_{_plain(column)}"
+                while name in taken:
+                    name += "_"
+                taken.add(name)
+                if column in comments:
+                    comments[name] = comments.pop(column)
+                keys = {"column": column, **keys}
+            renamed[name] = keys
+        kinds[kind] = renamed
 
 
 def _missing(
@@ -164,7 +190,7 @@ def _derived(facts: Sequence[ColumnFacts], label: str) -> dict[str, Any]:
 
 
 def _names(take: str, column: str) -> list[str]:
-    return [take, *(f"{column}_{take}{'_' * more}" for more in range(10))]
+    return [take, *(f"{_plain(column)}_{take}{'_' * more}" for more in range(10))]
 
 
 def _min_count(facts: Sequence[ColumnFacts], comments: dict[str, str]) -> int:
