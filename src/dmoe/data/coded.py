@@ -156,7 +156,7 @@ def _float_text(column: Column, name: str, certain: bool) -> Column:
     if certain and len(wide) and pc.max(size).as_py() >= limit:
         raise DataError(
             f"column '{name}' holds {column.type} numbers of 2^{int(np.log2(limit))} and more, "
-            "which do not tell every id from the next; read it as text or integers"
+            "which do not tell every id or second from the next; read it as text or integers"
         )
     whole = pc.and_(pc.and_(present, pc.less(size, 2.0**53)), pc.equal(pc.floor(wide), wide))
     integers = pc.if_else(whole, wide, None).cast(pa.int64()).cast(_TEXT)

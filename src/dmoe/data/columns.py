@@ -238,14 +238,15 @@ class _Texts:
         return self._of(name, "certain" if certain else "any", self._raw.columns[name])
 
     def times(self, name: str) -> Coded:
-        """Times as the clock of their zone shows them, the form in which texts have them."""
+        """Times as the clock of their zone shows them, the form in which texts have them; numbers that may not tell
+        a second are refused."""
         return self._of(name, "wall", wall_clock(self._raw.columns[name]))
 
     def _of(self, name: str, way: str, column: Column) -> Coded:
         if pa.types.is_string(column.type):
             way = "text"
         if (name, way) not in self._coded:
-            encoded = as_text(column, name, certain=way == "certain").dictionary_encode()
+            encoded = as_text(column, name, certain=way != "any").dictionary_encode()
             self._coded[name, way] = Coded(codes_of(encoded), encoded.dictionary)
         return self._coded[name, way]
 
