@@ -284,7 +284,7 @@ for name in ("fork", "register_at_fork", "sched_getaffinity", "sysconf"):
 sys.modules["resource"] = None
 import dmoe.prediction, dmoe.experiments.runner
 from dmoe.machine import memory_bytes, usable_threads
-from dmoe.training.run import peak_memory_bytes
+from dmoe.machine import peak_memory_bytes
 assert usable_threads() >= 1 and peak_memory_bytes() is None
 """
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from pathlib import Path
 
 _PROC = Path("/proc/self")
@@ -64,3 +65,13 @@ def _quota(group: Path) -> float | None:
 def _memory_limit(group: Path) -> int | None:
     words = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")
     return int(words[0]) if words and words[0] != "max" else None
+
+
+def peak_memory_bytes() -> int | None:
+    """Highest resident memory of this process; None where Python has no module `resource` to ask, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -10,9 +10,9 @@ import pytest
 from pyarrow import ipc
 
 from dmoe.errors import DataError
+from dmoe.machine import peak_memory_bytes
 from dmoe.serving import openapi
 from dmoe.serving.arrow import TooLarge, read_table
-from dmoe.training.run import peak_memory_bytes
 
 from .conftest import INFER, client, rows
 from .test_rows import opened, same, stream

@@ -30,6 +30,7 @@ from dmoe.files import (
     write_json,
     write_json_lines,
 )
+from dmoe.machine import peak_memory_bytes
 from dmoe.nn.build import build_model, build_terms, check_model
 from dmoe.nn.model import DMoE, Objective
 from dmoe.schema import Schema
@@ -55,7 +56,6 @@ from dmoe.training.run import (
     choose_device,
     environment_facts,
     load_tensors,
-    peak_memory_bytes,
 )
 from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_start
 
