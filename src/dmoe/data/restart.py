@@ -20,7 +20,6 @@ from dmoe.files import (
     append_json_line,
     put_back,
     read_json,
-    remove,
     replaced_path,
     sync,
     sync_files,
@@ -110,18 +109,21 @@ def ended_already(output: Path, plan: Mapping[str, Any], *, but: str | None = No
     """
     home = _home(output)
     try:
-        stored = read_json(home / _PLAN)
+        stored = read_json(_plan_of(home))
     except DataError:
         return False
     if not output.is_dir() or _without(but, stored) != _without(but, _identified(plan, output)):
         return False
+    home.mkdir(exist_ok=True)
     with suppress(Timeout), FileLock(home / "lock").acquire(timeout=0):
         _remove_home(home)
         return True
     return False  # the work is not killed, but at its end
 
 
-_PLAN = "plan.json"
+def _plan_of(home: Path) -> Path:
+    """Beside the folder for work, so that it can be the last to go."""
+    return home.with_name(f"{home.name}.json")
 
 
 def _identified(plan: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -140,11 +142,9 @@ def _home(output: Path) -> Path:
 
 def _remove_home(home: Path) -> None:
     """As far as it can be removed; the plan goes last, for `ended_already`."""
-    for path in home.iterdir():
-        if path.name not in (_PLAN, "lock"):
-            with suppress(OSError):
-                remove(path)
     shutil.rmtree(home, ignore_errors=True)
+    with suppress(OSError):
+        _plan_of(home).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -153,7 +153,8 @@ def restartable(
 ) -> Iterator[tuple[Path, Path, Journal]]:
     """A folder to fill, which becomes `output` at the end; a folder for work; and the journal of earlier work.
 
-    All three live in `.<output>.work` beside `output`. An exception removes it; an interrupt or a kill leaves it,
+    All three live in `.<output>.work` beside `output`, the plan in `.<output>.work.json`. An exception removes them; an
+    interrupt or a kill leaves them,
     and the next call with an equal `plan` finds its journal, files and all. A call with another plan starts
     anew. With `force` an existing `output` is replaced if it holds the files `marks`, which say that we made it; it is
     removed when the new one stands in its place, and whatever fails before leaves it there.
@@ -180,7 +181,7 @@ def restartable(
             _empty(home)
             result.mkdir()
             work.mkdir()
-            write_json(home / _PLAN, _identified(plan, result))
+            write_json(_plan_of(home), _identified(plan, result))
             sync(output.parent)
         yield result, work, Journal(home / "journal.jsonl", work, result)
         sync_tree(result)
@@ -191,7 +192,7 @@ def restartable(
         _remove_home(home)
     except Exception:
         # Not a KeyboardInterrupt: that is a pause.
-        shutil.rmtree(home, ignore_errors=True)
+        _remove_home(home)
         raise
     finally:
         lock.release()
@@ -200,7 +201,7 @@ def restartable(
 def _is_of(home: Path, result: Path, plan: Mapping[str, Any]) -> bool:
     """Whether `result` is what earlier work on this plan was filling, and not what that put aside at its end."""
     try:
-        return result.is_dir() and read_json(home / _PLAN) == _identified(plan, result)
+        return result.is_dir() and read_json(_plan_of(home)) == _identified(plan, result)
     except DataError:
         return False
 
