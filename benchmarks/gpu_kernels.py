@@ -52,11 +52,9 @@ class Workload:
     def __init__(self, rows: int, batch: int) -> None:
         self.device = torch.device("cuda")
         size = rows // FIELDS
-        self.rows, self.batch, self.sizes = size * FIELDS, batch, [size] * FIELDS
+        self.rows, self.batch = size * FIELDS, batch
         self.offsets_C = torch.arange(FIELDS, device=self.device) * size
-        self.lengths_C = torch.full((FIELDS,), size, device=self.device)
-        self.bad = torch.tensor([row_triton.ALL_GOOD], device=self.device)
-        self.room = row_triton.capacity(batch, self.sizes, range(FIELDS))
+        self.room = FIELDS * min(batch, size)
         generator = torch.Generator(self.device).manual_seed(1)
         self.ids = [
             (torch.rand(batch, FIELDS, generator=generator, device=self.device) ** 6 * size).int()
@@ -64,7 +62,7 @@ class Workload:
         ]
 
     def distinct(self, ids_BC: Tensor) -> row_triton.DistinctRows:
-        return row_triton.distinct_rows(ids_BC, self.offsets_C, self.lengths_C, self.rows, self.room, self.bad)
+        return row_triton.distinct_rows(ids_BC, self.offsets_C, self.rows, self.room)
 
 
 def milliseconds(work: Callable[[int], object], rounds: int = ROUNDS) -> float:
@@ -141,11 +139,9 @@ def kernels(work: Workload, width: int, storage: torch.dtype, l2: float, copy: f
         taken = milliseconds(lambda number: work.distinct(ids[number]))
         yield line("distinct rows", 8 * positions + 8 * distinct, taken)
         values_US = torch.randn(work.room, width, device=work.device)
-        taken = milliseconds(lambda number: row_triton.gather(values_US, found[number].inverse_BC, [width], FIELDS))
+        taken = milliseconds(lambda number: found[number].gather(values_US, [width], FIELDS))
         yield line("gather", positions * (4 + row) + distinct * row, taken)
-        taken = milliseconds(
-            lambda number: row_triton.sum_gradients(found[number], [gradient_BCS], [width], torch.float32)
-        )
+        taken = milliseconds(lambda number: found[number].sum_gradients([gradient_BCS], [width], torch.float32))
         yield line("sum of duplicates", positions * (8 + row) + distinct * row, taken)
     gradient_US = torch.randn(work.room, width, device=work.device)
     reads, writes = [], []
@@ -193,8 +189,8 @@ def step(work: Workload, table: DeferredRows, ids_BC: Tensor, gradient_BCS: Tens
     found = work.distinct(ids_BC)
     width = gradient_BCS.shape[2]
     values_US = table.read(found.rows_U)
-    row_triton.gather(values_US, found.inverse_BC, [width], FIELDS)
-    gradient_US = row_triton.sum_gradients(found, [gradient_BCS], [width], torch.float32)
+    found.gather(values_US, [width], FIELDS)
+    gradient_US = found.sum_gradients([gradient_BCS], [width], torch.float32)
     table.write(found.rows_U, gradient_US, scale)
 
 
@@ -249,7 +245,7 @@ def sweep(rows: int, width: int, batch: int, copy: float) -> None:
     work = Workload(rows, batch)
     for warps in (1, 2, 4, 8):
         for elements in (32 * warps, 64 * warps, 128 * warps, 256 * warps):
-            row_triton.WARPS = deferred_triton.WARPS = warps
+            row_triton.WARPS = warps
             row_triton.TILE = deferred_triton.REPLAY_TILE = elements
             lines = [*kernels(work, width, torch.float32, 0.0, copy), *kernels(work, width, torch.float32, 1e-6, copy)]
             times = "  ".join(f"{line.what.split(' (')[0]} {line.milliseconds:.3f}" for line in lines)

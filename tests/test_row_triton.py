@@ -9,7 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton runs on Linux only")
 
 from dmoe import row_triton
-from dmoe.row_triton import ALL_GOOD, CHUNK, DistinctRows
+from dmoe.row_triton import CHUNK, DistinctRows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -20,14 +20,12 @@ def batch(num_rows: int, sizes: list[int], skew: float) -> Tensor:
     return torch.stack(columns, dim=1).to(DEVICE)
 
 
-def distinct(ids: Tensor, sizes: list[int], vocabulary_of_column: list[int]) -> tuple[DistinctRows, Tensor, Tensor]:
-    """What is found, the table row of each position and the flag of bad ids."""
-    firsts = [sum(sizes[:vocabulary]) for vocabulary in vocabulary_of_column]
-    offsets = torch.tensor(firsts, device=DEVICE)
-    lengths = torch.tensor([sizes[vocabulary] for vocabulary in vocabulary_of_column], device=DEVICE)
-    bad = torch.tensor([ALL_GOOD], device=DEVICE)
-    room = row_triton.capacity(len(ids), sizes, vocabulary_of_column)
-    return row_triton.distinct_rows(ids, offsets, lengths, sum(sizes), room, bad), ids.long() + offsets, bad
+def distinct(ids: Tensor, sizes: list[int], vocabulary_of_column: list[int]) -> tuple[DistinctRows, Tensor]:
+    """What is found, and the table row of each position."""
+    offsets = torch.tensor([sum(sizes[:vocabulary]) for vocabulary in vocabulary_of_column], device=DEVICE)
+    columns = [vocabulary_of_column.count(vocabulary) for vocabulary in range(len(sizes))]
+    room = sum(min(len(ids) * number, size) for number, size in zip(columns, sizes, strict=True))
+    return row_triton.distinct_rows(ids, offsets, sum(sizes), room), ids.long() + offsets
 
 
 @settings(deadline=None, max_examples=12)
@@ -51,10 +49,9 @@ def test_distinct_rows_their_values_and_the_sums_of_gradients_equal_torch(
 ) -> None:
     vocabulary_of_column = [0, *range(len(sizes))] if shared else list(range(len(sizes)))
     ids = batch(num_rows, [sizes[vocabulary] for vocabulary in vocabulary_of_column], skew)
-    found, positions, bad = distinct(ids, sizes, vocabulary_of_column)
+    found, positions = distinct(ids, sizes, vocabulary_of_column)
     rows, inverse, counts = torch.unique(positions, return_inverse=True, return_counts=True)
     known = len(rows)
-    assert bad.item() == ALL_GOOD
     assert found.count.item() == known
     assert torch.equal(found.rows_U[:known], rows)
     assert torch.equal(found.inverse_BC.long(), inverse)
@@ -64,12 +61,12 @@ def test_distinct_rows_their_values_and_the_sums_of_gradients_equal_torch(
 
     values = torch.randn(len(found.rows_U), sum(widths), dtype=dtype, device=DEVICE)
     columns = len(vocabulary_of_column)
-    outputs = row_triton.gather(values, found.inverse_BC, widths, columns + spare_fields)
+    outputs = found.gather(values, widths, columns + spare_fields)
     gathered = torch.cat([output[:, :columns] for output in outputs], dim=2)
     assert torch.equal(gathered, values[inverse])
 
     gradients = [torch.randn(num_rows, columns + spare_fields, width, dtype=dtype, device=DEVICE) for width in widths]
-    summed = row_triton.sum_gradients(found, gradients, widths, dtype)
+    summed = found.sum_gradients(gradients, widths, dtype)
     given_S = torch.cat([gradient[:, :columns] for gradient in gradients], dim=2).flatten(0, 1).double()
     expected = torch.zeros(len(found.rows_U), sum(widths), dtype=torch.float64, device=DEVICE)
     expected.index_add_(0, inverse.reshape(-1), given_S)
@@ -81,48 +78,31 @@ def test_distinct_rows_their_values_and_the_sums_of_gradients_equal_torch(
 def test_sums_within_a_chunk_are_taken_in_batch_order() -> None:
     """So they have the bits of a loop over the batch."""
     ids = torch.tensor([[1], [0], [1], [1], [0]], dtype=torch.int32, device=DEVICE)
-    found, _, _ = distinct(ids, [2], [0])
+    found, _ = distinct(ids, [2], [0])
     gradient = torch.tensor([1e8, 1.0, 1.0, -1e8, 3.0], device=DEVICE).reshape(5, 1, 1)
-    assert row_triton.sum_gradients(found, [gradient], [1], torch.float32).tolist() == [[4.0], [0.0]]
+    assert found.sum_gradients([gradient], [1], torch.float32).tolist() == [[4.0], [0.0]]
 
 
 @pytest.mark.parametrize("width", [1, 3, 64])
 def test_a_row_that_fills_many_chunks_is_summed_over_all_of_them(width: int) -> None:
     num_rows = 5 * CHUNK + 7
-    found, _, _ = distinct(torch.zeros(num_rows, 1, dtype=torch.int64, device=DEVICE), [1], [0])
+    found, _ = distinct(torch.zeros(num_rows, 1, dtype=torch.int64, device=DEVICE), [1], [0])
     gradient = torch.arange(num_rows * width, dtype=torch.float32, device=DEVICE).reshape(num_rows, 1, width)
-    summed = row_triton.sum_gradients(found, [gradient], [width], torch.float32)
+    summed = found.sum_gradients([gradient], [width], torch.float32)
     torch.testing.assert_close(summed[0].double(), gradient.double().sum(dim=(0, 1)), rtol=1e-6, atol=0)
 
 
 def test_a_table_without_a_gradient_has_zeros_and_strides_are_honoured() -> None:
     ids = batch(9, [4], 1.0)
-    found, _, _ = distinct(ids, [4], [0])
+    found, _ = distinct(ids, [4], [0])
     wide = torch.randn(9, 6, 4, device=DEVICE)
     part = wide[:, 2:4, :3]
-    summed = row_triton.sum_gradients(found, [None, part], [2, 3], torch.float32)
-    again = row_triton.sum_gradients(found, [part.contiguous()], [3], torch.float32)
+    summed = found.sum_gradients([None, part], [2, 3], torch.float32)
+    again = found.sum_gradients([part.contiguous()], [3], torch.float32)
     assert not summed[:, :2].any()
     assert torch.equal(summed[:, 2:], again)
     turned = part.transpose(1, 2).contiguous().transpose(1, 2)
-    assert torch.equal(row_triton.sum_gradients(found, [turned], [3], torch.float32), again)
-
-
-@pytest.mark.parametrize(("row", "column", "number"), [(0, 0, -1), (2, 1, 5), (1, 0, 2**31 - 1), (3, 1, -(2**31))])
-def test_an_id_out_of_range_raises_a_flag_with_its_position_and_reads_row_0(row: int, column: int, number: int) -> None:
-    ids = torch.zeros(4, 2, dtype=torch.int32, device=DEVICE)
-    ids[row, column] = number
-    if row < 3:
-        ids[3, 1] = -7  # a later one
-    found, _, bad = distinct(ids, [3, 5], [0, 1])
-    assert bad.item() == 2 * row + column
-    assert found.rows_U.tolist()[:2] == [0, 3]
-    assert found.count.item() == 2
-
-
-def test_the_room_for_distinct_rows_is_what_a_batch_can_hold() -> None:
-    assert row_triton.capacity(100, [7, 1000, 5], [0, 1, 1, 2]) == 7 + 200 + 5
-    assert row_triton.capacity(0, [7], [0]) == 0
+    assert torch.equal(found.sum_gradients([turned], [3], torch.float32), again)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int32])

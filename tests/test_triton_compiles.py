@@ -18,13 +18,15 @@ from triton.runtime.jit import JITFunction
 
 from dmoe import row_triton_kernels
 from dmoe.optim import deferred_triton_kernels
+from dmoe.row_triton import options
 
-TYPES = {name: "*i64" for name in ("offsets", "sizes", "bad", "order", "rows", "clock")}
+TYPES = {name: "*i64" for name in ("offsets", "order", "rows", "clock", "condition")}
 TYPES |= {name: "*i32" for name in ("ids", "keys", "begins", "segments", "inverse", "starts", "lasts")}
 TYPES |= {name: "*fp64" for name in ("numbers", "grad_scale", "rates", "sums")}
 NUMBERS = {"total", "columns", "room", "width", "whole_width", "first", "num_powers"}
 NUMBERS |= {"out_row", "row_stride", "field_stride", "stride"}
-SWITCHES = {"BLOCK": 256, "COLUMNS": 16, "GROUP": 8, "CHUNK_SIZE": 64, "JOINED": 16, "SCALED": True, "WITH_GRADIENT": 1}
+SWITCHES = {"BLOCK": 256, "COLUMNS": 16, "GROUP": 8, "CHUNK_SIZE": 64, "JOINED": 16, "SCALED": True}
+SWITCHES |= {"WITH_GRADIENT": True}
 
 storage, whole = int(sys.argv[1]), bool(int(sys.argv[2]))
 stored, worked = ("i16" if storage else "fp32"), "fp32"
@@ -34,20 +36,20 @@ modules = [deferred_triton_kernels] if storage or whole else [row_triton_kernels
 count = 0
 for module in modules:
     for name, kernel in vars(module).items():
-        if not isinstance(kernel, JITFunction) or name.startswith("_"):
+        if not isinstance(kernel, JITFunction) or kernel.fn.__module__ != module.__name__ or name.startswith("_"):
             continue
         signature, switches = {}, {}
         for place, argument in enumerate(kernel.arg_names):
             if argument.isupper():
                 signature[argument] = "constexpr"
-                own = {**SWITCHES, "STORAGE": storage, "WHOLE": whole, "GIVES": not whole}
+                own = {**SWITCHES, "STORAGE": storage, "WHOLE": whole, "GIVES": not whole, "CONDITIONAL": whole}
                 switches[(place,)] = own[argument]
             elif argument in NUMBERS:
                 signature[argument] = "i32"
             else:
                 signature[argument] = TYPES.get(argument, "*" + (stored if argument == "weights" else worked))
         source = ASTSource(kernel, signature, switches)
-        assert compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["cubin"]
+        assert compile(source, target=GPUTarget("cuda", 90, 32), options=options()).asm["cubin"]
         count += 1
 assert count >= 5
 """

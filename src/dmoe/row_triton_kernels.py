@@ -8,17 +8,12 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["total"])
-def keys(ids, offsets, sizes, keys, bad, total, columns, BLOCK: tl.constexpr):
+def keys(ids, offsets, keys, total, columns, BLOCK: tl.constexpr):
+    """The table's row of each position."""
     position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = position < total
-    column = position % columns
-    number = tl.load(ids + position, mask=inside, other=0).to(tl.int64)
-    wrong = inside & ((number < 0) | (number >= tl.load(sizes + column)))
-    number = tl.where(wrong, 0, number)
-    tl.store(keys + position, (number + tl.load(offsets + column)).to(keys.dtype.element_ty), mask=inside)
-    # The lowest position wins in whatever order the programs come.
-    if tl.sum(wrong.to(tl.int32), 0) > 0:
-        tl.atomic_min(bad, tl.min(tl.where(wrong, position, total), 0))
+    row = tl.load(ids + position, mask=inside, other=0).to(tl.int64) + tl.load(offsets + position % columns)
+    tl.store(keys + position, row.to(keys.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["total"])

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dmoe import row_access
 from dmoe.errors import ConfigError, nearest
 from dmoe.optim.base import EmbeddingOptimiser
 from dmoe.optim.deferred import DeferredAdam
@@ -31,18 +32,26 @@ __all__ = [
 def make_embedding_optimiser(kind: str, weight: Tensor, **settings: Any) -> EmbeddingOptimiser:
     """The optimiser called `kind`; `settings` as in its class.
 
-    A table that is not on the CPU gets `dense` for `deferred`: the same model, and there the faster form.
+    On a CUDA device `deferred` needs triton, which torch for CUDA brings along on Linux; without it, and on other
+    devices, a table gets `dense` for it: the same model.
 
     Raises: ConfigError naming the nearest known kind, or if the table's dtype is one that the kind cannot train.
     """
     if kind not in EMBEDDING_OPTIMISERS:
         raise ConfigError(f"no embedding optimiser '{kind}'{nearest(kind, EMBEDDING_OPTIMISERS)}")
-    half = weight.dtype in HALF_DTYPES
-    if half and (kind != DeferredAdam.kind or weight.device.type != "cpu"):
+    device = weight.device.type
+    is_deferred = kind == DeferredAdam.kind
+    by_kernels = is_deferred and row_access.kernels_serve(weight)
+    if weight.dtype in HALF_DTYPES and not (by_kernels or (is_deferred and device == "cpu")):
+        missing = "; install dmoe[gpu]" if is_deferred and device == "cuda" else ""
         raise ConfigError(
-            f"model.embedding_storage: a table in {str(weight.dtype).removeprefix('torch.')} is trained by "
-            f"'deferred' on the CPU only, not by '{kind}' on {weight.device.type}; use float32"
+            f"model.embedding_storage: a table in {str(weight.dtype).removeprefix('torch.')} is trained by 'deferred' "
+            f"on the CPU or, with triton, on CUDA, not by '{kind}' on {device}{missing}; use float32"
         )
-    if kind == DeferredAdam.kind and weight.device.type != "cpu":
+    if by_kernels:
+        from dmoe.optim.deferred_device import DeferredAdamOnDevice  # needs triton
+
+        return DeferredAdamOnDevice(weight, **settings)
+    if is_deferred and device != "cpu":
         kind = DenseAdam.kind
     return EMBEDDING_OPTIMISERS[kind](weight, **settings)

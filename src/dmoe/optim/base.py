@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dmoe.errors import ConfigError, DataError
 from dmoe.optim.row_clip import RowClip
+from dmoe.row_access import rows_of
 from dmoe.row_parallel import HALF_DTYPES, map_chunks, sum_kernel
 
 
@@ -32,7 +33,8 @@ class EmbeddingOptimiser(ABC):
         clip: a bound on the gradient of each row (`RowClip`), by default none.
 
     A training step, with the distinct rows U of its batch in ascending order: `read` them, run the model on these
-    values and backpropagate to them, `clipped`, optionally `grad_norm_squared`, `write`. All get the same rows.
+    values and backpropagate to them, `clipped`, optionally `grad_norm_squared`, `write`. All get the same rows. On a
+    CUDA device they may end in spare places, -1 (`dmoe.row_access`): zeros are read there, nothing is written.
 
     Raises: ConfigError if a setting is out of range.
     """
@@ -68,7 +70,7 @@ class EmbeddingOptimiser(ABC):
             clip.check(weight.shape[1], l2 * (1.0 if l2_scale_V is None else float(l2_scale_V.max())))
         self.weight = weight
         self.clip = clip
-        self.l2_scale_V = l2_scale_V
+        self.l2_scale_V = None if l2_scale_V is None else l2_scale_V.to(weight.device)
         self.lr = lr
         self.betas = betas
         self.eps = eps
@@ -83,7 +85,7 @@ class EmbeddingOptimiser(ABC):
     def read(self, rows_U: Tensor) -> Tensor:
         """A copy (U, S) of these rows with all steps taken, float32 of a table in 16 bits."""
         self.catch_up(rows_U)
-        values_US = self.weight.detach().index_select(0, rows_U)
+        values_US = rows_of(self.weight.detach(), rows_U)
         return values_US.float() if values_US.dtype in HALF_DTYPES else values_US
 
     def catch_up(self, rows_U: Tensor) -> None:  # noqa: B027 (nothing to do unless updates are held back)
@@ -103,8 +105,8 @@ class EmbeddingOptimiser(ABC):
         self.catch_up(rows_U)
         l2_U1: Tensor | float = self.l2
         if self.l2_scale_V is not None:
-            l2_U1 = (self.l2 * self.l2_scale_V.to(gradient_US.device)[rows_U]).to(gradient_US.dtype).unsqueeze(1)
-        weight_US = self.weight.detach()[rows_U].to(gradient_US.dtype)
+            l2_U1 = (self.l2 * self.l2_scale_V[rows_U]).to(gradient_US.dtype).unsqueeze(1)
+        weight_US = rows_of(self.weight.detach(), rows_U).to(gradient_US.dtype)
         return self.clip(gradient_US, weight_US, l2_U1, counts_U.to(gradient_US.dtype).clamp(min=1))
 
     @abstractmethod

@@ -17,12 +17,14 @@ from torch import Tensor
 from dmoe.optim import deferred_triton_kernels as kernels
 from dmoe.optim.deferred import _powers
 from dmoe.row_parallel import numpy_dtype
-from dmoe.row_triton import WARPS, tile
+from dmoe.row_triton import options, tile
 
 HISTORY_FIELDS = 6
 
 # Elements of a program of a replay: few, as its rows run until the last of them is done.
 REPLAY_TILE = 128
+# Enough to fill a device, few enough to start in no time.
+CONDITIONAL_PROGRAMS = 2048
 
 
 class DeferredRows:
@@ -34,7 +36,8 @@ class DeferredRows:
         l2_scale_V: a factor of λ for each row, by default 1.
         history_length: steps that there is room for at first.
 
-    `step_count` counts here what `clock` [steps taken, step of the last flush] counts on the device.
+    `step_count` counts here what `clock` [steps taken, step of the last flush] counts on the device; `flushed` is not
+    above what stands there.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class DeferredRows:
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the steps to come."""
-        self.rates[0] = lr
+        self.rates[:1].fill_(lr)
 
     @torch.no_grad()
     def read(self, rows_U: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class DeferredRows:
         if taken == self.history_6J.shape[1]:
             self.history_6J = torch.cat([self.history_6J, torch.zeros_like(self.history_6J)], dim=1)
         kernels.take_step[(1,)](
-            self.clock, self.rates, grad_scale, self.numbers, self.history_6J, self.history_6J.stride(0)
+            self.clock, self.rates, grad_scale, self.numbers, self.history_6J, self.history_6J.stride(0), **options()
         )
         self.step_count += 1
         if len(rows_U):
@@ -112,34 +115,65 @@ class DeferredRows:
             kernels.apply[(triton.cdiv(len(rows_U), group),)](
                 rows_U, gradient_US.contiguous(), *self._table(), self.clock, self.history_6J,
                 self.history_6J.stride(0), self.numbers, grad_scale, self.scales_V, len(rows_U),
-                self.weight_VS.shape[1], len(self.scales_V) > 1, self.storage, group, columns, num_warps=WARPS,
+                self.weight_VS.shape[1], len(self.scales_V) > 1, self.storage, group, columns, **options(),
             )  # fmt: skip
 
     @torch.no_grad()
     def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor) -> Tensor:
         """Σ (gradient + λ·scale·w)² over these rows as they are, float64 ()."""
-        return self._norm(rows_U, gradient_US, 1)
+        return self._norm(rows_U, gradient_US, None)
 
     @torch.no_grad()
-    def weight_norm_squared(self, rows_U: Tensor | None = None) -> Tensor:
-        """Σ (scale·w)² of these or of all rows as they are, float64 ()."""
-        return self._norm(rows_U, self.first_VS, 0)
+    def weight_norm_squared(self, rows_U: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """Σ (scale·w)² of these or of all rows as they are, float64 (); 0 if `condition` (1,) is."""
+        return self._norm(rows_U, None, condition)
 
-    def _norm(self, rows_U: Tensor | None, gradient_US: Tensor, with_gradient: int) -> Tensor:
+    @torch.no_grad()
+    def flush_if(self, condition: Tensor) -> None:
+        """`flush`, with L2, if `condition` (1,) is not 0, which the host need not know."""
+        self._replay(None, None, condition)
+        self.clock[1:].copy_(torch.where(condition != 0, self.clock[:1], self.clock[1:]))
+        self.rates[1:].mul_(condition == 0)
+
+    def load(
+        self,
+        step_count: int,
+        flushed: int,
+        largest_lr: float,
+        history_6J: Tensor,
+        first_VS: Tensor,
+        second_VS: Tensor,
+        last_V: Tensor,
+    ) -> None:
+        """Takes over the state of another table of these rows; its weights must be here already."""
+        self.first_VS.copy_(first_VS)
+        self.second_VS.copy_(second_VS)
+        self.last_V.copy_(last_V)
+        self.clock.copy_(torch.tensor([step_count, flushed]))
+        self.rates[1:].fill_(largest_lr)
+        self.step_count, self.flushed = step_count, flushed
+        length = history_6J.shape[1]
+        if length > self.history_6J.shape[1]:
+            self.history_6J = self.history_6J.new_zeros(HISTORY_FIELDS, 2 * length)
+        self.history_6J[:, :length] = history_6J
+
+    def _norm(self, rows_U: Tensor | None, gradient_US: Tensor | None, condition: Tensor | None) -> Tensor:
         total = len(self.weight_VS) if rows_U is None else len(rows_U)
         columns, group = tile(self.weight_VS.shape[1])
-        programs = triton.cdiv(total, group)
-        sums = torch.zeros(max(1, programs), dtype=torch.float64, device=self.weight_VS.device)
+        blocks = triton.cdiv(total, group)
+        sums = torch.zeros(max(1, blocks), dtype=torch.float64, device=self.weight_VS.device)
         if total:
-            kernels.squares[(programs,)](
-                self.last_V if rows_U is None else rows_U, gradient_US.contiguous(), self._bits(), self.numbers,
-                self.scales_V, sums, total, self.weight_VS.shape[1], rows_U is None, with_gradient,
-                len(self.scales_V) > 1, self.storage, group, columns, num_warps=WARPS,
+            kernels.squares[(self._programs(blocks, condition),)](
+                self.last_V if rows_U is None else rows_U,
+                self.first_VS if gradient_US is None else gradient_US.contiguous(), self._bits(), self.numbers,
+                self.scales_V, sums, self.clock if condition is None else condition, total, self.weight_VS.shape[1],
+                rows_U is None, gradient_US is not None, condition is not None, len(self.scales_V) > 1, self.storage,
+                group, columns, **options(),
             )  # fmt: skip
         return sums.sum()
 
-    def _replay(self, rows_U: Tensor | None, values_US: Tensor | None) -> None:
-        """The missed steps of rows; `values_US` receives the rows."""
+    def _replay(self, rows_U: Tensor | None, values_US: Tensor | None, condition: Tensor | None = None) -> None:
+        """The missed steps of these or of all rows; `values_US` receives the rows."""
         total = len(self.weight_VS) if rows_U is None else len(rows_U)
         if total == 0:
             return
@@ -155,17 +189,22 @@ class DeferredRows:
             self.numbers,
         )
         switches = (rows_U is None, values_US is not None)
-        grid = (triton.cdiv(total, group),)
+        blocks = triton.cdiv(total, group)
         if self.has_l2:
-            kernels.replay_with_l2[grid](
-                *common, self.scales_V, total, width, *switches, len(self.scales_V) > 1, self.storage, group, columns,
-                num_warps=WARPS,
+            kernels.replay_with_l2[(self._programs(blocks, condition),)](
+                *common, self.scales_V, self.clock if condition is None else condition, total, width, *switches,
+                condition is not None, len(self.scales_V) > 1, self.storage, group, columns, **options(),
             )  # fmt: skip
         else:
-            kernels.replay_momentum[grid](
+            kernels.replay_momentum[(blocks,)](
                 *common, self.powers1_K, self.roots2_K, len(self.powers1_K), total, width, *switches, self.storage,
-                group, columns, num_warps=WARPS,
+                group, columns, **options(),
             )  # fmt: skip
+
+    @staticmethod
+    def _programs(blocks: int, condition: Tensor | None) -> int:
+        """A program a block; where most likely nothing is to be done, a few for all."""
+        return blocks if condition is None else min(blocks, CONDITIONAL_PROGRAMS)
 
     def _table(self) -> tuple[Tensor, ...]:
         return self._bits(), self.first_VS, self.second_VS, self.last_V

@@ -10,60 +10,21 @@ import triton
 import triton.language as tl
 
 from dmoe.optim import deferred_kernels
+from dmoe.optim.row_storage_triton import rounded, widened
 
 DEAD_CHECK_STEPS = tl.constexpr(deferred_kernels.DEAD_CHECK_STEPS)
 
 
 @triton.jit
-def _mix(number):
-    """`row_storage._mix`."""
-    x = number.to(tl.uint32)
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return x ^ (x >> 16)
+def _items(block, GROUP: tl.constexpr):
+    """The numbers (GROUP,) of what a block works on, int64."""
+    return (tl.full((GROUP,), 0, tl.int64) + block) * GROUP + tl.arange(0, GROUP)
 
 
 @triton.jit
-def _widened(stored, STORAGE: tl.constexpr):
-    if STORAGE == 1:
-        return (stored.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    elif STORAGE == 2:
-        return stored.to(tl.float16, bitcast=True).to(tl.float32)
-    else:
-        return stored
-
-
-@triton.jit
-def _rounded(value, element, step, STORAGE: tl.constexpr):
-    """As `row_storage` rounds; `element`, int64, is the place in the table."""
-    if STORAGE == 0:
-        return value
-    else:
-        bits = value.to(tl.uint32, bitcast=True)
-        magnitude = bits & 0x7FFFFFFF
-        random = _mix(_mix(step + element * 0) ^ (element & 0xFFFFFFFF).to(tl.uint32))
-        if STORAGE == 1:
-            added = tl.where(magnitude < 0x7F800000, random & 0xFFFF, 0)
-            quiet = tl.where(magnitude > 0x7F800000, 0x0040, 0).to(tl.uint32)
-            return (((bits + added) >> 16) | quiet).to(tl.uint16).to(tl.int16, bitcast=True)
-        else:
-            # 2⁻¹⁴ and more: ten bits after the leading one; below, multiples of 2⁻²⁴.
-            normal = (magnitude + (random & 0x1FFF) - (112 << 23)) >> 13
-            # Kept to what is below 2⁻¹⁴, as only there it is used.
-            scaled = tl.where(magnitude < 0x38800000, tl.abs(value), 0.0) * 16777216.0
-            below = tl.floor(scaled)
-            up = (random >> 8).to(tl.float32) * 5.9604644775390625e-08 < scaled - below
-            small = below.to(tl.uint32) + up.to(tl.uint32)
-            found = tl.where(magnitude >= 0x38800000, normal, small)
-            beyond = tl.where(magnitude > 0x7F800000, 0x7E00, 0x7C00).to(tl.uint32)
-            found = tl.where(magnitude >= 0x47800000, beyond, found)
-            return (found | ((bits >> 16) & 0x8000)).to(tl.uint16).to(tl.int16, bitcast=True)
-
-
-@triton.jit
-def _rows_of_program(rows, total, WHOLE: tl.constexpr, GROUP: tl.constexpr):
+def _rows_of_block(block, rows, total, WHOLE: tl.constexpr, GROUP: tl.constexpr):
     """Rows (GROUP, 1), -1 for none."""
-    item = tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP)
+    item = _items(block, GROUP)
     if WHOLE:  # noqa: SIM108 (a branch of the compiler's)
         row = tl.where(item < total, item, -1)
     else:
@@ -80,14 +41,21 @@ def _scales_of(scales, row, SCALED: tl.constexpr):
 
 
 @triton.jit
-def _give(values, weight, row, total, width, GROUP: tl.constexpr, COLUMNS: tl.constexpr):
-    item = (tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP))[:, None]
+def _give(block, values, weight, row, total, width, GROUP: tl.constexpr, COLUMNS: tl.constexpr):
+    item = _items(block, GROUP)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     tl.store(values + item * width + column, tl.where(row >= 0, weight, 0.0), mask=(item < total) & (column < width))
 
 
-@triton.jit(do_not_specialize=["total"])
-def replay_with_l2(
+@triton.jit
+def _blocks_if(condition, total, GROUP: tl.constexpr):
+    """How many blocks there are, or none if `condition` is 0."""
+    return tl.where(tl.load(condition) != 0, (total + GROUP - 1) // GROUP, 0).to(tl.int32)
+
+
+@triton.jit
+def _replay_block(
+    block,
     rows,
     weights,
     firsts,
@@ -108,9 +76,8 @@ def replay_with_l2(
     GROUP: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """`deferred_kernels.replay_with_l2`."""
     dtype = firsts.dtype.element_ty
-    row = _rows_of_program(rows, total, WHOLE, GROUP)
+    row = _rows_of_block(block, rows, total, WHOLE, GROUP)
     column = tl.arange(0, COLUMNS)[None, :]
     now = tl.load(clock)
     base = tl.load(clock + 1)
@@ -124,7 +91,7 @@ def replay_with_l2(
     element = row * width + column
     narrow = column < width
     moved = behind & narrow
-    weight = _widened(tl.load(weights + element, mask=wanted & narrow, other=0), STORAGE)
+    weight = widened(tl.load(weights + element, mask=wanted & narrow, other=0), STORAGE)
     first = tl.load(firsts + element, mask=moved, other=0)
     second = tl.load(seconds + element, mask=moved, other=0)
     scale = _scales_of(scales, row, SCALED)
@@ -155,13 +122,51 @@ def replay_with_l2(
         first = tl.where(active, m, first)
         second = tl.where(active, v, second)
         weight = tl.where(active, w, weight)
-    stored = _rounded(weight, element, now, STORAGE)
+    stored = rounded(weight, element, now, STORAGE)
     tl.store(weights + element, stored, mask=moved)
     tl.store(firsts + element, first, mask=moved)
     tl.store(seconds + element, second, mask=moved)
     tl.store(lasts + row, (now + row * 0).to(tl.int32), mask=behind)
     if GIVES:
-        _give(values, _widened(stored, STORAGE), row, total, width, GROUP, COLUMNS)
+        _give(block, values, widened(stored, STORAGE), row, total, width, GROUP, COLUMNS)
+
+
+@triton.jit(do_not_specialize=["total"])
+def replay_with_l2(
+    rows,
+    weights,
+    firsts,
+    seconds,
+    lasts,
+    values,
+    clock,
+    history,
+    stride,
+    numbers,
+    scales,
+    condition,
+    total,
+    width,
+    WHOLE: tl.constexpr,
+    GIVES: tl.constexpr,
+    CONDITIONAL: tl.constexpr,
+    SCALED: tl.constexpr,
+    STORAGE: tl.constexpr,
+    GROUP: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """`deferred_kernels.replay_with_l2`; `CONDITIONAL`: a few programs do it all, or nothing if `condition` is 0."""
+    if CONDITIONAL:
+        for block in range(tl.program_id(0), _blocks_if(condition, total, GROUP), tl.num_programs(0)):
+            _replay_block(
+                block, rows, weights, firsts, seconds, lasts, values, clock, history, stride, numbers, scales,
+                total, width, WHOLE, GIVES, SCALED, STORAGE, GROUP, COLUMNS,
+            )  # fmt: skip
+    else:
+        _replay_block(
+            tl.program_id(0), rows, weights, firsts, seconds, lasts, values, clock, history, stride, numbers, scales,
+            total, width, WHOLE, GIVES, SCALED, STORAGE, GROUP, COLUMNS,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -189,7 +194,8 @@ def replay_momentum(
 ):
     """`deferred_kernels.replay_momentum`; moments follow to now unless all rows are worked on (`WHOLE`)."""
     dtype = firsts.dtype.element_ty
-    row = _rows_of_program(rows, total, WHOLE, GROUP)
+    block = tl.program_id(0)
+    row = _rows_of_block(block, rows, total, WHOLE, GROUP)
     column = tl.arange(0, COLUMNS)[None, :]
     now = tl.load(clock)
     flushed = tl.load(clock + 1)
@@ -202,7 +208,7 @@ def replay_momentum(
     element = row * width + column
     narrow = column < width
     moved = behind & narrow
-    weight = _widened(tl.load(weights + element, mask=wanted & narrow, other=0), STORAGE)
+    weight = widened(tl.load(weights + element, mask=wanted & narrow, other=0), STORAGE)
     first = tl.load(firsts + element, mask=moved, other=0)
     second = tl.load(seconds + element, mask=moved, other=0)
     root = tl.sqrt(second)
@@ -230,7 +236,7 @@ def replay_momentum(
             settled = tl.where(still, 1, settled)
             live = tl.sum(((settled == 0) & (step + 1 < end)).to(tl.int32))
         step += 1
-    stored = _rounded(weight, element, now, STORAGE)
+    stored = rounded(weight, element, now, STORAGE)
     tl.store(weights + element, stored, mask=moved)
     if not WHOLE:
         missed = tl.where(behind, now - last, 0)
@@ -241,7 +247,7 @@ def replay_momentum(
         tl.store(seconds + element, (second.to(tl.float64) * power2).to(dtype), mask=moved)
         tl.store(lasts + row, (now + row * 0).to(tl.int32), mask=behind)
     if GIVES:
-        _give(values, _widened(stored, STORAGE), row, total, width, GROUP, COLUMNS)
+        _give(block, values, widened(stored, STORAGE), row, total, width, GROUP, COLUMNS)
 
 
 @triton.jit
@@ -303,8 +309,9 @@ def apply(
 ):
     """`deferred_kernels.apply_gradient` with the last step of the history."""
     dtype = firsts.dtype.element_ty
-    row = _rows_of_program(rows, total, False, GROUP)
-    item = (tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP))[:, None]
+    block = tl.program_id(0)
+    row = _rows_of_block(block, rows, total, False, GROUP)
+    item = _items(block, GROUP)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     element = row * width + column
     wanted = (row >= 0) & (column < width)
@@ -317,7 +324,7 @@ def apply(
     rest1 = (1.0 - beta1).to(dtype)
     rest2 = (1.0 - beta2).to(dtype)
     eps = tl.load(numbers + 2).to(dtype)
-    weight = _widened(tl.load(weights + element, mask=wanted, other=0), STORAGE)
+    weight = widened(tl.load(weights + element, mask=wanted, other=0), STORAGE)
     given = tl.load(gradients + item * width + column, mask=wanted, other=0).to(dtype)
     own = tl.load(numbers + 3).to(dtype) * _scales_of(scales, row, SCALED)
     gradient = tl.load(grad_scale).to(dtype) * (given + own * weight)
@@ -326,12 +333,13 @@ def apply(
     weight = weight - step_size * m / (tl.sqrt(v) * inverse_root + eps)
     tl.store(firsts + element, m, mask=wanted)
     tl.store(seconds + element, v, mask=wanted)
-    tl.store(weights + element, _rounded(weight, element, now, STORAGE), mask=wanted)
+    tl.store(weights + element, rounded(weight, element, now, STORAGE), mask=wanted)
     tl.store(lasts + row, (now + row * 0).to(tl.int32), mask=row >= 0)
 
 
-@triton.jit(do_not_specialize=["total"])
-def squares(
+@triton.jit
+def _squares_block(
+    block,
     rows,
     gradients,
     weights,
@@ -347,14 +355,47 @@ def squares(
     GROUP: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = _rows_of_program(rows, total, WHOLE, GROUP)
-    item = (tl.program_id(0).to(tl.int64) * GROUP + tl.arange(0, GROUP))[:, None]
+    row = _rows_of_block(block, rows, total, WHOLE, GROUP)
+    item = _items(block, GROUP)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     wanted = (row >= 0) & (column < width)
-    weight = _widened(tl.load(weights + row * width + column, mask=wanted, other=0), STORAGE)
+    weight = widened(tl.load(weights + row * width + column, mask=wanted, other=0), STORAGE)
     value = _scales_of(scales, row, SCALED) * weight
     if WITH_GRADIENT:
         given = tl.load(gradients + item * width + column, mask=wanted, other=0).to(value.dtype)
         value = given + tl.load(numbers + 3).to(value.dtype) * value
     value = tl.where(wanted, value, 0.0).to(tl.float64)
-    tl.store(sums + tl.program_id(0), tl.sum(value * value))
+    tl.store(sums + block, tl.sum(value * value))
+
+
+@triton.jit(do_not_specialize=["total"])
+def squares(
+    rows,
+    gradients,
+    weights,
+    numbers,
+    scales,
+    sums,
+    condition,
+    total,
+    width,
+    WHOLE: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr,
+    CONDITIONAL: tl.constexpr,
+    SCALED: tl.constexpr,
+    STORAGE: tl.constexpr,
+    GROUP: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Σ (gradient + λ·scale·w)² or Σ (scale·w)² of each block, float64; `CONDITIONAL` as in `replay_with_l2`."""
+    if CONDITIONAL:
+        for block in range(tl.program_id(0), _blocks_if(condition, total, GROUP), tl.num_programs(0)):
+            _squares_block(
+                block, rows, gradients, weights, numbers, scales, sums, total, width, WHOLE, WITH_GRADIENT, SCALED,
+                STORAGE, GROUP, COLUMNS,
+            )  # fmt: skip
+    else:
+        _squares_block(
+            tl.program_id(0), rows, gradients, weights, numbers, scales, sums, total, width, WHOLE, WITH_GRADIENT,
+            SCALED, STORAGE, GROUP, COLUMNS,
+        )  # fmt: skip

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
 from dmoe.optim.row_clip import RowClip
+from dmoe.row_access import set_rows
 
 
 class DenseAdam(EmbeddingOptimiser):
@@ -50,7 +51,7 @@ class DenseAdam(EmbeddingOptimiser):
         if self.weight.grad is not None and self._made_of is gradient_US:
             return self.weight.grad
         gradient_VS = torch.zeros_like(self.weight)
-        gradient_VS[rows_U] = gradient_US
+        set_rows(gradient_VS, rows_U, gradient_US)
         if self.l2:
             own = self.weight if self._scale_V1 is None else self._scale_V1 * self.weight
             gradient_VS.add_(own, alpha=self.l2)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dmoe.errors import ConfigError
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
 from dmoe.optim.row_clip import RowClip
+from dmoe.row_access import add_to_rows, rows_of, set_rows
 
 
 class _BatchRowsOptimiser(EmbeddingOptimiser):
@@ -69,16 +70,15 @@ class LazyAdam(_BatchRowsOptimiser):
             gradient_US = gradient_US * grad_scale
         self.step_count += 1
         beta1, beta2 = self.betas
-        first_US = self._first_moment[rows_U].lerp_(gradient_US, 1 - beta1)
-        second_US = self._second_moment[rows_U].mul_(beta2)
+        first_US = rows_of(self._first_moment, rows_U).lerp_(gradient_US, 1 - beta1)
+        second_US = rows_of(self._second_moment, rows_U).mul_(beta2)
         second_US.addcmul_(gradient_US, gradient_US, value=1 - beta2)
-        self._first_moment[rows_U] = first_US
-        self._second_moment[rows_U] = second_US
+        set_rows(self._first_moment, rows_U, first_US)
+        set_rows(self._second_moment, rows_U, second_US)
         root = math.sqrt(1 - beta2**self.step_count)
         step_size = self.lr * root / (1 - beta1**self.step_count)
         update_US = first_US.div_(second_US.sqrt_().add_(self.eps))
-        # The rows are distinct, so the order of these additions does not matter.
-        self.weight.index_add_(0, rows_U, update_US, alpha=-step_size)
+        add_to_rows(self.weight.detach(), rows_U, update_US, -step_size)
 
     def _state(self) -> dict[str, Tensor]:
         return {
@@ -121,6 +121,8 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
         self.widths = list(widths) if widths is not None else [weight.shape[1]]
         if sum(self.widths) != weight.shape[1]:
             raise ConfigError(f"widths {self.widths} do not sum to the table width {weight.shape[1]}")
+        tables_S = [table for table, width in enumerate(self.widths) for _ in range(width)]
+        self._table_of_column_S = torch.tensor(tables_S, device=weight.device)
         self._accumulator_VT = weight.new_zeros(len(weight), len(self.widths), requires_grad=False)
 
     @torch.no_grad()
@@ -130,12 +132,11 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
         self.step_count += 1
         parts = torch.split(gradient_US, self.widths, dim=1)
         squares_UT = torch.stack([part.square().mean(dim=1) for part in parts], dim=1)
-        accumulator_UT = self._accumulator_VT[rows_U] + squares_UT
-        self._accumulator_VT[rows_U] = accumulator_UT
+        accumulator_UT = rows_of(self._accumulator_VT, rows_U) + squares_UT
+        set_rows(self._accumulator_VT, rows_U, accumulator_UT)
         scale_UT = accumulator_UT.sqrt_().add_(self.eps)
-        repeats_T = torch.tensor(self.widths, device=scale_UT.device)
-        update_US = gradient_US / scale_UT.repeat_interleave(repeats_T, dim=1)
-        self.weight.index_add_(0, rows_U, update_US, alpha=-self.lr)
+        update_US = gradient_US / scale_UT.index_select(1, self._table_of_column_S)
+        add_to_rows(self.weight.detach(), rows_U, update_US, -self.lr)
 
     def _state(self) -> dict[str, Tensor]:
         return {"step_count": torch.tensor(self.step_count), "accumulator": self._accumulator_VT}

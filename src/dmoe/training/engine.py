@@ -5,14 +5,14 @@ Each table of embeddings has an optimiser of its own (`dmoe.optim`); everything 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dmoe.config import OptimiserConfig
 from dmoe.data.batch import Batch
-from dmoe.errors import NonFiniteLossError
+from dmoe.errors import DataError, NonFiniteLossError
 from dmoe.nn.model import DMoE, Losses, Objective
 from dmoe.nn.tables.fields import Bank
 from dmoe.nn.tables.lookup import BatchRows, TableRows
@@ -29,6 +29,8 @@ class StepLoss:
     logloss: float
     decorrelation: float
     gradient_norm: float = 0.0  # 0 where nobody asked for it
+    bad_row: float = -1.0  # of the batch, and the column: where the first id outside its vocabulary stands
+    bad_column: float = -1.0
 
     @classmethod
     def read(cls, values: Sequence[Tensor]) -> "list[StepLoss]":
@@ -36,7 +38,12 @@ class StepLoss:
         return [cls(*found) for found in torch.stack(list(values)).tolist()] if values else []
 
     def check(self) -> None:
-        """Raises: NonFiniteLossError if the loss or the gradient is not finite."""
+        """Raises: NonFiniteLossError if the loss or the gradient is not finite, DataError for ids out of range."""
+        if self.bad_row >= 0:
+            raise DataError(
+                f"row {int(self.bad_row)} of the batch: the id in column {int(self.bad_column)} is outside its "
+                "vocabulary; encode the rows with the vocabularies that the model was made with"
+            )
         if not math.isfinite(self.total):
             raise NonFiniteLossError(
                 f"the loss is {self.total} (logloss {self.logloss}, de-correlation {self.decorrelation})"
@@ -114,12 +121,17 @@ class Engine:
         `following`: the next batch, if it is known: tables on the host work on its rows while the device computes.
 
         Returns what `StepLoss.read` reads: on a device nothing waits for the values, which are there when the step is
-        done. What is not finite shows in them then; on the CPU it is raised before anything is updated.
+        done. What is not finite, or an id out of range, shows in them then; on the CPU it is raised before anything is
+        updated.
 
         Raises: NonFiniteLossError, DataError for ids out of range.
         """
+        bad_id = torch.full((2,), -1, device=self.device)
         if batch.ids_BC.device.type == "cpu":
             self.model.embedding.check_ids(batch.ids_BC)
+        else:
+            ids_BC, bad_id = self.model.embedding.in_range(batch.ids_BC)
+            batch = replace(batch, ids_BC=ids_BC)
         # Rows on the host are found there, where their ids are.
         looked_up = self.model.embedding.batch_rows((batch if self.host_tables else batch.to(self.device)).ids_BC)
         batch = batch.to(self.device)
@@ -139,7 +151,7 @@ class Engine:
             norm = self._update(gradients)
         finally:
             self.adam.zero_grad(set_to_none=True)
-        return torch.cat([_values(losses), norm.unsqueeze(0)])
+        return torch.cat([_values(losses), norm.unsqueeze(0), bad_id.double()])
 
     def _read(self, batch_rows: BatchRows, store: EmbeddingOptimiser) -> TableRows:
         if not self.host_tables:

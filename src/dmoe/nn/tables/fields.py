@@ -65,6 +65,8 @@ class FieldEmbedding(nn.Module):
     Raises: ValueError for fields, widths or readers that do not fit together.
     """
 
+    sizes_C: Tensor
+
     def __init__(
         self,
         fields: Sequence[int | TokenField],
@@ -89,6 +91,9 @@ class FieldEmbedding(nn.Module):
             empty = [table for table in everywhere if not self.fields_of_table[table]]
             raise ValueError(f"table {empty[0]} would hold no field")
         _check_fields(self.fields)
+        owners = [field if field.shares is None else self.fields[field.shares] for field in self.fields]
+        sizes = [owner.rows for owner, field in zip(owners, self.fields, strict=True) for _ in range(field.length)]
+        self.register_buffer("sizes_C", torch.tensor(sizes, dtype=torch.int64), persistent=False)
         self.banks = nn.ModuleList()
         self.numeric: NumericVectors | None = None
         groups = _groups(self.fields, tables, self.widths)
@@ -112,6 +117,19 @@ class FieldEmbedding(nn.Module):
         """Raises: DataError or ValueError for ids that the tables cannot look up."""
         for bank in self.each_bank():
             bank.tables.check_ids(ids_BC if self._plain else bank.ids_of(ids_BC))
+
+    def in_range(self, ids_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """The ids with 0 for those outside their vocabulary, and [row, column] of the first such one, -1 for none.
+
+        For a device, where `check_ids` would wait.
+        """
+        outside_BC = (ids_BC < 0) | (ids_BC >= self.sizes_C)
+        num_ids, columns = ids_BC.numel(), max(1, ids_BC.shape[1])
+        places_BC = torch.arange(num_ids, device=ids_BC.device).reshape(ids_BC.shape)
+        found_P = torch.where(outside_BC, places_BC, num_ids).reshape(-1)
+        first = torch.cat([found_P, found_P.new_full((1,), num_ids)]).amin()
+        position = torch.stack([first // columns, first % columns])
+        return ids_BC.masked_fill(outside_BC, 0), torch.where(first < num_ids, position, -1)
 
     def batch_rows(self, ids_BC: Tensor) -> list[BatchRows]:
         """The rows that a batch reads of each of `row_tables`; ids must be known to be in range."""

@@ -1,6 +1,7 @@
 """From ids to rows of a table, and from gradients of positions back to sums for each row.
 
-Two forms of one look-up: compiled loops on the CPU, and torch's own operations on other devices and under export.
+Three forms of one look-up: compiled loops on the CPU, kernels on a CUDA device with Triton, and torch's own operations
+elsewhere and under export.
 
 Shape suffixes: B rows of a batch, C id columns, N numeric fields, F = C + N, T tables side by side, D width of one,
 S = summed width of all, R rows to look up in, U distinct table rows of a batch.
@@ -10,16 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dmoe import row_access
 from dmoe.errors import DataError
 from dmoe.nn.tables import kernels
 from dmoe.row_parallel import map_chunks, numpy_dtype
+
+if TYPE_CHECKING:
+    from dmoe.row_triton import DistinctRows
 
 Array = npt.NDArray[Any]
 
@@ -33,16 +38,17 @@ class BatchRows:
         ids_BC: ids, column by column of a vocabulary.
         offsets_C: the table's row of each column's id 0, on the same device.
         num_rows: rows of the table.
+        room: the most distinct rows that a batch of this size can hold.
         columns_apart: whether no row belongs to two columns.
     """
 
-    def __init__(self, ids_BC: Tensor, offsets_C: Tensor, num_rows: int, columns_apart: bool) -> None:
-        self.ids_BC, self.offsets_C = ids_BC, offsets_C
+    def __init__(self, ids_BC: Tensor, offsets_C: Tensor, num_rows: int, room: int, columns_apart: bool) -> None:
+        self.ids_BC, self.offsets_C, self.room = ids_BC, offsets_C, room
         self.num_rows, self.columns_apart = num_rows, columns_apart
 
     @property
     def rows_U(self) -> Tensor:
-        """The distinct rows, int64, ascending."""
+        """The distinct rows, int64, ascending; where kernels find them, -1 in the places left of `room`."""
         return self._distinct[0]
 
     @property
@@ -52,16 +58,29 @@ class BatchRows:
 
     def placed_on(self, device: torch.device) -> "BatchRows":
         """The same with the places of positions on `device`; the rows stay where their table is."""
-        moved = BatchRows(self.ids_BC, self.offsets_C.to(device), self.num_rows, self.columns_apart)
+        moved = BatchRows(self.ids_BC, self.offsets_C.to(device), self.num_rows, self.room, self.columns_apart)
         moved._distinct = self.rows_U, self.inverse_BC.to(device, non_blocking=True)
         return moved
 
     def counts_U(self) -> Tensor:
         """How many positions read each row."""
+        if self.on_device is not None:
+            return self.on_device.counts_U()
         return torch.bincount(self.inverse_BC.reshape(-1), minlength=len(self.rows_U))
 
     @cached_property
+    def on_device(self) -> "DistinctRows | None":
+        """The rows as kernels find and use them, where they serve."""
+        if not row_access.kernels_serve(self.ids_BC):
+            return None
+        from dmoe import row_triton  # triton is there on Linux alone
+
+        return row_triton.distinct_rows(self.ids_BC, self.offsets_C, self.num_rows, self.room)
+
+    @cached_property
     def _distinct(self) -> tuple[Tensor, Tensor]:
+        if self.on_device is not None:
+            return self.on_device.rows_U, self.on_device.inverse_BC
         if self.ids_BC.device.type != "cpu":
             rows_U, inverse_BC = torch.unique(self.ids_BC + self.offsets_C, sorted=True, return_inverse=True)
             return rows_U, inverse_BC
@@ -108,18 +127,23 @@ class TableRows:
 
 
 class Source(NamedTuple):
-    """Position (b, c) reads row `index_BC[b, c] + offsets_C[c]` of `rows_RS`."""
+    """Position (b, c) reads row `index_BC[b, c] + offsets_C[c]` of `rows_RS`.
+
+    `on_device`: the rows of the batch, of which `rows_RS` are the values, where kernels look them up.
+    """
 
     rows_RS: Tensor
     index_BC: Tensor
     offsets_C: Tensor
     columns_apart: bool
+    on_device: "DistinctRows | None" = None
 
     @classmethod
     def of(cls, rows: TableRows) -> "Source":
         """The few rows that were read serve as the table."""
         batch = rows.batch
-        return cls(rows.values_US, batch.inverse_BC, torch.zeros_like(batch.offsets_C), batch.columns_apart)
+        none_C = torch.zeros_like(batch.offsets_C)
+        return cls(rows.values_US, batch.inverse_BC, none_C, batch.columns_apart, batch.on_device)
 
     def arrays(self) -> tuple[Array, Array, Array]:
         """On the CPU: index, offsets and rows as the compiled loops take them."""
@@ -152,7 +176,7 @@ def check_ids(ids_BC: Tensor, sizes_C: Array, names: Sequence[str] | None = None
 
 
 def look_up(source: Source, numeric_weight_NS: Tensor, numeric_BN: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
-    """On the CPU: T contiguous tensors (B, C + N, D_t), categorical fields first."""
+    """On the CPU, and where kernels serve: T contiguous tensors (B, C + N, D_t), categorical fields first."""
     found: tuple[Tensor, ...] = _Lookup.apply(  # type: ignore[no-untyped-call]
         source.rows_RS, numeric_weight_NS, numeric_BN, source, tuple(widths)
     )
@@ -186,6 +210,7 @@ class _Lookup(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         # Not its rows: what autograd knows them by would then keep itself alive.
         ctx.index, ctx.apart, ctx.shape, ctx.widths = source.index_BC, source.columns_apart, rows_RS.shape, widths
+        ctx.on_device = source.on_device
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(numeric_weight_NS, numeric_BN)
         outputs = _gather(source, len(numeric_weight_NS), widths, numeric_weight_NS.dtype)
@@ -203,7 +228,11 @@ class _Lookup(torch.autograd.Function):
         need_rows, need_numeric_weight, need_numeric, *_ = ctx.needs_input_grad
         rows_gradient = numeric_weight_gradient = numeric_gradient = None
         if need_rows:
-            rows_gradient = sum_of_duplicates(ctx.index, gradients, ctx.widths, ctx.shape, ctx.apart, numeric_weight_NS)
+            like = numeric_weight_NS
+            if ctx.on_device is None:
+                rows_gradient = sum_of_duplicates(ctx.index, gradients, ctx.widths, ctx.shape, ctx.apart, like)
+            else:
+                rows_gradient = ctx.on_device.sum_gradients(gradients, ctx.widths, like.dtype)
         first_numeric = ctx.index.shape[1]
         if need_numeric_weight:
             numeric_weight_gradient = torch.zeros_like(numeric_weight_NS)
@@ -224,6 +253,8 @@ class _Lookup(torch.autograd.Function):
 def _gather(source: Source, num_numeric: int, widths: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
     num_rows, num_categorical = source.index_BC.shape
     num_fields = num_categorical + num_numeric
+    if source.on_device is not None:
+        return tuple(source.on_device.gather(source.rows_RS.to(dtype), widths, num_fields))
     index, offsets, rows = source.arrays()
     firsts_T, widths_T = np.array([0, *accumulate(widths)]), np.array(widths)
     num_positions = num_rows * num_fields

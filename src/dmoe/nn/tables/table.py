@@ -79,6 +79,7 @@ class MultiTableEmbedding(nn.Module):
         columns_C = np.array(vocabulary_of_column, dtype=np.int64)
         self.register_buffer("offsets_C", torch.from_numpy(self._offsets[:-1][columns_C]), persistent=False)
         self._column_sizes = np.diff(self._offsets)[columns_C]
+        self._columns_of_vocabulary = np.bincount(columns_C, minlength=len(vocabulary_sizes)).tolist()
         self._columns_apart = len(set(vocabulary_of_column)) == len(vocabulary_of_column)
         self._on_host = False
         dtype = storage or torch.get_default_dtype()
@@ -121,7 +122,9 @@ class MultiTableEmbedding(nn.Module):
     def batch_rows(self, ids_BC: Tensor) -> BatchRows:
         """The rows of `weight` that a batch reads; ids must be known to be in range."""
         offsets_C = self.offsets_C.to(ids_BC.device)
-        return BatchRows(ids_BC.contiguous(), offsets_C, len(self.weight), self._columns_apart)
+        places = zip(self._columns_of_vocabulary, self.vocabulary_sizes, strict=True)
+        room = sum(min(len(ids_BC) * columns, size) for columns, size in places)
+        return BatchRows(ids_BC.contiguous(), offsets_C, len(self.weight), room, self._columns_apart)
 
     def forward(
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: TableRows | None = None
@@ -136,8 +139,9 @@ class MultiTableEmbedding(nn.Module):
         if tuple(numeric_BN.shape) != (len(ids_BC), self.num_numeric):
             raise ValueError(f"numeric must be ({len(ids_BC)}, {self.num_numeric}), got {tuple(numeric_BN.shape)}")
         numeric_BN = numeric_BN.to(self.numeric_weight.dtype)
-        form = look_up if compiled_loops_serve(ids_BC) else look_up_in_torch
-        return form(self.source(ids_BC, rows), self.numeric_weight, numeric_BN, self.widths)
+        source = self.source(ids_BC, rows)
+        form = look_up if compiled_loops_serve(ids_BC) or source.on_device is not None else look_up_in_torch
+        return form(source, self.numeric_weight, numeric_BN, self.widths)
 
     def source(self, ids_BC: Tensor, rows: TableRows | None) -> Source:
         """What the ids of a batch are looked up in: `rows` if there are, else the table."""
@@ -149,7 +153,7 @@ class MultiTableEmbedding(nn.Module):
             return Source(self.weight, ids_BC.contiguous(), self.offsets_C, self._columns_apart)
         # The few distinct rows are copied, widened and moved once each.
         batch = self.batch_rows(ids_BC)
-        values_US = self.weight.index_select(0, batch.rows_U.to(self.weight.device))
+        values_US = self.weight.index_select(0, batch.rows_U.to(self.weight.device).clamp(min=0))
         return Source.of(TableRows(batch, values_US.to(ids_BC.device, self.numeric_weight.dtype)))
 
     def extra_repr(self) -> str:
