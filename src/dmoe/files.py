@@ -7,12 +7,13 @@ A folder takes the place of another one in one step. Where the file system has n
 import errno
 import glob
 import json
+import math
 import os
 import platform
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from filelock import FileLock, Timeout
 
 from dmoe.errors import DataError, DmoeError
 from dmoe.exchange import exchange
+
+# Of JSON and JSON-lines files; a file of holes takes no room on a disk, and all of it in memory.
+_MOST_TEXT_BYTES = 1 << 28
 
 # What file systems say that cannot bring a folder to the disk, or need not.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
@@ -255,17 +259,80 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
-    Raises: DataError if it is absent or damaged.
+    Raises: DataError if it is absent or damaged; see `parse_json`.
+    """
+    value = parse_json(_read_text(path), str(path))
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: damaged (expected a JSON object)")
+    return value
+
+
+def parse_json(text: str, source: str) -> Any:
+    """The value of a JSON text as `write_json` writes it, which says one thing only.
+
+    Raises: DataError if it is no JSON, is nested too deeply, has a key twice, or holds a number that is not finite or
+    of thousands of digits, or half a character.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text, object_pairs_hook=_keys_once, parse_constant=_not_finite, parse_float=_finite)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{source}: damaged (half a surrogate pair is no character)") from None
+    except ValueError as error:
+        raise DataError(f"{source}: damaged ({error})") from None
+    except RecursionError:
+        raise DataError(f"{source}: damaged (nested too deeply)") from None
+    return value
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {json.dumps(next(name for name in names if names.count(name) > 1))} appears twice")
+    return found
+
+
+def _not_finite(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is out of range")
+    return number
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MOST_TEXT_BYTES:
+            raise DataError(f"{path}: larger than {_MOST_TEXT_BYTES >> 20} MiB, which no file of its kind is")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: damaged ({error})") from None
-    if not isinstance(value, Mapping):
-        raise DataError(f"{path}: damaged (expected a JSON object)")
-    return dict(value)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: damaged: byte {error.start} is not UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def check_links(folder: Path) -> None:
+    """Nothing in a folder leads out of it: what is written there, or removed, is in it.
+
+    Raises: DataError naming a link that leaves the folder, or what is neither a file nor a folder.
+    """
+    root = folder.resolve()
+    for where, folders, names in os.walk(root):
+        for name in (*folders, *names):
+            path = Path(where) / name
+            if path.is_symlink():
+                if not path.resolve().is_relative_to(root):
+                    shown = folder / path.relative_to(root)
+                    raise DataError(f"{shown}: is a link that leads out of {folder}; put the file itself there")
+            elif not path.is_file() and not path.is_dir():
+                raise DataError(f"{folder / path.relative_to(root)}: is neither a file nor a folder; remove it")
 
 
 def append_json_line(path: Path, value: Any, *, durable: bool = False) -> None:
@@ -307,19 +374,20 @@ def write_json_lines(path: Path, values: list[dict[str, Any]]) -> None:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, none if it is absent; a last line cut short by a kill is left out.
 
-    Raises: DataError if it is not UTF-8, or a line before the last is damaged.
+    Raises: DataError if it is not UTF-8, or a line before the last is damaged, or one is no object.
     """
     if not path.is_file():
         return []
-    try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: damaged: byte {error.start} is not UTF-8") from None
+    texts = _read_text(path).splitlines()
     lines = []
     for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = parse_json(text, f"{path}:{number}")
+        except DataError as error:
             if number < len(texts):
-                raise DataError(f"{path}: line {number} is damaged; the lines after it are whole") from None
+                raise DataError(f"{error}; the lines after it may be whole") from None
+            break
+        if not isinstance(line, dict):
+            raise DataError(f"{path}:{number}: expected a JSON object, got {type(line).__name__}")
+        lines.append(line)
     return lines

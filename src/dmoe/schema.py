@@ -4,7 +4,6 @@ Written as `schema.json` in every data set and run folder.
 """
 
 import hashlib
-import json
 import re
 from itertools import accumulate
 from pathlib import Path
@@ -15,13 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dmoe.data.canonical import ValueForm
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import check_in_place, write_text
+from dmoe.files import check_in_place, read_json, write_text
 from dmoe.validation import validate
 
 FORMAT_VERSION = 3
 MISSING_ID = 0
 OOV_ID = 1
 FIRST_TOKEN_ID = 2
+
+# Of a row in one field, and of numbers in an embedding: far above any use, and small enough to be made.
+MOST_VALUES = 1 << 16
 
 Pooling = Literal["sum", "mean", "attention", "target"]
 
@@ -30,7 +32,7 @@ class Vectors(BaseModel):
     """Given vectors of a field's tokens, `pretrained/<field>.safetensors`: one row an id, `width` numbers each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, le=MOST_VALUES)
     trainable: bool = False
 
 
@@ -48,10 +50,10 @@ class CategoricalField(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["categorical"] = "categorical"
     name: str
-    vocabulary_size: int = Field(ge=FIRST_TOKEN_ID)  # tokens + 2
+    vocabulary_size: int = Field(ge=FIRST_TOKEN_ID, lt=2**31)  # tokens + 2
     min_count: int = Field(default=1, ge=1)
     edges: tuple[float, ...] | None = None
-    embedding_dim: int | None = Field(default=None, ge=1)
+    embedding_dim: int | None = Field(default=None, ge=1, le=MOST_VALUES)
     table_group: str | None = None
     vectors: Vectors | None = None
     values: ValueForm = ValueForm()
@@ -74,7 +76,7 @@ class MultiValuedField(CategoricalField):
     """
 
     kind: Literal["multi-valued"] = "multi-valued"  # type: ignore[assignment]
-    max_length: int = Field(ge=1)
+    max_length: int = Field(ge=1, le=MOST_VALUES)
     pooling: Pooling = "mean"
     shares: str | None = None
 
@@ -199,11 +201,8 @@ class Schema(BaseModel):
             raise DataError(f"{folder}: no such folder; expected one made by `dmoe prepare` or `dmoe train`")
         if not path.is_file():
             raise DataError(f"{folder}: has no schema.json, so it is not a data set or run folder of dmoe")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: damaged ({error}); prepare the data again") from None
-        version = values.get("format_version") if isinstance(values, dict) else None
+        values = read_json(path)
+        version = values.get("format_version")
         if version != FORMAT_VERSION:
             raise DataError(
                 f"{path}: format version {version}, but this dmoe reads version {FORMAT_VERSION}; "

@@ -138,13 +138,13 @@ def test_tensors_are_checked(change: dict[str, Any], status: int, message: str) 
     inputs = body(rows(2))["inputs"]
     inputs[2] |= change
     with pytest.raises(RequestError, match=message) as caught:
-        json_columns(inputs, 5)
+        json_columns(inputs, 5, 9)
     assert caught.value.status == status
 
 
 def test_nested_rows_are_one_value_each() -> None:
     inputs = [{"name": "a", "shape": [2, 1], "datatype": "BYTES", "data": [["x"], [None]]}]
-    assert json_columns(inputs, 5)[0].data == ["x", None]
+    assert json_columns(inputs, 5, 9)[0].data == ["x", None]
 
 
 def test_arrow_streams_from_strangers(in_graph: Path) -> None:

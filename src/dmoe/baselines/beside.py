@@ -1,21 +1,65 @@
 """The logistic regression that stands beside every trained model."""
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from dmoe.baselines.folder import EVALUATED
 from dmoe.baselines.kept import kept_logistic
 from dmoe.baselines.models import NAMES, Tell
 from dmoe.comparison import paired_scores, scored_rows
-from dmoe.errors import DataError
+from dmoe.errors import ConfigError, DataError
 from dmoe.files import read_json, write_json
 from dmoe.training.run import Run
+from dmoe.validation import validate
 from dmoe.verdict import faults_of_run
 
 FILE = "comparison.json"
+
+
+class Pair(BaseModel):
+    """A figure of both on the same rows, as `dmoe.comparison` has it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    first: float
+    second: float
+    difference: float
+    p: float
+
+
+class Split(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+    auc: Pair
+    logloss: Pair
+
+
+class Beside(BaseModel):
+    """What comparison.json holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    kind: str
+    chosen: dict[str, float | int | str]
+    splits: dict[str, Split]
+    unseen: dict[str, dict[str, Any] | None]
+
+
+class Ratio(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    predicted_to_observed: float | None = None
+
+
+class Judged(BaseModel):
+    """What `dmoe.verdict` reads of `evaluation/<split>.json`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    logloss: float
+    positives: int = 0
+    relative_information_gain: float | None = None
+    calibration: Ratio | None = None
 
 
 def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = lambda _: None) -> dict[str, Any]:
@@ -55,10 +99,9 @@ def read_beside(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {**found, "splits": dict(found["splits"]), "unseen": dict(found["unseen"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); train again, or remove it") from None
+        return validate(Beside, read_json(path), str(path)).model_dump(mode="json")
+    except (ConfigError, DataError) as error:
+        raise DataError(f"{error}; train again, or remove it") from None
 
 
 def run_faults(run: Path) -> list[str]:
@@ -66,7 +109,12 @@ def run_faults(run: Path) -> list[str]:
 
     Raises: DataError if a file is damaged.
     """
-    evaluations = {
-        split: read_json(path) for split in EVALUATED if (path := run / "evaluation" / f"{split}.json").is_file()
-    }
+    evaluations = {}
+    for split in EVALUATED:
+        path = run / "evaluation" / f"{split}.json"
+        if path.is_file():
+            try:
+                evaluations[split] = validate(Judged, read_json(path), str(path)).model_dump()
+            except ConfigError as error:
+                raise DataError(str(error)) from None
     return faults_of_run(evaluations, read_beside(run))

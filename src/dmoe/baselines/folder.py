@@ -21,7 +21,7 @@ from dmoe.baselines.models import MODELS, EncodedRows, Kind, Model, Tell
 from dmoe.data.config import SPLITS
 from dmoe.data.dataset import SplitReader, read_once
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import check_in_place, put_back, read_json, write_json, written_aside
+from dmoe.files import check_in_place, check_links, put_back, read_json, write_json, written_aside
 from dmoe.metrics import auc, calibration, logloss, relative_information_gain
 from dmoe.schema import Schema
 from dmoe.unseen_rows import UnseenRows
@@ -64,6 +64,7 @@ class Baseline:
         check_in_place(path)
         if not Baseline.is_one(path):
             raise DataError(f"{path}: has no {MARK}, so it is not a folder of `dmoe baseline`")
+        check_links(path)
         found = Baseline(path)
         for _ in (found.facts, found.schema):  # their errors come here, not at first use
             pass

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from dmoe.baselines.design import Design, Floats, Ids, Numbers, tree_categories, tree_inputs
 from dmoe.baselines.target import TargetEncoding
+from dmoe.baselines.tree_text import checked_trees
 from dmoe.errors import DataError, MissingExtraError
 from dmoe.files import give_usual_mode
 from dmoe.metrics import logloss
@@ -103,7 +104,7 @@ class Logistic:
                 numbers = Design(schema.model_copy(update={"fields": schema.numeric}), edges)
                 inputs = TargetEncoding(schema, numbers, float(tensors["rate"][0]), rows, clicks)
             found = Logistic(inputs, tensors["weights"], intercept, strength)
-        except (SafetensorError, OSError, LookupError, ValueError) as error:
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
             raise DataError(f"{path}: damaged or unreadable ({error})") from None
         if found.weights_K.shape != (inputs.columns,):
             raise DataError(f"{path}: does not fit schema.json; fit the baseline again")
@@ -224,9 +225,9 @@ class Trees:
         lightgbm = _lightgbm()
         path = folder / _BOOSTER
         try:
-            text = path.read_text(encoding="utf-8")
+            text = checked_trees(path.read_text(encoding="utf-8"), _num_inputs(schema))
             booster = lightgbm.Booster(model_str=text)
-        except (lightgbm.basic.LightGBMError, OSError, UnicodeDecodeError) as error:
+        except (lightgbm.basic.LightGBMError, OSError, ValueError) as error:
             raise DataError(f"{path}: damaged or unreadable ({error})") from None
         return Trees(schema, booster, booster.current_iteration())
 
@@ -239,6 +240,11 @@ class Trees:
 
     def facts(self) -> dict[str, Any]:
         return {"trees": self.rounds, "parameters": _leaves(self.booster, self.rounds)}
+
+
+def _num_inputs(schema: Schema) -> int:
+    row = np.zeros((1, schema.num_ids), np.int32), np.zeros((1, len(schema.numeric)), np.float32)
+    return int(tree_inputs(schema, *row).shape[1])
 
 
 def _last(booster: Any) -> float:

@@ -74,6 +74,11 @@ def _in_one_line(
 _format_warning = warnings.formatwarning
 
 
+def _printable(text: str) -> str:
+    """`text` without what moves the cursor or changes the terminal: names in it may be a stranger's."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 failed while running, 2 usage or data, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -82,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         build_app(chosen)(args=arguments, prog_name="dmoe")
     except DmoeError as error:
-        sys.stderr.write(f"dmoe: {error}\n")
+        sys.stderr.write(f"dmoe: {_printable(str(error))}\n")
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS):

@@ -10,7 +10,6 @@ cells/KEY/failed.json  why a cell failed, until it is tried again
 cells/KEY/log.txt      what the cell said while it ran
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import grid
 from dmoe.experiments.cell import CELL_FORMAT, DONE
 from dmoe.experiments.grid import Arm, Cell, Grid
-from dmoe.files import read_json, remove_leftovers, write_json, write_text
+from dmoe.files import check_links, read_json, remove_leftovers, write_json, write_text
 from dmoe.schema import Schema
 from dmoe.validation import validate
 
@@ -76,6 +75,7 @@ class Folder:
         """Raises: DataError if it is no experiment folder."""
         if not Folder.is_one(path):
             raise DataError(f"{path}: has no {ASKED}, so it is not a folder of `dmoe experiment`")
+        check_links(path)
         return Folder(path)
 
     @property
@@ -194,7 +194,7 @@ def describe_data(data: Path) -> tuple[Schema, dict[str, SplitSize]]:
     """
     schema = Schema.read(data)
     summary_path = data / "summary.json"
-    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else {}
+    summary = read_json(summary_path) if summary_path.is_file() else {}
     found = {}
     for split in ("train", "valid", "test"):
         if not (data / split).is_dir():

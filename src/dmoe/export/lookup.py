@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.errors import DmoeError
+from dmoe.errors import DataError, DmoeError
 from dmoe.export.extra import require
 from dmoe.schema import OOV_ID
 
-_PARTS = ("hashes", "ids", "offsets", "text")
+_PARTS = {"hashes": np.uint64, "ids": np.int32, "offsets": np.int64, "text": np.uint8}
 
 
 def write_tokens(folder: Path, tokens: Sequence[str], ids_K: npt.NDArray[np.int32]) -> None:
@@ -44,17 +44,29 @@ def write_tokens(folder: Path, tokens: Sequence[str], ids_K: npt.NDArray[np.int3
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
 
+def _mapped(path: Path, dtype: type) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, MemoryError) as error:
+        raise DataError(f"{path}: damaged or unreadable ({error}); export the run again") from None
+    if array.dtype != dtype or array.ndim != 1:
+        raise DataError(f"{path}: holds no row of {np.dtype(dtype)}; export the run again")
+    return array
+
+
 class TokenTable:
     """The tokens of one field, as `write_tokens` left them."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises: DataError if a file is absent or damaged, or they do not fit each other."""
         self._hash = require("xxhash", "serve").xxh3_64_intdigest
-        hashes, ids, offsets, text = (
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _PARTS
-        )
+        hashes, ids, offsets, text = (_mapped(folder / f"{name}.npy", dtype) for name, dtype in _PARTS.items())
         # Plain views: indexing np.memmap itself is several times slower.
         self._hashes_K, self._ids_K, self._offsets = np.asarray(hashes), np.asarray(ids), np.asarray(offsets)
         self._text = np.asarray(text).data
+        tokens = len(self._hashes_K)
+        if len(self._ids_K) != tokens or len(self._offsets) != tokens + 1:
+            raise DataError(f"{folder / 'ids.npy'}: does not fit the files beside it; export the run again")
 
     def ids(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """The id of each text, int64; out of vocabulary where it is no token."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dmoe.data.canonical import Kind
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import check_in_place, read_json
+from dmoe.files import check_in_place, check_links, read_json
 from dmoe.validation import validate
 
 MANIFEST = "manifest.json"
@@ -88,6 +88,7 @@ class Manifest(_Strict):
         check_in_place(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such model folder; `dmoe export RUN -o {folder}` makes one")
+        check_links(folder)
         if not path.is_file():
             raise DataError(f"{folder}: has no {MANIFEST}, so it is not a model folder of `dmoe export`")
         values = read_json(path)

@@ -52,6 +52,18 @@ class Graph:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{path}: ONNX Runtime refuses the graph ({reason}); export the run again") from None
 
+    def check_inputs(self, inputs: Sequence[FieldInput], folder: Path) -> None:
+        """Raises: DataError unless the graph takes just these inputs, of these types and widths, and gives `OUTPUTS`.
+
+        Nothing is made as wide as schema.json says before.
+        """
+        types = {"text": "tensor(string)", "number": "tensor(double)", "id": "tensor(int64)"}
+        taken = {one.name: (one.type, one.shape[1:]) for one in self._session.get_inputs()}
+        if taken != {one.name: (types[one.kind], [one.width]) for one in inputs}:
+            raise DataError(f"{folder / 'model.onnx'}: takes other inputs than schema.json says; export the run again")
+        if not {one.name for one in self._session.get_outputs()} >= set(OUTPUTS):
+            raise DataError(f"{folder / 'model.onnx'}: does not give {', '.join(OUTPUTS)}; export the run again")
+
     def run(self, features: Features, outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """The named outputs, float32 (R, width)."""
         rows = len(next(iter(features.values())))
@@ -73,6 +85,7 @@ class OnnxModel:
         self.inputs = field_inputs(self.schema, self._config, id_fields)
         self.tables = token_tables(folder, self.inputs)
         self.graph = Graph(folder)
+        self.graph.check_inputs(self.inputs, folder)
         self.featuriser = Featuriser(self.schema, self._config, self.inputs, self.tables)
 
     @staticmethod

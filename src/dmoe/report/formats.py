@@ -72,6 +72,16 @@ class StepLine(_Part):
     decorrelation: Number = None
 
 
+class Warning(_Part):
+    text: str
+
+
+class Warnings(_Part):
+    """warnings.json: what preparing the data warned of."""
+
+    warnings: tuple[Warning, ...]
+
+
 class FinalMetrics(_Part):
     """metrics.json: scores by split, and how the training went."""
 

@@ -12,7 +12,7 @@ from dmoe.baselines.folder import MARK as BASELINE_MARK
 from dmoe.baselines.folder import Baseline
 from dmoe.baselines.models import NAMES
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import read_json, read_json_lines
+from dmoe.files import check_links, read_json, read_json_lines
 from dmoe.report.formats import (
     CalibrationMap,
     EpochLine,
@@ -22,6 +22,7 @@ from dmoe.report.formats import (
     RunConfig,
     Scores,
     StepLine,
+    Warnings,
 )
 from dmoe.schema import Schema
 from dmoe.validation import validate
@@ -126,6 +127,7 @@ def read_run(folder: Path, name: str) -> Run:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected a run folder made by `dmoe train`")
+    check_links(folder)
     simple = Baseline.open(folder) if Baseline.is_one(folder) else None
     settings = BASELINE_MARK if simple else "config.yaml"
     for needed in (settings, "schema.json"):
@@ -185,13 +187,7 @@ def _part(model: type[PartT], values: Mapping[str, Any], where: str) -> PartT:
 
 
 def _lines(model: type[PartT], path: Path) -> Iterable[PartT]:
-    try:
-        lines = read_json_lines(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: damaged: byte {error.start} is not UTF-8") from None
-    for number, values in enumerate(lines, start=1):
-        if not isinstance(values, dict):
-            raise DataError(f"{path}:{number}: expected a JSON object, got {type(values).__name__}")
+    for number, values in enumerate(read_json_lines(path), start=1):
         yield _part(model, values, f"{path}:{number}")
 
 
@@ -202,7 +198,7 @@ def _read_optional(path: Path) -> dict[str, Any] | None:
 def _warnings(path: Path) -> tuple[str, ...] | None:
     """What preparing the data warned of, None if the run does not say."""
     values = _read_optional(path)
-    return None if values is None else tuple(str(one["text"]) for one in values["warnings"])
+    return None if values is None else tuple(one.text for one in _part(Warnings, values, str(path)).warnings)
 
 
 def _final_metrics(path: Path) -> FinalMetrics | None:

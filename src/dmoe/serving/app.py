@@ -23,7 +23,7 @@ from dmoe.serving.batcher import Batcher, Outputs, QueueFull
 from dmoe.serving.body import Budget, Reserved, read_body
 from dmoe.serving.guard import Guard, log
 from dmoe.serving.metrics import Metrics
-from dmoe.serving.rows import RequestError, json_columns
+from dmoe.serving.rows import RequestError, check_keys, json_columns
 from dmoe.serving.served import Served, Slot
 from dmoe.serving.settings import Settings
 
@@ -213,10 +213,11 @@ class Application:
         self, served: Served, kind: str, body: bytes, outputs: str | None, reserved: Reserved
     ) -> tuple[bytes, int, dict[str, str]]:
         large = len(body) >= _LARGE_BODY
-        loop = asyncio.get_running_loop()
         parse = partial(self._parse_arrow, reserved) if kind == openapi.ARROW else self._parse_json
         if large:
-            features, names, label = await loop.run_in_executor(self._parsing, parse, served, body, outputs)
+            parsing = self._parsing.submit(parse, served, body, outputs)
+            reserved.until(parsing)
+            features, names, label = await asyncio.wrap_future(parsing)
         else:
             features, names, label = parse(served, body, outputs)
         found = await self.batcher.score(served.model, features, [*names, *served.model.counted])
@@ -233,7 +234,7 @@ class Application:
         encode = _encode_arrow if kind == openapi.ARROW else self._encode_json
         rows = len(next(iter(found.values())))
         if large:
-            return await loop.run_in_executor(self._parsing, encode, served, found, label), rows, headers
+            return await asyncio.wrap_future(self._parsing.submit(encode, served, found, label)), rows, headers
         return encode(served, found, label), rows, headers
 
     def _parse_json(self, served: Served, body: bytes, outputs: str | None) -> tuple[Features, list[str], str | None]:
@@ -251,8 +252,11 @@ class Application:
         wanted = values.get("outputs", [])
         if not isinstance(wanted, list) or not all(isinstance(one, dict) for one in wanted):
             raise RequestError(400, "'outputs' must be a list of objects with a name")
+        if len(wanted) > len(OUTPUTS):
+            raise RequestError(400, f"more outputs than there are; known: {', '.join(OUTPUTS)}")
         names = _output_names([one.get("name") for one in wanted])
-        columns = json_columns(values.get("inputs"), self.settings.max_rows)
+        columns = json_columns(values.get("inputs"), self.settings.max_rows, len(served.reader.columns))
+        check_keys(body, values)
         return served.reader.from_json(columns), names, label
 
     def _parse_arrow(

@@ -19,6 +19,9 @@ _HEADER_TYPE, _HEADER = 6, 8
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 _COMPRESSION, _DICTIONARY_DATA, _IS_DELTA = 10, 6, 8
 
+# Each costs time, however little it holds.
+_MOST_MESSAGES = 1000
+
 _VIEW_BYTES = 16  # of a string view: its length in the first four, then the text or where it is
 _SLOT_BYTES = 8  # what any other value counts as
 
@@ -121,7 +124,9 @@ def _lengths(column: Any) -> npt.NDArray[np.int64]:
 def _refuse_unbounded(body: bytes) -> None:
     # What is compressed, or added to an earlier dictionary (which is copied each time), only the metadata says.
     flat = require("flatbuffers.table", "serve").Table
-    for message in ipc.MessageReader.open_stream(body):
+    for number, message in enumerate(ipc.MessageReader.open_stream(body)):
+        if number > _MOST_MESSAGES:
+            raise TooLarge(f"the body has more than {_MOST_MESSAGES} batches and dictionaries; send longer batches")
         metadata = message.metadata.to_pybytes()
         (root,) = struct.unpack_from("<I", metadata)
         header_type, header = _header(flat(metadata, root))

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any
 
 from starlette.requests import Request
 
@@ -17,6 +19,7 @@ class Reserved:
 
     budget: "Budget"
     bytes: int = 0
+    works: list["Future[Any]"] = field(default_factory=list)
 
     def grow_to(self, size: int) -> None:
         """Raises: RequestError (429) if the budget is spent."""
@@ -26,6 +29,21 @@ class Reserved:
                 raise RequestError(429, "too many bytes of requests are being answered; try again")
             self.budget.used += more
             self.bytes = size
+
+    def until(self, work: "Future[Any]") -> None:
+        """Holds the bytes until `work` has ended too: a thread goes on when its request is given up."""
+        self.works.append(work)
+
+    def give_back(self) -> None:
+        """Gives the bytes back, once all work on them has ended."""
+        running = next((work for work in self.works if not work.done()), None)
+        if running is not None:
+            self.works.remove(running)
+            running.add_done_callback(lambda _: self.give_back())
+            return
+        with self.budget.lock:
+            self.budget.used -= self.bytes
+            self.bytes = 0
 
     def grow_by(self, size: int) -> None:
         """Raises: RequestError (429) if the budget is spent."""
@@ -42,13 +60,12 @@ class Budget:
 
     @contextmanager
     def reserve(self) -> Iterator[Reserved]:
-        """A share that is given back when the block ends."""
+        """A share that is given back when the block, and what works on it, has ended."""
         reserved = Reserved(self)
         try:
             yield reserved
         finally:
-            with self.lock:
-                self.used -= reserved.bytes
+            reserved.give_back()
 
 
 async def read_body(request: Request, reserved: Reserved, *, max_bytes: int, timeout_s: float) -> bytes:

@@ -5,6 +5,8 @@ Messages name column and row, never a value. R rows.
 """
 
 import difflib
+import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +44,9 @@ _JSON_TYPES: dict[str, Collection[type]] = {
     **{integer: {int, _NONE} for integer in _INTEGERS},
     **{real: {int, float, _NONE} for real in _FLOATS},
 }
+
+
+_AFTER_KEY = re.compile(rb'"[ \t\r\n]*:')
 
 
 class RequestError(DmoeError):
@@ -88,7 +93,7 @@ class RowReader:
             raise RequestError(400, "an input appears twice")
         for name in given:
             if name not in self._fields:
-                close = difflib.get_close_matches(name, self.columns, n=1)
+                close = difflib.get_close_matches(name[:64], self.columns, n=1)
                 hint = f"; did you mean '{close[0]}'?" if close else "; GET the model for its inputs"
                 raise RequestError(400, f"the model has no input '{name[:64]}'{hint}")
         features: Features = {}
@@ -232,13 +237,44 @@ def _texts(column: JsonColumn) -> Sequence[str | None]:
     return _number_texts(column)
 
 
-def json_columns(inputs: Any, max_rows: int) -> list[JsonColumn]:
+def check_keys(body: bytes, values: Mapping[str, Any]) -> None:
+    """Raises: RequestError (400) if an object of a JSON body has a key twice, of which its parser keeps the last.
+
+    Args:
+        values: the parsed body.
+    """
+    # Each key is followed by a colon. There are more such places than pairs where one is lost, or a text holds one.
+    pairs = len(values)
+    for one in (*_listed(values.get("inputs")), *_listed(values.get("outputs"))):
+        pairs += len(one) if isinstance(one, dict) else 0
+    if sum(1 for _ in _AFTER_KEY.finditer(body)) == pairs:
+        return
+    try:
+        json.loads(body, object_pairs_hook=_once)
+    except (ValueError, RecursionError):  # deeper, or of more digits, than Python reads
+        raise RequestError(400, "the body is not JSON") from None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RequestError(400, "a key appears twice in one object; send each once")
+    return found
+
+
+def json_columns(inputs: Any, max_rows: int, max_columns: int) -> list[JsonColumn]:
     """The `inputs` of an Open Inference request, all of one number of rows.
 
     Raises: RequestError (400, or 413 for more than `max_rows` rows).
     """
     if not isinstance(inputs, list) or not inputs:
         raise RequestError(400, "'inputs' must be a list of tensors")
+    if len(inputs) > max_columns:
+        raise RequestError(400, f"more inputs than the {max_columns} columns of the model; GET the model for them")
     columns = []
     for one in inputs:
         if not isinstance(one, Mapping) or not isinstance(one.get("name"), str):

@@ -4,6 +4,7 @@ figures only, never a value.
 R rows of a request, C id columns.
 """
 
+from itertools import accumulate
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,8 @@ QUIET_S = 60.0
 RECENT_ROWS = 1000
 _LOOK_EVERY_S = 1.0
 _HEADER_FIELDS = 20
+# Clients and proxies refuse longer heads.
+_HEADER_BYTES = 2000
 
 
 class UnseenWatch:
@@ -71,4 +74,6 @@ class UnseenWatch:
 def _header(findings: list[Finding]) -> str:
     """`field;share` of the fields with the largest shares, names percent-encoded."""
     worst = sorted(findings, key=lambda finding: -finding.share)[:_HEADER_FIELDS]
-    return ", ".join(f"{quote(finding.field, safe='')};{finding.share:.2f}" for finding in worst)
+    named = [f"{quote(finding.field, safe='')};{finding.share:.2f}" for finding in worst]
+    ends = accumulate(len(one) + len(", ") for one in named)
+    return ", ".join(one for one, end in zip(named, ends, strict=True) if end <= _HEADER_BYTES)

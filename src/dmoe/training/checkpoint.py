@@ -5,6 +5,7 @@ state is whole before `latest` points to it, so a kill at any moment leaves a st
 run that only its final evaluation is left of has no tensors: the best weights are all that it needs.
 """
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from dmoe.files import read_json, write_json, write_text, written_aside
 from dmoe.training.run import load_tensors, save_tensors
 
 _RANDOM = "random."
+_NAME = re.compile(r"[0-9]{9,}-[0-9]{5,}(-finished)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +62,31 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     latest = run / "checkpoint" / "latest"
     if not latest.is_file():
         return None
-    folder = run / "checkpoint" / latest.read_text(encoding="utf-8").strip()
-    if not folder.is_dir():
+    try:
+        name = latest.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{latest}: damaged or unreadable ({error}); train again with --overwrite") from None
+    folder = run / "checkpoint" / name
+    if not _NAME.fullmatch(name) or not folder.is_dir():
         raise DataError(f"{latest}: points to {folder.name}, which is not there; train again with --overwrite")
     tensors = load_tensors(folder / "state.safetensors")
     for name in [name for name in tensors if name.startswith(_RANDOM)]:
-        stream, device = tensors.pop(name), torch.device(name.removeprefix(_RANDOM))
+        stream, device = tensors.pop(name), _device(name.removeprefix(_RANDOM), folder)
         if device.type == "cpu":
-            torch.set_rng_state(stream)
+            try:
+                torch.set_rng_state(stream)
+            except (RuntimeError, TypeError) as error:
+                raise DataError(f"{folder / 'state.safetensors'}: holds no random stream ({error})") from None
         elif torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count():
             torch.cuda.set_rng_state(stream, device)
     return Checkpoint(tensors, read_json(folder / "state.json"))
+
+
+def _device(name: str, folder: Path) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise DataError(f"{folder / 'state.safetensors'}: has a random stream of no device") from None
 
 
 def remove_checkpoint(run: Path) -> None:

@@ -1,5 +1,6 @@
 """Training from a data set folder to a run folder: the recipe of the benchmark lineage, resumable to the bit."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from dmoe.config import RunConfig, TrainingConfig
@@ -90,6 +92,16 @@ class _Position:
     training_seconds: float = 0.0
     all_rows: int = 0
     all_training_seconds: float = 0.0
+
+    @staticmethod
+    def read(values: dict[str, Any], epochs: int) -> "_Position":
+        """Raises: TypeError or ValueError for what no training of so many epochs wrote."""
+        found = _Position(**values)
+        TypeAdapter(_Position).validate_json(json.dumps(asdict(found)), strict=True)
+        counts = (value for name, value in asdict(found).items() if name != "best")
+        if min(counts) < 0 or found.epoch > epochs:
+            raise ValueError("its state.json counts below 0, or beyond the last epoch")
+        return found
 
     def add(self, loss: StepLoss, rows: int) -> None:
         self.rows += rows
@@ -278,7 +290,7 @@ class _Trainer:
         checkpoint = load_checkpoint(self.run.path)
         if checkpoint is not None:
             try:
-                self.at = _Position(**checkpoint.position)
+                self.at = _Position.read(checkpoint.position, self.recipe.epochs)
                 if not self.at.finished:
                     self.engine.load_state(checkpoint.tensors)
             except (RuntimeError, LookupError, TypeError, ValueError) as error:

@@ -25,6 +25,19 @@ from dmoe.training.run_folder import RunFolder, create_folder
 
 # Numbers copied at once from a file of weights.
 _LOADED_AT_ONCE = 1 << 24
+# As safetensors names them.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _REPORTED = ("dmoe", "torch", "numpy", "numba", "duckdb", "pyarrow", "scikit-learn")
 
 
@@ -76,9 +89,20 @@ class Run(RunFolder):
 
         Raises: DataError if the weights do not fit the configuration.
         """
+        self._check_size()
         model = build_model(self.config.model, self.schema, seed=self.config.training.seed)
         self.load_weights_into(model)
         return model.eval()
+
+    def _check_size(self) -> None:
+        """No model is made that is larger than its weights: what schema.json says may be a stranger's.
+
+        Raises: DataError.
+        """
+        path = self.weights_file()
+        own = [field for field in self.schema.categorical if field.vocabulary_name == field.name]
+        if sum(field.vocabulary_size for field in own) > path.stat().st_size:
+            raise DataError(f"{path}: does not fit schema.json: it is too small for so many ids")
 
     def load_weights_into(self, model: DMoE) -> None:
         """Puts the best weights in the place of the model's own, a few at a time: no second copy is held.
@@ -115,7 +139,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def _load_into(model: nn.Module, path: Path) -> None:
     own = model.state_dict()
     with safe_open(path, framework="pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+        dtypes = {name: one.get_dtype() for name, one in slices.items()}
     if shapes.keys() != own.keys():
         odd = ", ".join(sorted(shapes.keys() ^ own.keys())[:3])
         raise DataError(f"{path}: does not fit config.yaml: only one of the two has {odd}")
@@ -123,6 +149,10 @@ def _load_into(model: nn.Module, path: Path) -> None:
         if shapes[name] != tuple(value.shape):
             raise DataError(
                 f"{path}: does not fit config.yaml: {name} has shape {shapes[name]}, expected {tuple(value.shape)}"
+            )
+        if dtypes[name] != _DTYPES[value.dtype]:
+            raise DataError(
+                f"{path}: does not fit config.yaml: {name} is {dtypes[name]}, expected {_DTYPES[value.dtype]}"
             )
     with torch.no_grad():
         for name, value in own.items():

@@ -22,7 +22,7 @@ from typing import Any, Self
 from dmoe.config import RunConfig
 from dmoe.data.dataset_files import digest_of
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import check_in_place, read_json, write_json, write_text, written_aside
+from dmoe.files import check_in_place, check_links, read_json, write_json, write_text, written_aside
 from dmoe.schema import Schema
 from dmoe.validation import validate
 from dmoe.yaml_text import read_yaml
@@ -45,6 +45,7 @@ class RunFolder:
             raise DataError(f"{path}: no such run folder; `dmoe train … --output {path}` makes one")
         if not (path / "config.yaml").is_file():
             raise DataError(f"{path}: has no config.yaml, so it is not a run folder of `dmoe train`")
+        check_links(path)
         Schema.read(path)  # its errors come here, not at first use
         return cls(path)
 

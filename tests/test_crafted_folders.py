@@ -1,0 +1,261 @@
+"""Folders made by strangers: a harmed file is refused in one sentence that names it, or does no harm.
+
+Every kind of folder is made once by what makes it, and every file of it harmed in every way that its kind knows.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import dmoe
+from dmoe.baselines.beside import run_faults
+from dmoe.baselines.folder import Baseline, evaluate_baseline, fit_baseline
+from dmoe.cli.main import main
+from dmoe.config import load_config
+from dmoe.data.base import Base
+from dmoe.data.contents import groups_of, read_contents
+from dmoe.data.dataset import read_once
+from dmoe.data.pretrained import read_vectors
+from dmoe.data.vocabulary import read_counts, read_vocabulary
+from dmoe.errors import DataError, Interrupted, UserError
+from dmoe.experiments.folder import Folder, describe_data
+from dmoe.export.manifest import MANIFEST, checksums
+from dmoe.machine import peak_memory_bytes
+from dmoe.report.runs import read_run
+from dmoe.serving.served import Served
+from dmoe.training.evaluation import evaluate_run
+from dmoe.training.loop import train
+from dmoe.training.run import Run
+from tests import harms
+from tests.experiments.fake import fake_folder
+from tests.export.conftest import SMALL, looked_up, run  # noqa: F401 (fixtures)
+from tests.training.test_loop import StopAt
+
+_MAY_GROW = 300 << 20
+_MAY_TAKE_S = 10.0
+# Harms of one file that are tried each time: the others are tried by the slow test.
+_TRIED = 2
+
+
+def read_data(folder: Path) -> None:
+    describe_data(folder)
+    data = Base.read(folder)
+    for field in data.schema.categorical:
+        read_vocabulary(folder, field)
+        read_counts(folder, field)
+        if field.vectors is not None:
+            read_vectors(folder, field)
+    for split in ("train", "valid", "test"):
+        list(read_once(folder, split, batch_size=1000).batches())
+    read_contents(data, groups_of(data))
+
+
+def read_a_run(folder: Path) -> None:
+    _ = read_run(folder, "run").faults
+    run_faults(folder)
+    dmoe.load(folder).predict_proba(folder.parent / "log.csv")
+    evaluate_run(Run.open(folder), splits=["valid"])
+
+
+def resume(folder: Path) -> None:
+    train(Run.open(folder).config, folder.parent / "data", folder, resume=True, watcher=StopAt(4))
+
+
+def read_a_baseline(folder: Path) -> None:
+    _ = read_run(folder, "run").faults
+    evaluate_baseline(Baseline.open(folder), splits=["valid"])
+    dmoe.load(folder).predict_proba(folder.parent / "log.csv")
+
+
+def read_a_model(folder: Path) -> None:
+    Served.open(folder)
+    dmoe.load(folder).predict_proba(folder.parent / "log.csv")
+
+
+def read_an_experiment(folder: Path) -> None:
+    experiment = Folder.open(folder)
+    _ = experiment.asked, experiment.finished(), experiment.failed()
+
+
+READ: dict[str, Callable[[Path], None]] = {
+    "data": read_data, "run": read_a_run, "unfinished": resume, "logistic": read_a_baseline,
+    "lightgbm": read_a_baseline, "model": read_a_model, "experiment": read_an_experiment,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def folders(run: Run, looked_up: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """One folder of every kind, and the log beside them."""
+    root, made = tmp_path_factory.mktemp("folders"), run.path.parent
+    shutil.copy(made / "log.csv", root / "log.csv")
+    for name, source in (("data", made / "data"), ("run", run.path), ("model", looked_up)):
+        shutil.copytree(source, root / name)
+    for kind in ("logistic", "lightgbm"):
+        fit_baseline(kind, root / "data", root / kind)  # type: ignore[arg-type]
+    with pytest.raises(Interrupted):
+        train(load_config(None, [*SMALL, "training.epochs=2"]), root / "data", root / "unfinished", watcher=StopAt(3))
+    fake_folder(root / "experiment", ("alpha",), seeds=1)
+    return root
+
+
+@pytest.fixture
+def home(folders: Path, tmp_path: Path) -> Path:
+    """A copy to harm."""
+    shutil.copytree(folders, tmp_path / "home")
+    return tmp_path / "home"
+
+
+def signed(folder: Path) -> None:
+    """Notes the files of a model folder as they are now, as who makes one can."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"] = {name: one for name, one in checksums(folder).items() if name != MANIFEST}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a folder; of vocabularies, shards and cells, which are all alike, the first."""
+    found, folders_seen = [], set()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"):
+        alike = path.parent if path.suffix == ".parquet" else path.parent.parent / path.name
+        if path.parent == folder or alike not in folders_seen:
+            found.append(path.relative_to(folder))
+        folders_seen.add(alike)
+    return found
+
+
+@dataclass(frozen=True)
+class Tried:
+    file: str
+    harm: str
+    what: str
+
+
+def try_all(kind: str, home: Path, most: int | None) -> Iterator[Tried]:
+    """What is wrong with how the folder of this kind takes each harm."""
+    whole, folder = home / kind, home / "harmed"
+    for number, file in enumerate(files_of(whole)):
+        found = harms.broken_file(whole / file)
+        every = 1 if most is None else max(1, len(found) // most)
+        for name, content in found[number % every :: every]:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(whole, folder)
+            (folder / file).write_bytes(content)
+            if kind == "model" and file.name != MANIFEST:
+                signed(folder)
+            what = _fault_of(READ[kind], folder, file)
+            if what:
+                yield Tried(str(file), name, what)
+
+
+def _fault_of(read: Callable[[Path], None], folder: Path, file: Path) -> str:
+    before, began = peak_memory_bytes() or 0, time.monotonic()
+    try:
+        read(folder)
+    except (UserError, Interrupted) as error:
+        # A run says where its data set is; what is not there is named by that.
+        names_it = any(one in str(error) for one in (file.name, str(folder), "no such data set folder"))
+        if isinstance(error, UserError) and not names_it:
+            return f"is not named: {error}"
+    except Exception as error:  # is what must not be
+        return repr(error)[:300]
+    if (peak_memory_bytes() or 0) - before > _MAY_GROW:
+        return "took memory"
+    if time.monotonic() - began > _MAY_TAKE_S:
+        return "took time"
+    return ""
+
+
+@pytest.mark.parametrize("kind", READ)
+@pytest.mark.filterwarnings("ignore")
+def test_a_harmed_file_is_refused_by_its_name_or_does_no_harm(kind: str, home: Path) -> None:
+    assert list(try_all(kind, home, _TRIED)) == []
+    assert not list(home.rglob("ran"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", READ)
+@pytest.mark.filterwarnings("ignore")
+def test_every_harm(kind: str, home: Path) -> None:
+    assert list(try_all(kind, home, None)) == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in READ if kind != "data"])
+def test_what_leads_out_of_a_folder_is_refused(kind: str, home: Path) -> None:
+    (home / "outside").mkdir()
+    (home / "outside" / "kept").write_text("kept")
+    folder = home / kind
+    for place in files_of(folder)[:3]:
+        outside = home / "outside" / "kept"
+        for target in (outside, Path(os.path.relpath(outside, (folder / place).parent)), Path("/dev/zero")):
+            moved = (folder / place).with_suffix(".moved")
+            (folder / place).rename(moved)
+            (folder / place).symlink_to(target)
+            with pytest.raises(DataError, match=r"leads out of .*; put the file itself there"):
+                READ[kind](folder)
+            (folder / place).unlink()
+            moved.rename(folder / place)
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(DataError, match="pipe: is neither a file nor a folder; remove it"):
+        READ[kind](folder)
+    (folder / "pipe").unlink()
+    (folder / "checkpoint-or-evaluation").symlink_to(home / "outside")
+    with pytest.raises(DataError, match="leads out of"):
+        READ[kind](folder)
+    assert (home / "outside" / "kept").read_text() == "kept"
+
+
+def test_a_refusal_is_one_sentence_with_exit_code_2_and_moves_no_cursor(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, command in (
+        ("run/config.yaml", ["evaluate", home / "run"]),
+        ("logistic/baseline.json", ["evaluate", home / "logistic"]),
+        ("model/manifest.json", ["serve", home / "model"]),
+        ("model/manifest.json", ["predict", home / "model", home / "log.csv", "-o", home / "p.csv"]),
+        ("experiment/experiment.json", ["report", home / "experiment", "-o", home / "r.html"]),
+        ("unfinished/schema.json", ["evaluate", home / "unfinished"]),
+        ("data/summary.json", ["inspect", home / "data"]),
+    ):
+        whole = (home / name).read_text()
+        for content in ('{"\\u001b[2J": 1, "\\u001b[2J": 2}', "[" * 100_000, "\x1b[2J"):
+            (home / name).write_text(content)
+            with pytest.raises(SystemExit) as stopped:
+                main([str(one) for one in command])
+            told = capfd.readouterr().err
+            assert (stopped.value.code, name.split("/")[1] in told) == (2, True), told
+            assert told.startswith("dmoe: ")
+            assert told.count("\n") == 1, told
+            assert told.rstrip("\n").isprintable()
+        (home / name).write_text(whole)
+
+
+def test_a_schema_of_huge_sizes_is_refused(home: Path) -> None:
+    before = peak_memory_bytes() or 0
+    for kind, key, size, message in (
+        (
+            "run",
+            "vocabulary_size",
+            2**31 - 1,
+            "model.safetensors: does not fit schema.json: it is too small for so many ids",
+        ),
+        ("model", "max_length", 10_000, "model.onnx: takes other inputs than schema.json says"),
+    ):
+        schema = json.loads((home / kind / "schema.json").read_text())
+        for field in schema["fields"]:
+            if key in field:
+                field[key] = size
+        for options in schema["source"]["fields"].get("multi_valued", {}).values():
+            if key in options:
+                options[key] = size
+        (home / kind / "schema.json").write_text(json.dumps(schema))
+        if kind == "model":
+            signed(home / kind)
+        with pytest.raises(DataError, match=message):
+            READ[kind](home / kind)
+    assert (peak_memory_bytes() or 0) - before < _MAY_GROW
