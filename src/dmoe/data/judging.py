@@ -14,7 +14,7 @@ from scipy.stats import hypergeom, kstest
 
 from dmoe.data.columns import Rows
 from dmoe.data.parse import RawRows
-from dmoe.data.rejects import REPEATED_HEADER, Reject, RejectLog, kind_of, shorten
+from dmoe.data.rejects import NO_LABEL, REPEATED_HEADER, Reject, RejectLog, kind_of, shorten
 from dmoe.errors import DataError
 
 # Fewer rejects say nothing, and up to one row in so many is few.
@@ -192,5 +192,9 @@ class Judge:
         lines += [f"  {form}"] if form is not None and len(judged) > 1 else []
         lines += [f"  What sets them apart: {telling}"] if telling is not None else []
         kinds = " ".join(f"--allow-rejects '{kind}'" for kind in dict.fromkeys(kind_of(one.reason) for one in judged))
+        if any(one.reason == NO_LABEL for one in judged):
+            lines.append(
+                "  Rows without a label can count as rows without a click: label: {column: …, missing: negative}"
+            )
         lines.append(f"Fix the input, or allow these by {kinds}, or so many of any kind by --max-rejects N")
         return "\n".join(lines)
