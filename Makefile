@@ -29,7 +29,7 @@ test-all: setup  ## Run the tests, the slow ones too
 
 # Wherever torch finds a device; one process, as they share its memory.
 test-gpu: setup  ## Run the tests that need a CUDA device
-	$(BIN)/python -m pytest tests/gpu tests/test_row_triton.py tests/optim/test_deferred_triton.py \
+	$(BIN)/python -m pytest tests/gpu tests/kernels/test_row_triton.py tests/optim/test_deferred_triton.py \
 		tests/training/test_device_tables.py
 
 check: setup  ## Lint, format check and types

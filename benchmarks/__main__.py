@@ -18,7 +18,7 @@ from benchmarks.arguments import DEFAULT_ENVIRONMENTS, positive
 from benchmarks.cases import Case, Sizes, all_cases, choose, growth_curves
 from benchmarks.report import print_case
 from benchmarks.run import Settings, describe_machine, run_case
-from dmoe.files import write_json
+from dmoe.disk.files import write_json
 
 FORMAT_VERSION = 1
 

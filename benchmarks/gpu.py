@@ -26,8 +26,8 @@ from benchmarks.arguments import positive
 from benchmarks.arithmetic import dense_work
 from benchmarks.cases import Case, all_cases, choose
 from benchmarks.workers.dmoe_worker import make_engine, make_model
-from dmoe.data.batch import Batch
-from dmoe.data.dataset_prefetch import prefetch
+from dmoe.shards.batch import Batch
+from dmoe.shards.prefetch import prefetch
 from dmoe.training.device import moved_ahead, with_following
 
 CASES = ("cin-crossnet-l2", "dcnv2-l2", "3xdcnv2-l2", "growth-vocabulary-20000000", "growth-experts-8")

@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from dmoe import row_triton
+from dmoe.kernels import row_triton
 from dmoe.optim import deferred_triton
 from dmoe.optim.deferred_triton import DeferredRows
 

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from dmoe.config import load_config
+from dmoe.config.run import load_config
 from dmoe.export.write import export
 from dmoe.nn.build import build_model
 from dmoe.schema import CategoricalField, Schema, vocabulary_path
-from dmoe.training.run import Run
+from dmoe.weights.run import Run
 
 SHARES = {"user": 0.70, "device": 0.25, "page": 0.04, "site": 0.008, "app": 0.002}
 ROWS = 20_000

@@ -26,7 +26,7 @@ from rich.markdown import Markdown
 
 from benchmarks.arguments import positive
 from benchmarks.leaderboard_table import APART, D_MOE, SINGLE, Entry, read_rivals, write_table
-from dmoe.config import RunConfig
+from dmoe.config.run import RunConfig
 from dmoe.errors import UserError
 from dmoe.experiments import grid, plan
 from dmoe.experiments.folder import Folder

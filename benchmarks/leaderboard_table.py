@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from dmoe.comparison import SIGNIFICANCE
-from dmoe.experiments.statistics import Compared, Scores, Spread, compare_auc, compare_logloss, holm
-from dmoe.files import read_json, write_json, write_text
+from dmoe.disk.files import read_json, write_json, write_text
+from dmoe.evaluation.compare import SIGNIFICANCE
+from dmoe.experiments.statistics import CellScores, Compared, Spread, compare_auc, compare_logloss, holm
 from dmoe.report.numbers import change
 from dmoe.report.text_table import Text, TextTable
 
@@ -50,19 +50,19 @@ class Entry:
     def spread(self, split: str, metric: str) -> Spread:
         return Spread.of([float(metrics[split][metric]) for metrics, _ in self.runs.values()])
 
-    def scores(self) -> dict[int, Scores]:
+    def scores(self) -> dict[int, CellScores]:
         """Test scores by seed, read anew at each call: all entries' together would not be small."""
         return {seed: mean_scores(paths, "test") for seed, (_, paths) in self.runs.items()}
 
 
-def mean_scores(paths: Sequence[Path], split: str) -> Scores:
+def mean_scores(paths: Sequence[Path], split: str) -> CellScores:
     """The rows of a split, with the mean logit over the files `scores.parquet` of models with the same rows."""
     tables = []
     for path in paths:
         table = parquet.read_table(path, columns=["split", "label", "logit"])
         tables.append(table.filter(pc.equal(pc.cast(table["split"], "string"), split)))
     logits = [table["logit"].to_numpy().astype(np.float64, copy=False) for table in tables]
-    return Scores(tables[0]["label"].to_numpy().astype(bool, copy=False), np.mean(logits, axis=0))
+    return CellScores(tables[0]["label"].to_numpy().astype(bool, copy=False), np.mean(logits, axis=0))
 
 
 def read_rivals(path: Path) -> list[Entry]:

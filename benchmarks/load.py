@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import ipc
 
-from dmoe.data.sources import Source
 from dmoe.export.onnx_model import OnnxModel
+from dmoe.sources.pieces import Source
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dmoe.files import read_json
+from dmoe.disk.files import read_json
 
 LABELS = {
     "vocabulary": "vocabulary rows",

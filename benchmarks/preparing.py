@@ -23,9 +23,9 @@ from rich.table import Table
 
 from benchmarks.arguments import DEFAULT_ENVIRONMENTS
 from benchmarks.environments import ROOT, python_of
-from dmoe.data.config import read_data_config
-from dmoe.data.times import deriver
-from dmoe.files import write_json
+from dmoe.config.data import read_data_config
+from dmoe.disk.files import write_json
+from dmoe.tokens.times import deriver
 
 SPLITS = ("train", "valid", "test")
 READ_BYTES = 1 << 22

@@ -30,7 +30,7 @@ from benchmarks.environments import InstallationError, python_of
 from benchmarks.process import Worker, WorkerError
 from benchmarks.report import TIMES, contestants_table
 from benchmarks.run import add_ratios, describe_machine, summarise
-from dmoe.files import write_json
+from dmoe.disk.files import write_json
 
 FORMAT_VERSION = 1
 SEED = 2025

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from benchmarks.arguments import positive
-from dmoe.comparison import scored_rows
-from dmoe.config import load_config
-from dmoe.experiments.statistics import Scores, Spread, compare_auc, compare_logloss
-from dmoe.files import read_json, write_json
+from dmoe.config.run import load_config
+from dmoe.disk.files import read_json, write_json
+from dmoe.evaluation.compare import scored_rows
+from dmoe.experiments.statistics import CellScores, Spread, compare_auc, compare_logloss
 from dmoe.training.loop import train
-from dmoe.training.run import Run
+from dmoe.weights.run import Run
 
 AT_ONCE = ["decorrelation.0.start_step=0", "decorrelation.0.warmup_steps=0"]
 # Preset and overrides of each setting; `all` is what the others are compared with.
@@ -67,14 +67,14 @@ def measure_log(
     log: Path, names: list[str], seeds: list[int], overrides: list[str], output: Path
 ) -> dict[str, dict[str, Any]]:
     """The figures of each setting on one log."""
-    scores: dict[str, dict[int, Scores]] = {}
+    scores: dict[str, dict[int, CellScores]] = {}
     figures: dict[str, dict[str, Any]] = {}
     for name in names:
         runs = [run_of(log, name, seed, overrides, output) for seed in seeds]
         scores[name] = {}
         for seed, run in zip(seeds, runs, strict=True):
             labels_R, logits_R, _ = scored_rows(run, [], "test", log, [])
-            scores[name][seed] = Scores(labels_R, logits_R)
+            scores[name][seed] = CellScores(labels_R, logits_R)
         own = list(scores[name].values())
         metrics = [read_json(run.path / "metrics.json") for run in runs]
         figures[name] = {

@@ -18,12 +18,12 @@ from pyarrow import parquet
 from benchmarks.environments import REQUIREMENTS, ROOT, pinned, python_of
 from benchmarks.rival_search import Result, Run, goodness
 from benchmarks.workers.fitting import Split
-from dmoe.data.dataset import SplitReader
+from dmoe.disk.files import read_json, write_json, written_aside
 from dmoe.errors import DataError, DmoeError
 from dmoe.export.manifest import sha256
-from dmoe.files import read_json, write_json, written_aside
-from dmoe.metrics import auc, logloss
+from dmoe.metrics.scores import auc, logloss
 from dmoe.schema import MultiValuedField, Schema
+from dmoe.shards.reader import SplitReader
 
 SPLITS = ("train", "valid", "test")
 SCORED = ("valid", "test")

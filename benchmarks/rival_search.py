@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dmoe.config import OptimiserConfig, TrainingConfig
+from dmoe.config.run import OptimiserConfig, TrainingConfig
 from dmoe.experiments.grid import size
 
 MODELS: dict[str, tuple[str, ...]] = {

@@ -24,8 +24,8 @@ from benchmarks.environments import InstallationError, python_of
 from benchmarks.rival_runs import Rows, RunError, Trainer
 from benchmarks.rival_search import EMBEDDING_L2, MODELS, WIDE, Budget, Result, Run, search
 from benchmarks.run import describe_machine
+from dmoe.disk.files import read_json, write_json
 from dmoe.errors import Interrupted, UserError
-from dmoe.files import read_json, write_json
 
 FORMAT_VERSION = 1
 FIRST_SEED = 2025

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from benchmarks.load import ARROW, Connection, Server, arrow_body, json_body, raw_table, request
 from dmoe.export.onnx_model import GRAPH_ROWS, OnnxModel
-from dmoe.machine import usable_threads
+from dmoe.machine.limits import usable_threads
 
 BATCH = 1000
 

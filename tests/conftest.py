@@ -10,6 +10,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from tests.small_runs import small_data  # noqa: F401
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

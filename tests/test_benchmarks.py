@@ -26,8 +26,8 @@ from benchmarks.workers.stopwatch import EngineProfile, Stopwatch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmoe.data.batch import Batch
 from dmoe.nn.experts import GwPFM
+from dmoe.shards.batch import Batch
 
 SMALL = Sizes(embedding_dim=4, hidden_units=(10, 9, 8), cin_units=6, expert_units=7, gate_units=5)
 MODELS = [("dnn", "linear"), ("dcnv2", "linear"), ("deepfm", "linear"), ("xdeepfm", "linear"), ("dcnv2", "d-moe")]

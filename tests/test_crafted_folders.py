@@ -14,24 +14,24 @@ from pathlib import Path
 import pytest
 
 import dmoe
-from dmoe.baselines.beside import run_faults
 from dmoe.baselines.folder import Baseline, evaluate_baseline, fit_baseline
 from dmoe.cli.main import main
-from dmoe.config import load_config
-from dmoe.data.base import Base
-from dmoe.data.contents import groups_of, read_contents
-from dmoe.data.dataset import read_once
-from dmoe.data.pretrained import read_vectors
-from dmoe.data.vocabulary import read_counts, read_vocabulary
+from dmoe.config.run import load_config
 from dmoe.errors import DataError, Interrupted, UserError
+from dmoe.evaluation.baseline import run_faults
+from dmoe.evaluation.evaluate import evaluate_run
 from dmoe.experiments.folder import Folder, describe_data
 from dmoe.export.manifest import MANIFEST, checksums
-from dmoe.machine import peak_memory_bytes
+from dmoe.inspection.contents import groups_of, read_contents
+from dmoe.machine.limits import peak_memory_bytes
 from dmoe.report.runs import read_run
 from dmoe.serving.served import Served
-from dmoe.training.evaluation import evaluate_run
+from dmoe.shards.folder import DataFolder
+from dmoe.shards.reader import read_once
+from dmoe.tokens.vectors import read_vectors
+from dmoe.tokens.vocabulary import read_counts, read_vocabulary
 from dmoe.training.loop import train
-from dmoe.training.run import Run
+from dmoe.weights.run import Run
 from tests import harms
 from tests.experiments.fake import fake_folder
 from tests.export.conftest import SMALL, looked_up, run  # noqa: F401 (fixtures)
@@ -45,7 +45,7 @@ _TRIED = 2
 
 def read_data(folder: Path) -> None:
     describe_data(folder)
-    data = Base.read(folder)
+    data = DataFolder.read(folder)
     for field in data.schema.categorical:
         read_vocabulary(folder, field)
         read_counts(folder, field)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dmoe.config import RunConfig
-from dmoe.data.config import DataConfig
+from dmoe.config.data import DataConfig
+from dmoe.config.run import RunConfig
 from dmoe.validation import validate
 
 ROOT = Path(__file__).parents[1]

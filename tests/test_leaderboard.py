@@ -12,8 +12,8 @@ from benchmarks.leaderboard import Mixture, Models, Settings, candidates, choose
 from benchmarks.leaderboard_table import Entry, chosen_d_moe, compare, read_rivals, write_table
 from pyarrow import parquet
 
+from dmoe.disk.files import read_json, write_json
 from dmoe.experiments.grid import Cell
-from dmoe.files import read_json, write_json
 from dmoe.nn.experts import EXPERTS
 from dmoe.schema import CategoricalField, Schema
 from dmoe.validation import validate

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from dmoe.config import load_config
-from dmoe.data.config import DataConfig, read_data_config
+from dmoe.config.data import DataConfig, read_data_config
+from dmoe.config.run import load_config
 from dmoe.errors import ConfigError
 from dmoe.validation import validate
 from dmoe.yaml_text import parse_yaml, read_yaml, settled

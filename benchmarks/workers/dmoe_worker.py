@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.workers.serve import Job, Step, count_parameters, endless, load_batches, serve
 from benchmarks.workers.stopwatch import EngineProfile
-from dmoe.config import GateConfig, ModelConfig, OptimiserConfig
-from dmoe.data.batch import Batch
-from dmoe.data.dataset import SplitReader
+from dmoe.config.run import GateConfig, ModelConfig, OptimiserConfig
 from dmoe.nn.build import build_model
 from dmoe.nn.experts import expert_class
 from dmoe.nn.experts.fm import FM
@@ -24,6 +22,8 @@ from dmoe.nn.model import Objective
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
 from dmoe.schema import CategoricalField, Schema
+from dmoe.shards.batch import Batch
+from dmoe.shards.reader import SplitReader
 from dmoe.training.engine import Engine
 
 CLIP_NORM = 10.0

@@ -7,12 +7,12 @@ import torch
 
 from benchmarks.workers.production_form import Job, Rows, chosen_names, load_rows
 from benchmarks.workers.serve import Step, count_parameters, serve
-from dmoe.allocator import keep_freed_memory
-from dmoe.config import DecorrelationConfig, GateConfig, ModelConfig, OptimiserConfig
-from dmoe.data.batch import Batch
+from dmoe.config.run import DecorrelationConfig, GateConfig, ModelConfig, OptimiserConfig
+from dmoe.machine.allocator import keep_freed_memory
 from dmoe.nn.build import build_model, build_terms
 from dmoe.nn.model import DMoE, Objective
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
+from dmoe.shards.batch import Batch
 from dmoe.training.engine import Engine
 
 CLIP_NORM = 10.0

@@ -4,10 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dmoe.classifier import DMoEClassifier
-    from dmoe.classifier_input import FewRowsWarning
-    from dmoe.data.canonical import MissingWordsWarning
-    from dmoe.data.unseen import UnseenValuesWarning
     from dmoe.decorrelation import (
         BarlowTwinsLoss,
         CorrLoss,
@@ -18,7 +14,11 @@ if TYPE_CHECKING:
         cross_expert_correlation,
     )
     from dmoe.nn.model import DMoE, DMoEOutput
-    from dmoe.scoring import load
+    from dmoe.scoring.estimator import DMoEClassifier
+    from dmoe.scoring.estimator_input import FewRowsWarning
+    from dmoe.scoring.load import load
+    from dmoe.tokens.unseen import UnseenValuesWarning
+    from dmoe.values.canonical import MissingWordsWarning
 
 __all__ = [
     "BarlowTwinsLoss",
@@ -46,12 +46,12 @@ _HOME = {
     "CrossExpertCorrelation": "dmoe.decorrelation",
     "cross_expert_correlation": "dmoe.decorrelation",
     "DMoE": "dmoe.nn.model",
-    "DMoEClassifier": "dmoe.classifier",
+    "DMoEClassifier": "dmoe.scoring.estimator",
     "DMoEOutput": "dmoe.nn.model",
-    "FewRowsWarning": "dmoe.classifier_input",
-    "MissingWordsWarning": "dmoe.data.canonical",
-    "UnseenValuesWarning": "dmoe.data.unseen",
-    "load": "dmoe.scoring",
+    "FewRowsWarning": "dmoe.scoring.estimator_input",
+    "MissingWordsWarning": "dmoe.values.canonical",
+    "UnseenValuesWarning": "dmoe.tokens.unseen",
+    "load": "dmoe.scoring.load",
 }
 
 

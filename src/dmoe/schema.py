@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dmoe.data.canonical import ValueForm
+from dmoe.disk.files import check_in_place, read_json, write_text
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import check_in_place, read_json, write_text
 from dmoe.validation import validate
+from dmoe.values.canonical import ValueForm
 
 FORMAT_VERSION = 3
 MISSING_ID = 0

@@ -14,19 +14,19 @@ from sklearn.linear_model import LogisticRegression
 
 from dmoe.baselines import design as designs
 from dmoe.baselines import folder as folders
-from dmoe.baselines.beside import read_beside, run_faults, stand_beside
 from dmoe.baselines.design import Design, tree_categories, tree_inputs
 from dmoe.baselines.folder import Baseline, fit_baseline
 from dmoe.baselines.kept import kept_logistic
 from dmoe.baselines.target import BLOCKS, TargetEncoding
 from dmoe.cli.main import main
-from dmoe.comparison import compare_runs
-from dmoe.data.dataset import read_once
 from dmoe.errors import DataError, Interrupted
+from dmoe.evaluation.baseline import read_beside, run_faults, stand_beside
+from dmoe.evaluation.compare import compare_runs
 from dmoe.report import write_report
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
+from dmoe.shards.reader import read_once
 from dmoe.training.loop import train
-from tests.training.conftest import small_config, write_data
+from tests.small_runs import small_config, write_data
 
 SCHEMA = Schema(
     label="click",

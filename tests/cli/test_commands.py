@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 
 import dmoe
 from dmoe.cli.main import main
-from dmoe.data.dataset import SplitReader
+from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
+from dmoe.shards.reader import SplitReader
 from dmoe.training import loop
-from dmoe.training.evaluation import SCORING_ROWS, scored_batches
-from dmoe.training.run import Run
+from dmoe.weights.run import Run
 
 SMALL = [
     "model.embedding_dim=4", "model.experts.0.units=[8]", "model.expert_units=16", "training.batch_size=500",

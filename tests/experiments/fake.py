@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from dmoe.config import RunConfig
+from dmoe.config.run import RunConfig
+from dmoe.disk.files import write_json
 from dmoe.experiments import plan
 from dmoe.experiments.cell import CELL_FORMAT
 from dmoe.experiments.folder import Asked, Folder, SplitSize
-from dmoe.files import write_json
 from dmoe.training.recipe import sized
 
 ROWS = 800
@@ -100,7 +100,7 @@ def _finish(folder: Folder, one: plan.Wanted, quality: float, cec: float) -> Non
 
 
 def _figures(config: RunConfig, labels: np.ndarray, logits: np.ndarray, cec: float) -> dict[str, object]:
-    from dmoe.metrics import auc, logloss
+    from dmoe.metrics.scores import auc, logloss
 
     experts = len(config.model.experts)
     found: dict[str, object] = {

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dmoe.disk.files import append_json_line
 from dmoe.experiments.display import TerminalDisplay, cell_words
 from dmoe.experiments.plan import Wanted
 from dmoe.experiments.runner import Running, State
-from dmoe.files import append_json_line
 from tests.experiments.fake import fake_folder
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmoe.config import RunConfig
+from dmoe.config.run import RunConfig
 from dmoe.errors import ConfigError
 from dmoe.experiments import grid, plan
 from dmoe.experiments.paper import paper

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmoe.config import RunConfig, load_config
+from dmoe.config.run import RunConfig, load_config
 from dmoe.errors import ConfigError
 from dmoe.experiments import grid, statistics
 from dmoe.experiments.cell import run_cell
@@ -20,14 +20,14 @@ from dmoe.experiments.folder import Folder
 from dmoe.experiments.grid import Cell
 from dmoe.experiments.results import write_results
 from dmoe.experiments.start import start
-from dmoe.experiments.statistics import Scores, compare_auc, compare_logloss, slope_weights
-from dmoe.experiments.summary import TENFOLD, Summary
+from dmoe.experiments.statistics import CellScores, compare_auc, compare_logloss, slope_weights
+from dmoe.experiments.summary import TENFOLD, ExperimentSummary
 from dmoe.report.experiment import write_experiment_report
 from dmoe.training.loop import train
-from dmoe.training.run import Run
+from dmoe.weights.run import Run
 from tests.experiments.fake import ROWS, alpha_of, fake_folder
 from tests.report.page import Page
-from tests.training.conftest import small_data, write_data  # noqa: F401
+from tests.small_runs import write_data
 
 PARTS = (100, 300, ROWS)
 
@@ -44,7 +44,7 @@ def _is_me(config: RunConfig) -> bool:
 
 
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+def grown(tmp_path_factory: pytest.TempPathFactory) -> ExperimentSummary:
     """ME is worth more the more rows there are; the loss is worth nothing; CrossNet beats CIN by itself."""
 
     def quality(config: RunConfig, part: int | None) -> float:
@@ -56,10 +56,10 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     folder = fake_folder(
         tmp_path_factory.mktemp("growth") / "e", ("growth",), quality_of_part=quality, size="recipe", parts=PARTS
     )
-    return Summary(folder)
+    return ExperimentSummary(folder)
 
 
-def test_rows_of_the_table_are_parts_and_the_whole_log_is_no_part(grown: Summary) -> None:
+def test_rows_of_the_table_are_parts_and_the_whole_log_is_no_part(grown: ExperimentSummary) -> None:
     (table,) = grown.tables
     assert list(table.grid.parts.items()) == [("100", 100), ("300", 300), ("800", 800)]
     assert table.columns == ["CIN", "CrossNet", "SE", "ME", "ME+Loss", "Trained apart", "Best single"]
@@ -71,7 +71,7 @@ def test_rows_of_the_table_are_parts_and_the_whole_log_is_no_part(grown: Summary
     assert Cell.of(RunConfig.model_validate(grown.finished[cell]["config"])).key == cell
 
 
-def test_gains_and_their_growth_are_found(grown: Summary) -> None:
+def test_gains_and_their_growth_are_found(grown: ExperimentSummary) -> None:
     (table,) = grown.tables
     gain = {one.row: one for one in table.decided if (one.better, one.than) == ("ME", "SE")}
     assert gain["100"].verdict == "not resolved"
@@ -86,7 +86,7 @@ def test_gains_and_their_growth_are_found(grown: Summary) -> None:
     assert {one.row for one in table.pooled} == {"all parts"}
 
 
-def test_the_best_single_is_chosen_on_valid_and_the_ensemble_has_one_of_each(grown: Summary) -> None:
+def test_the_best_single_is_chosen_on_valid_and_the_ensemble_has_one_of_each(grown: ExperimentSummary) -> None:
     (table,) = grown.tables
     for rows in ("100", "300", "800"):
         assert table.places[rows, "Best single"].cells == table.places[rows, "CrossNet"].cells
@@ -103,7 +103,7 @@ def test_slope_counts_rows_and_seeds_as_any_difference_does() -> None:
         labels = random.random(300) < 0.4
         common = random.normal(size=300)
         runs = [
-            (seed, *(Scores(labels, labels + common + 0.7 * random.normal(size=300)) for _ in range(2)))
+            (seed, *(CellScores(labels, labels + common + 0.7 * random.normal(size=300)) for _ in range(2)))
             for _ in rows
             for seed in range(3)
         ]
@@ -116,7 +116,7 @@ def test_slope_counts_rows_and_seeds_as_any_difference_does() -> None:
     assert 0.9 <= covered / (2 * tries) <= 1.0
 
 
-def test_the_report_shows_gain_against_rows(grown: Summary, tmp_path: Path) -> None:
+def test_the_report_shows_gain_against_rows(grown: ExperimentSummary, tmp_path: Path) -> None:
     folder = grown.folder.path
     page = tmp_path / "page.html"
     write_results(grown)
@@ -138,7 +138,7 @@ def test_parts_that_have_not_run_are_said_and_nothing_breaks(tmp_path: Path) -> 
     folder = fake_folder(
         tmp_path / "e", ("growth",), size="recipe", parts=PARTS, keep=lambda config: not _is_me(config)
     )
-    summary = Summary(folder)
+    summary = ExperimentSummary(folder)
     (table,) = summary.tables
     assert not table.places["100", "ME"].runs
     assert {one.than for one in table.slopes} == {"Trained apart", "Best single"}
@@ -146,7 +146,7 @@ def test_parts_that_have_not_run_are_said_and_nothing_breaks(tmp_path: Path) -> 
     assert "Trained apart" in (tmp_path / "page.md").read_text()
 
 
-def test_start_chooses_the_recipe_and_refuses_what_does_not_fit(small_data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_start_chooses_the_recipe_and_refuses_what_does_not_fit(small_data: Path, tmp_path: Path) -> None:
     folder = start(["growth"], data=small_data, output=tmp_path / "e", seeds=1, parts=[200])
     assert (folder.asked.size, folder.asked.parts) == ("recipe", (200,))
     start(["growth"], data=small_data, output=tmp_path / "e", seeds=1, parts=[500, 1000])
@@ -183,7 +183,7 @@ def test_what_a_recipe_leaves_open_is_not_what_is_said() -> None:
     assert config.training.model_fields_set == {"recipe", "seed", "epochs"}
 
 
-def test_parts_are_made_once_and_a_cell_of_one_is_plain_training_on_it(small_data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_parts_are_made_once_and_a_cell_of_one_is_plain_training_on_it(small_data: Path, tmp_path: Path) -> None:
     small = ("training.epochs=1", "training.evaluations_per_epoch=1", "model.expert_units=4", "model.tower_units=[4]")
     folder = start(["growth"], data=small_data, output=tmp_path / "e", seeds=1, parts=[150, 1000], changes=small)
     # What a kill leaves while a part is written.

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from dmoe.data.synthetic import generate
-from dmoe.data.synthetic_logit import sum_parts
-from dmoe.data.synthetic_truth import split_bounds
 from dmoe.errors import DataError
 from dmoe.experiments import planted
 from dmoe.experiments.planted import Truth, assigned, recovered, separation
+from dmoe.synthetic.generate import generate
+from dmoe.synthetic.logit import sum_parts
+from dmoe.synthetic.truth import split_bounds
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_parts_are_those_that_the_labels_were_drawn_with(truth: Path) -> None:
 def test_parts_across_blocks_are_in_order(truth: Path) -> None:
     """The last 7,000 rows lie in the second block; the first 56,000 in the first."""
     known = Truth.read(truth)
-    from dmoe.data.synthetic_draw import blocks
+    from dmoe.synthetic.draw import blocks
 
     whole = np.concatenate(
         [known.planted.parts(columns)["triple"] for columns in blocks(known.planted.preset, known.planted.seed, 70_000)]

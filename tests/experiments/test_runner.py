@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmoe.config import load_config
+from dmoe.config.run import load_config
 from dmoe.errors import ConfigError, Interrupted
 from dmoe.experiments import runner as runner_module
 from dmoe.experiments.cell import run_cell
@@ -20,7 +20,7 @@ from dmoe.experiments.grid import expand
 from dmoe.experiments.runner import Limits, Runner, Running, State, estimated_bytes
 from dmoe.experiments.start import start
 from dmoe.training.loop import train
-from tests.training.conftest import small_config, small_data, write_data  # noqa: F401
+from tests.small_runs import small_config, write_data
 
 # Notes when it ran, sleeps, and leaves figures by which alpha 100 is the better one.
 STAND_IN = """
@@ -58,7 +58,7 @@ class Quiet:
 
 
 @pytest.fixture
-def make(tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def make(tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch):
     """A runner of `fig5` in the size tiny on stand-in cells."""
 
     def build(*, seconds: float = 0.02, failing: str = "nothing", seeds: int = 1, **limits: object) -> Runner:
@@ -192,7 +192,7 @@ def test_one_runner_at_a_time(make) -> None:
         runner.run()
 
 
-def test_a_cell_is_a_plain_run(tmp_path: Path, small_data: Path) -> None:  # noqa: F811
+def test_a_cell_is_a_plain_run(tmp_path: Path, small_data: Path) -> None:
     """The weights of a cell are those of `dmoe train` on its run.yaml, bit for bit; its figures are of these."""
     cell = tmp_path / "cell"
     cell.mkdir()
@@ -202,7 +202,7 @@ def test_a_cell_is_a_plain_run(tmp_path: Path, small_data: Path) -> None:  # noq
     alone = train(load_config(cell / "run.yaml"), small_data, tmp_path / "alone")
     ours = Folder(tmp_path)
     assert ours.path == tmp_path
-    from dmoe.training.run import Run
+    from dmoe.weights.run import Run
 
     left, right = Run(cell / "run").load_weights(), alone.load_weights()
     assert left.keys() == right.keys()
@@ -219,7 +219,7 @@ def test_a_cell_is_a_plain_run(tmp_path: Path, small_data: Path) -> None:  # noq
     assert (cell / "cell.json").stat().st_mtime_ns == before
 
 
-def test_scores_are_those_that_the_figures_are_of(tmp_path: Path, small_data: Path) -> None:  # noqa: F811
+def test_scores_are_those_that_the_figures_are_of(tmp_path: Path, small_data: Path) -> None:
     from pyarrow import parquet
     from sklearn.metrics import roc_auc_score
 
@@ -237,7 +237,7 @@ def test_scores_are_those_that_the_figures_are_of(tmp_path: Path, small_data: Pa
     assert not (tmp_path / "run" / "vocabulary").exists()
 
 
-def test_memory_is_counted_by_tables(small_data: Path) -> None:  # noqa: F811
+def test_memory_is_counted_by_tables(small_data: Path) -> None:
     schema, _ = describe_data(small_data)
     wide = schema.model_copy(
         update={"fields": (schema.fields[0].model_copy(update={"vocabulary_size": 4_000_000}), *schema.fields[1:])}
@@ -248,7 +248,7 @@ def test_memory_is_counted_by_tables(small_data: Path) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("what", ["size", "data"])
-def test_a_folder_keeps_to_its_data_and_size(tmp_path: Path, small_data: Path, what: str) -> None:  # noqa: F811
+def test_a_folder_keeps_to_its_data_and_size(tmp_path: Path, small_data: Path, what: str) -> None:
     start(["table1"], data=small_data, output=tmp_path / "e", seeds=2, size="tiny")
     again = start(["fig1"], data=small_data, output=tmp_path / "e", seeds=1, size="tiny").asked
     assert (again.names, again.seeds) == (("table1", "fig1"), 2)
@@ -261,7 +261,7 @@ def test_a_folder_keeps_to_its_data_and_size(tmp_path: Path, small_data: Path, w
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_to_the_same_figures(tmp_path: Path, small_data: Path) -> None:  # noqa: F811
+def test_killed_in_the_middle_it_goes_on_to_the_same_figures(tmp_path: Path, small_data: Path) -> None:
     """kill -9 of the whole command, twice; the results are those of a call that was left alone."""
     command = [
         sys.executable, "-c", "from dmoe.cli.main import main; main()", "experiment", "fig7", "--data", str(small_data),

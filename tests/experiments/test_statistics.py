@@ -7,17 +7,25 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
-from dmoe.comparison import paired_auc, paired_logloss
+from dmoe.evaluation.compare import paired_auc, paired_logloss
 from dmoe.experiments import statistics
-from dmoe.experiments.statistics import Scores, Spread, compare_auc, compare_logloss, compare_values, holm, trend
+from dmoe.experiments.statistics import (
+    CellScores,
+    Spread,
+    compare_auc,
+    compare_logloss,
+    compare_values,
+    holm,
+    trend,
+)
 
 
-def scores(seed: int, rows: int = 400, noise: float = 1.0, rounded: bool = False) -> Scores:
+def scores(seed: int, rows: int = 400, noise: float = 1.0, rounded: bool = False) -> CellScores:
     """All scores of one size have the same labels."""
     labels = np.random.default_rng(rows).random(rows) < 0.3
     random = np.random.default_rng(seed)
     logits = labels + noise * random.normal(size=rows)
-    return Scores(labels, np.round(logits, 1) if rounded else logits)
+    return CellScores(labels, np.round(logits, 1) if rounded else logits)
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -93,7 +101,7 @@ def test_false_alarms_are_as_rare_as_promised(monkeypatch: pytest.MonkeyPatch) -
     for _ in range(300):
         labels = random.random(300) < 0.3
         shared = labels + random.normal(size=300)
-        draw = [[Scores(labels, shared + random.normal(size=300)) for _ in range(3)] for _ in range(2)]
+        draw = [[CellScores(labels, shared + random.normal(size=300)) for _ in range(3)] for _ in range(2)]
         alarms += compare_auc([(s, a, b) for s, (a, b) in enumerate(zip(*draw, strict=True))]).p < 0.05
     assert alarms <= 300 * 0.05 + 2.5 * np.sqrt(300 * 0.05 * 0.95)
 

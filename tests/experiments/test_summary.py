@@ -10,17 +10,16 @@ import pytest
 from pyarrow import parquet
 
 from dmoe.cli.main import main
-from dmoe.config import RunConfig
+from dmoe.config.run import RunConfig
+from dmoe.disk.files import read_json, write_json
 from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import statistics
 from dmoe.experiments.results import write_results
-from dmoe.experiments.summary import Summary
-from dmoe.files import read_json, write_json
+from dmoe.experiments.summary import ExperimentSummary
 from dmoe.report.experiment import write_experiment_report
 from dmoe.report.experiment_tables import structures
 from tests.experiments.fake import alpha_of, fake_folder
 from tests.report.page import Page
-from tests.training.conftest import small_data  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,17 +31,17 @@ def few_draws() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def better_loss(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+def better_loss(tmp_path_factory: pytest.TempPathFactory) -> ExperimentSummary:
     """The loss is worth much, tables of their own nothing, a shared table beats one expert by a little."""
     folder = fake_folder(
         tmp_path_factory.mktemp("experiment") / "e",
         ("table1", "fig1"),
         quality=lambda config: 1.0 + 0.2 * (alpha_of(config) > 0),
     )
-    return Summary(folder)
+    return ExperimentSummary(folder)
 
 
-def test_a_real_difference_holds_and_none_is_not_resolved(better_loss: Summary) -> None:
+def test_a_real_difference_holds_and_none_is_not_resolved(better_loss: ExperimentSummary) -> None:
     claims = {(one.text, one.metric): one for one in better_loss.claims()}
     real = claims["The de-correlation loss beats a table for each expert", "auc"]
     # Six models in table 1 and CIN + CIN in figure 1: comparisons that both hold are counted once.
@@ -56,12 +55,12 @@ def test_a_real_difference_holds_and_none_is_not_resolved(better_loss: Summary) 
 
 def test_the_opposite_of_a_claim_contradicts_it(tmp_path: Path) -> None:
     folder = fake_folder(tmp_path / "e", ("fig5", "table2"), quality=lambda config: 1.0 - 0.2 * (alpha_of(config) > 0))
-    table = next(table for table in Summary(folder).tables if table.name == "table2")
+    table = next(table for table in ExperimentSummary(folder).tables if table.name == "table2")
     assert {one.verdict for one in table.decided if one.than == "Without loss"} == {"contradicted"}
     assert table.marks("CrossNet", "Output") == {"contradicted"}
 
 
-def test_differences_are_those_of_the_files(better_loss: Summary) -> None:
+def test_differences_are_those_of_the_files(better_loss: ExperimentSummary) -> None:
     table = better_loss.tables[0]
     one = next(one for one in table.decided if (one.row, one.better, one.metric) == ("NFM", "ME+Loss", "auc"))
     first, second = table.places["NFM", "ME"], table.places["NFM", "ME+Loss"]
@@ -71,7 +70,7 @@ def test_differences_are_those_of_the_files(better_loss: Summary) -> None:
     assert one.adjusted >= one.compared.p
 
 
-def test_trend_has_the_sign_of_the_runs(better_loss: Summary) -> None:
+def test_trend_has_the_sign_of_the_runs(better_loss: ExperimentSummary) -> None:
     found = better_loss.tables[1].trend
     assert found is not None
     assert found[0] < 0  # the loss lowers CEC and raises AUC
@@ -84,7 +83,7 @@ def test_what_is_missing_is_said_and_nothing_breaks(tmp_path: Path) -> None:
         keep=lambda config: config.training.seed == 1 and not config.decorrelation,
         quality=lambda config: 1.0 + 0.3 * (config.model.tables != "shared"),
     )
-    summary = Summary(folder)
+    summary = ExperimentSummary(folder)
     table = summary.tables[0]
     assert table.places["NFM", "ME+Loss"].missing == "not run yet"
     assert summary.number_finished == 18
@@ -102,7 +101,7 @@ def test_models_are_averaged_over_the_seeds_that_all_have(tmp_path: Path) -> Non
     def keep(config: RunConfig) -> bool:
         return config.training.seed < 3 or config.model.experts[0]["kind"] == "nfm"
 
-    table = Summary(fake_folder(tmp_path / "e", ("fig5",), keep=keep)).tables[0]
+    table = ExperimentSummary(fake_folder(tmp_path / "e", ("fig5",), keep=keep)).tables[0]
     one = table.pooled[0]
     assert (one.better, one.metric, one.compared.seeds) == ("ME+Loss", "cec", 2)
     places = [(table.places[model, "ME"], table.places[model, "ME+Loss"]) for model in table.grid.models]
@@ -126,12 +125,12 @@ def test_figures_of_another_configuration_are_refused(tmp_path: Path) -> None:
     values["config"]["training"]["patience"] = 7
     write_json(path, values)
     with pytest.raises(DataError, match=f"{key}.*is not that of its folder; remove the folder"):
-        Summary(folder)
+        ExperimentSummary(folder)
 
 
 def test_the_ensemble_is_the_mean_of_its_members_logits(tmp_path: Path) -> None:
     folder = fake_folder(tmp_path / "e", ("controls",))
-    summary = Summary(folder)
+    summary = ExperimentSummary(folder)
     table = summary.tables[0]
     place = table.places["CIN + CrossNet", "Two single experts"]
     left, right = place.cells[3].split("+")
@@ -149,12 +148,12 @@ def test_the_ensemble_is_the_mean_of_its_members_logits(tmp_path: Path) -> None:
 
 
 def test_two_seeds_of_one_kind_make_one_ensemble(tmp_path: Path) -> None:
-    places = Summary(fake_folder(tmp_path / "e", ("controls",), seeds=2)).tables[0].places
+    places = ExperimentSummary(fake_folder(tmp_path / "e", ("controls",), seeds=2)).tables[0].places
     assert len(places["CrossNet", "Two single experts"].runs) == 1
     assert len(places["CIN + CrossNet", "Two single experts"].runs) == 2
 
 
-def test_results_are_tidy_and_both_forms_agree(better_loss: Summary) -> None:
+def test_results_are_tidy_and_both_forms_agree(better_loss: ExperimentSummary) -> None:
     write_results(better_loss)
     folder = better_loss.folder.path
     table = parquet.read_table(folder / "results.parquet").to_pandas()
@@ -173,13 +172,13 @@ def test_results_are_tidy_and_both_forms_agree(better_loss: Summary) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(better_loss: Summary) -> str:
+def page(better_loss: ExperimentSummary) -> str:
     output = better_loss.folder.path / "page.html"
     write_experiment_report(better_loss.folder.path, output, better_loss)
     return output.read_text(encoding="utf-8")
 
 
-def test_the_page_is_whole_and_stands_alone(page: str, better_loss: Summary) -> None:
+def test_the_page_is_whole_and_stands_alone(page: str, better_loss: ExperimentSummary) -> None:
     parsed = Page(better_loss.folder.path / "page.html")
     assert parsed.faults == []
     assert len(parsed.ids) == len(set(parsed.ids))
@@ -188,7 +187,7 @@ def test_the_page_is_whole_and_stands_alone(page: str, better_loss: Summary) -> 
     assert "<script" not in page
 
 
-def test_the_page_shows_our_numbers_beside_the_papers(page: str, better_loss: Summary) -> None:
+def test_the_page_shows_our_numbers_beside_the_papers(page: str, better_loss: ExperimentSummary) -> None:
     mean = better_loss.tables[0].places["DCNv2", "ME+Loss"].spread("auc")
     assert mean is not None
     assert f"{mean.mean:.5f} ± {mean.std:.5f}" in page
@@ -197,7 +196,7 @@ def test_the_page_shows_our_numbers_beside_the_papers(page: str, better_loss: Su
     assert page.count('class="num best"') >= 6
 
 
-def test_tables_and_figures_are_files_too(page: str, better_loss: Summary) -> None:
+def test_tables_and_figures_are_files_too(page: str, better_loss: ExperimentSummary) -> None:
     folder = better_loss.folder.path
     assert page
     markdown = (folder / "tables" / "table1-auc.md").read_text()
@@ -215,12 +214,12 @@ def test_tables_and_figures_are_files_too(page: str, better_loss: Summary) -> No
         assert not re.search(r"#0(10101|20202|30303|40404|50505|a000\d)", drawing)
 
 
-def test_equal_folders_give_equal_pages(page: str, better_loss: Summary, tmp_path: Path) -> None:
+def test_equal_folders_give_equal_pages(page: str, better_loss: ExperimentSummary, tmp_path: Path) -> None:
     write_experiment_report(better_loss.folder.path, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
-def test_markdown_holds_every_table(better_loss: Summary, page: str, tmp_path: Path) -> None:
+def test_markdown_holds_every_table(better_loss: ExperimentSummary, page: str, tmp_path: Path) -> None:
     write_experiment_report(better_loss.folder.path, tmp_path / "page.md", better_loss)
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert page
@@ -236,7 +235,7 @@ def test_markdown_holds_every_table(better_loss: Summary, page: str, tmp_path: P
 
 def test_structures_stand_with_the_expert_that_owns_them(tmp_path: Path) -> None:
     folder = fake_folder(tmp_path / "e", ("planted",), truth="log.truth.json")
-    text = structures(Summary(folder).tables[0])
+    text = structures(ExperimentSummary(folder).tables[0])
     assert text is not None
     assert len(text.rows) == 6
     assert [(cell.text, cell.emphasis) for cell in text.rows[0][2:]] == [
@@ -253,7 +252,7 @@ def run(*arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_dmoe_report_knows_an_experiment_folder(better_loss: Summary, tmp_path: Path, capfd) -> None:
+def test_dmoe_report_knows_an_experiment_folder(better_loss: ExperimentSummary, tmp_path: Path, capfd) -> None:
     folder = better_loss.folder.path
     assert run("report", folder, "-o", tmp_path / "page.html") == 0
     assert "Claims" in (tmp_path / "page.html").read_text()
@@ -278,7 +277,7 @@ def test_wrong_usage_is_one_line_and_code_2(
     arguments: list[str],
     message: str,
     tmp_path: Path,
-    small_data: Path,  # noqa: F811
+    small_data: Path,
     capfd,
 ) -> None:
     data = [] if "--data" in arguments else ["--data", small_data]

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dmoe.config import load_config
-from dmoe.data.config import DataConfig
-from dmoe.data.prepare import prepare
+from dmoe.config.data import DataConfig
+from dmoe.config.run import load_config
 from dmoe.export.write import export
+from dmoe.prepare.prepare import prepare
 from dmoe.training.loop import train
-from dmoe.training.run import Run
-from tests.data.logs import COLUMNS, config, random_rows, write_csv
+from dmoe.weights.run import Run
+from tests.prepare.logs import COLUMNS, config, random_rows, write_csv
 
 SMALL = [
     "model.embedding_dim=4",

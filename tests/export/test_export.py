@@ -19,10 +19,7 @@ from hypothesis import strategies as st
 
 import dmoe
 from dmoe.cli.main import main
-from dmoe.data.config import DataConfig
-from dmoe.data.encode import RawEncoder
-from dmoe.data.prepare import prepare
-from dmoe.data.vocabulary import read_vocabulary
+from dmoe.config.data import DataConfig
 from dmoe.errors import ConfigError, DataError, DmoeError, MissingExtraError, UserError
 from dmoe.export import extra
 from dmoe.export.fields import data_config, field_inputs
@@ -32,15 +29,17 @@ from dmoe.export.onnx_model import OnnxModel
 from dmoe.export.write import export
 from dmoe.nn.experts import EXPERTS
 from dmoe.nn.experts.base import Expert
+from dmoe.prepare.prepare import prepare
 from dmoe.schema import Schema
-from dmoe.training.run import Run
-from tests.data.logs import COLUMNS, random_rows
-
-from .conftest import trained
+from dmoe.tokens.encoder import RawEncoder
+from dmoe.tokens.vocabulary import read_vocabulary
+from dmoe.weights.run import Run
+from tests.export.conftest import trained
+from tests.prepare.logs import COLUMNS, random_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::dmoe.MissingWordsWarning")  # NA is one of the values
 
-# Nasty raw values of each column of the log in tests/data/logs.py.
+# Nasty raw values of each column of the log in tests/prepare/logs.py.
 VALUES: dict[str, list[object]] = {
     "site": ["a", "b", "é", "日本", "😀", "", "?", "never seen", " a", "\0", None],
     "user": ["u1", "u2", "NA", "r3", "", "unseen", None],

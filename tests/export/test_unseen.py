@@ -13,11 +13,11 @@ import pytest
 
 import dmoe
 from dmoe.cli.main import main
-from dmoe.data.unseen import ValueCounts
 from dmoe.errors import DataError
 from dmoe.schema import Schema
-from dmoe.training.run import Run
-from tests.data.logs import COLUMNS, random_rows
+from dmoe.tokens.unseen import ValueCounts
+from dmoe.weights.run import Run
+from tests.prepare.logs import COLUMNS, random_rows
 
 COLUMN = [name for name in COLUMNS if name != "y"]
 MODELS = ["run", "in_graph", "looked_up"]
@@ -213,7 +213,7 @@ def test_what_cannot_be_kept_is_one_clear_error(
 
 
 def test_labelled_rows_must_be_some(run: Run, tmp_path: Path) -> None:
-    from dmoe.comparison import compare_runs
+    from dmoe.evaluation.compare import compare_runs
 
     pd.DataFrame(columns=list(COLUMNS)).to_csv(tmp_path / "none.csv", index=False)
     with pytest.raises(DataError, match="holds no rows to compare on"):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton runs on Linux only")
 
-from dmoe import row_triton
+from dmoe.kernels import row_triton
 from dmoe.optim import DeferredAdam
 from dmoe.optim.deferred_triton import DeferredRows
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmoe.config import ModelConfig, load_config
+from dmoe.config.run import ModelConfig, load_config
 from dmoe.errors import ConfigError
 from dmoe.nn.build import build_model
 from dmoe.nn.experts import EXPERTS, expert_class

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
-from dmoe.metrics import auc, calibration, logloss
+from dmoe.metrics.scores import auc, calibration, logloss
 from dmoe.nn.calibration import KNOTS, LogitMap
 from dmoe.training.calibrate import KINDS, Fit, choose, fit, latest
 

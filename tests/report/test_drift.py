@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dmoe.cli.main import main
-from dmoe.data.base import Base
-from dmoe.data.config import DataConfig
-from dmoe.data.contents import drift, groups_of, read_contents
-from dmoe.data.prepare import prepare
-from dmoe.data.update import update
+from dmoe.config.data import DataConfig
 from dmoe.errors import ConfigError, DataError
+from dmoe.inspection.contents import drift, groups_of, read_contents
+from dmoe.prepare.prepare import prepare
+from dmoe.prepare.update import update
 from dmoe.report.drift import write_drift_report
+from dmoe.shards.folder import DataFolder
 
 PLAN = DataConfig.model_validate(
     {
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_contents_are_those_of_slow_counts(data: Path) -> None:
-    base = Base.read(data)
+    base = DataFolder.read(data)
     groups = groups_of(base)
     assert [(group.name, len(group.parts)) for group in groups] == [("train", 5), ("test", 3), ("test, update 1", 2)]
     for one in read_contents(base, groups):
@@ -65,7 +65,7 @@ def test_contents_are_those_of_slow_counts(data: Path) -> None:
 
 
 def test_a_planted_shift_stands_out_and_the_rest_is_chance(data: Path) -> None:
-    base = Base.read(data)
+    base = DataFolder.read(data)
     first, same, shifted = read_contents(base, groups_of(base))
     for field in drift(base, first, same):
         assert 0.2 * field.chance < field.shift < 3 * field.chance, field
@@ -109,7 +109,7 @@ def test_far_above_is_the_rule_of_update_and_unseen_values(tmp_path: Path) -> No
     prepare(PLAN, [f"train={train}", f"valid={valid}", f"test={test}"], folder)
     assert update(folder, [f"train={day}"])["updates"][-1]["far_above"]
     found = write_drift_report(folder, tmp_path / "drift.html")["far_above"]
-    base = Base.read(folder)
+    base = DataFolder.read(folder)
     assert [(one["group"], one["field"], one["kind"]) for one in found] == [
         ("test", "moved", "unseen"),
         ("test", "fresh", "unseen"),
@@ -154,7 +154,7 @@ def test_chance_of_lists_is_what_dealing_rows_out_gives(tmp_path: Path) -> None:
     fields = {"multi_valued": {"free": {}, "tied": {}, "wide": {}}}
     plan = {"label": "y", "split": {"kind": "random", "train": 0.6, "valid": 0, "test": 0.4}, "fields": fields}
     prepare(DataConfig.model_validate(plan), [str(tmp_path / "log.csv")], tmp_path / "data")
-    base = Base.read(tmp_path / "data")
+    base = DataFolder.read(tmp_path / "data")
     groups = groups_of(base)
     found = {field.name: field for field in drift(base, *read_contents(base, groups))}
     rows = [[row for part in group.parts for row in pq.read_table(part).to_pylist()] for group in groups]
@@ -182,5 +182,5 @@ def test_a_constant_that_moves_is_a_shift(tmp_path: Path, later: str) -> None:
         logs.append(f"{split}={path}")
     plan = DataConfig.model_validate({"label": "y", "split": {"kind": "given"}, "fields": {"numeric": ["x"]}})
     prepare(plan, logs, tmp_path / "data")
-    base = Base.read(tmp_path / "data")
+    base = DataFolder.read(tmp_path / "data")
     assert drift(base, *read_contents(base, groups_of(base)))[0].shift == pytest.approx(1.0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoe.report import figures
-from dmoe.report.formats import CalibrationBin, Correlation
+from dmoe.report.records import CalibrationBinRecord, CorrelationRecord
 from dmoe.report.svg import drawing
 
 VALUES = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), min_size=1, max_size=700)
@@ -44,7 +44,7 @@ def test_interval_holds_the_rate_and_stays_a_probability(rows: int, share: float
 
 
 def test_heat_map_draws_the_lower_triangle_by_value() -> None:
-    measured = Correlation(matrix=((None, None, None), (0.1, None, None), (0.2, 0.05, None)))
+    measured = CorrelationRecord(matrix=((None, None, None), (0.1, None, None), (0.2, 0.05, None)))
     with drawing():
         svg = figures.heat_map("k", "Output", measured, ["cin", "fm", "dnn"], 0.2)
     texts = [text.text for text in ElementTree.fromstring(svg).iter("text")]
@@ -57,9 +57,9 @@ def test_heat_map_draws_the_lower_triangle_by_value() -> None:
 
 def test_no_colour_is_fixed_so_that_both_themes_are_legible() -> None:
     bins = [
-        CalibrationBin(low=0, high=0.1, rows=900, mean_predicted=0.05, click_rate=0.04),
-        CalibrationBin(low=0.1, high=1, rows=3, mean_predicted=0.3, click_rate=1.0),
-        CalibrationBin(low=0.9, high=1, rows=0),
+        CalibrationBinRecord(low=0, high=0.1, rows=900, mean_predicted=0.05, click_rate=0.04),
+        CalibrationBinRecord(low=0.1, high=1, rows=3, mean_predicted=0.3, click_rate=1.0),
+        CalibrationBinRecord(low=0.9, high=1, rows=0),
     ]
     curve = figures.Curve(name="a $b$ run", slot=0, x=[1, 2, 3], y=[0.5, None, 0.7], best=2)
     with drawing():
@@ -67,7 +67,7 @@ def test_no_colour_is_fixed_so_that_both_themes_are_legible() -> None:
             figures.curves("c", "Validation AUC", "epoch", [curve, curve]),
             figures.calibration("b", "run", 1, bins),
             figures.expert_effects("e", "run", ["cin", "fm"], [-0.1, None], [-0.2, 0.01]),
-            figures.heat_map("h", "Output", Correlation(matrix=((None, None), (None, None))), ["a", "b"], 0.0),
+            figures.heat_map("h", "Output", CorrelationRecord(matrix=((None, None), (None, None))), ["a", "b"], 0.0),
         ]
     for svg in drawings:
         assert svg is not None
@@ -80,5 +80,5 @@ def test_no_colour_is_fixed_so_that_both_themes_are_legible() -> None:
 def test_nothing_to_draw_is_no_drawing() -> None:
     with drawing():
         assert figures.curves("c", "t", "epoch", [figures.Curve(name="r", slot=0, x=[1], y=[None])]) is None
-        assert figures.calibration("b", "run", 0, [CalibrationBin(low=0, high=1, rows=0)]) is None
+        assert figures.calibration("b", "run", 0, [CalibrationBinRecord(low=0, high=1, rows=0)]) is None
         assert figures.expert_effects("e", "run", ["a", "b"], [None, None], [None, None]) is None

@@ -14,10 +14,10 @@ import pytest
 
 from dmoe.serving.app import Application
 from dmoe.serving.settings import Settings
-from tests.data.logs import COLUMNS, random_rows
 from tests.export.conftest import in_graph, log, looked_up, run  # noqa: F401 (fixtures)
+from tests.prepare.logs import COLUMNS, random_rows
 
-# The raw columns of the log in tests/data/logs.py that the model reads.
+# The raw columns of the log in tests/prepare/logs.py that the model reads.
 INPUTS = ("price", "age", "raw", "hits", "site", "user", "time")
 INFER = "/v2/models/dmoe/infer"
 

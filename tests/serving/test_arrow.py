@@ -10,12 +10,11 @@ import pytest
 from pyarrow import ipc
 
 from dmoe.errors import DataError
-from dmoe.machine import peak_memory_bytes
+from dmoe.machine.limits import peak_memory_bytes
 from dmoe.serving import openapi
 from dmoe.serving.arrow import TooLarge, read_table
-
-from .conftest import INFER, client, rows
-from .test_rows import opened, same, stream
+from tests.serving.conftest import INFER, client, rows
+from tests.serving.test_rows import opened, same, stream
 
 ROWS = 1000
 LONG = "x" * 400_000

@@ -29,17 +29,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc
 
-from dmoe.config import load_config
-from dmoe.data.canonical import MissingWordsWarning
-from dmoe.data.config import DataConfig
-from dmoe.data.prepare import prepare
-from dmoe.data.unseen import UnseenValuesWarning
+from dmoe.config.data import DataConfig
+from dmoe.config.run import load_config
 from dmoe.errors import DataError
 from dmoe.export.write import export
-from dmoe.scoring import Scorer, load
+from dmoe.prepare.prepare import prepare
+from dmoe.scoring.load import Scorer, load
 from dmoe.serving.app import Application
 from dmoe.serving.settings import Settings
+from dmoe.tokens.unseen import UnseenValuesWarning
 from dmoe.training.loop import train
+from dmoe.values.canonical import MissingWordsWarning
 from tests.export.conftest import SMALL
 
 ZONE = timezone(timedelta(hours=2))

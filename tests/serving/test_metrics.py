@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from dmoe.data.unseen import ValueCounts
 from dmoe.export.manifest import ScoreBin
 from dmoe.schema import NumericField, Schema
 from dmoe.serving.metrics import Metrics, ScoreDrift
+from dmoe.tokens.unseen import ValueCounts
 
 REFERENCE = [ScoreBin(upper=0.1, share=0.5), ScoreBin(upper=0.3, share=0.3), ScoreBin(upper=1.0, share=0.2)]
 

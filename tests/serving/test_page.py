@@ -9,8 +9,7 @@ import pytest
 
 import dmoe
 from dmoe.export.onnx_model import OnnxModel
-
-from .conftest import Process, rows
+from tests.serving.conftest import Process, rows
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 TOKEN = "0123456789abcdef-token"

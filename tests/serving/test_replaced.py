@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dmoe.disk.exchange import exchange
 from dmoe.errors import DataError, DmoeError
-from dmoe.exchange import exchange
 from dmoe.export.manifest import Manifest
 from dmoe.export.onnx_model import Graph, OnnxModel
 from dmoe.serving.served import Slot

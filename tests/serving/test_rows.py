@@ -17,8 +17,7 @@ from dmoe.export.onnx_model import OnnxModel
 from dmoe.serving.arrow import read_table
 from dmoe.serving.rows import JsonColumn, RequestError, RowReader, json_columns
 from tests.export.test_export import ROWS, VALUES, table
-
-from .conftest import body, rows
+from tests.serving.conftest import body, rows
 
 _opened: dict[Path, tuple[OnnxModel, RowReader]] = {}
 

@@ -14,14 +14,13 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from dmoe.data.unseen import Finding
 from dmoe.errors import ConfigError
 from dmoe.serving import openapi, unseen
 from dmoe.serving.arrow import TooLarge, read_table
 from dmoe.serving.settings import Settings
-
-from .conftest import INFER, Process, body, client, rows
-from .test_rows import stream
+from dmoe.tokens.unseen import Finding
+from tests.serving.conftest import INFER, Process, body, client, rows
+from tests.serving.test_rows import stream
 
 TOKEN = "0123456789abcdef-token"
 OPEN = {"/", "/page.js", "/page.css", "/icon.svg", "/docs", "/docs.js", "/v2/health/live", "/v2/health/ready"}

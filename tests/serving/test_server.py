@@ -26,9 +26,8 @@ from dmoe.export.manifest import Manifest
 from dmoe.export.write import export
 from dmoe.serving import openapi
 from dmoe.serving.settings import Settings, read_token
-from dmoe.training.run import Run
-
-from .conftest import INFER, Process, body, client, rows
+from dmoe.weights.run import Run
+from tests.serving.conftest import INFER, Process, body, client, rows
 
 TOKEN = "0123456789abcdef-token"
 

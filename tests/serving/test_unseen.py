@@ -10,10 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dmoe.data.unseen import ValueCounts
 from dmoe.export.onnx_model import OnnxModel
 from dmoe.serving import unseen
 from dmoe.serving.openapi import ARROW
+from dmoe.tokens.unseen import ValueCounts
 from tests.serving.conftest import INFER, body, client, rows
 
 
@@ -103,7 +103,7 @@ def test_a_field_is_logged_at_most_once_a_minute_and_never_its_values(
 
 
 def test_names_that_no_header_can_hold_are_encoded() -> None:
-    from dmoe.data.unseen import Finding
+    from dmoe.tokens.unseen import Finding
 
     found = [Finding(name, name, "unseen", 90, 100, 0.0) for name in ("日 本;", "b\r\nX: y")]
     assert unseen._header(found) == "%E6%97%A5%20%E6%9C%AC%3B;0.90, b%0D%0AX%3A%20y;0.90"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from dmoe.data.dataset import SplitReader
+from dmoe.evaluation.evaluate import labels_and_logits
+from dmoe.shards.reader import SplitReader
 from dmoe.training import loop
-from dmoe.training.evaluation import labels_and_logits
 from dmoe.training.loop import train
-from dmoe.training.run import Run
-from tests.training.conftest import small_config
+from dmoe.weights.run import Run
+from tests.small_runs import small_config
 
 
 def logits_of(run: Run, data: Path, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,19 +8,19 @@ import torch
 
 pytest.importorskip("triton", reason="triton runs on Linux only")
 
-from dmoe.config import CowClipConfig, OptimiserConfig
-from dmoe.data.batch import Batch
+from dmoe.config.run import CowClipConfig, OptimiserConfig
+from dmoe.disk.files import read_json_lines
 from dmoe.errors import DataError, Interrupted
-from dmoe.files import read_json_lines
 from dmoe.nn.build import build_model, build_terms
 from dmoe.nn.model import Objective
 from dmoe.nn.tables.fields import FieldEmbedding, TokenField
 from dmoe.optim import DeferredAdam, make_embedding_optimiser
 from dmoe.optim.deferred_device import DeferredAdamOnDevice
 from dmoe.schema import CategoricalField, NumericField, Schema
+from dmoe.shards.batch import Batch
 from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.loop import train
-from tests.training.conftest import small_config
+from tests.small_runs import small_config
 from tests.training.test_loop import StopAt, assert_same_bits
 from tests.training.test_waits_for_nothing import RefusesToWait
 
@@ -41,7 +41,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`as_on_device()` from where on everything takes the form that a CUDA device has."""
 
     def begin() -> None:
-        monkeypatch.setattr("dmoe.row_access.kernels_serve", lambda _: True)
+        monkeypatch.setattr("dmoe.kernels.row_access.kernels_serve", lambda _: True)
         for module in ("tables.table", "tables.fields", "experts.pairs", "experts.gwpfm"):
             monkeypatch.setattr(f"dmoe.nn.{module}.compiled_loops_serve", lambda _: False)
 

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from dmoe.config import CowClipConfig, OptimiserConfig
-from dmoe.data.batch import Batch
+from dmoe.config.run import CowClipConfig, OptimiserConfig
 from dmoe.errors import Interrupted
 from dmoe.nn.build import build_model
 from dmoe.nn.model import Objective
 from dmoe.schema import Schema
+from dmoe.shards.batch import Batch
 from dmoe.training.engine import Engine
 from dmoe.training.loop import train
-from tests.training.conftest import small_config
+from tests.small_runs import small_config
 from tests.training.test_loop import StopAt, assert_same_bits, weights
 
 

@@ -12,18 +12,18 @@ from dmoe.baselines.folder import Baseline
 from dmoe.baselines.models import EncodedRows, Logistic, _best
 from dmoe.baselines.target import TargetEncoding
 from dmoe.cli.train import linear_lines
-from dmoe.data.dataset import SplitReader, read_once
 from dmoe.errors import ConfigError
+from dmoe.evaluation.evaluate import labels_and_both_logits
 from dmoe.nn.build import token_fields
 from dmoe.nn.linear import LinearPart
 from dmoe.report import write_report
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
+from dmoe.shards.reader import SplitReader, read_once
 from dmoe.training import linear, loop
-from dmoe.training.evaluation import labels_and_both_logits
 from dmoe.training.linear import best_share
 from dmoe.training.loop import train
-from dmoe.training.run import Run
-from tests.training.conftest import small_config
+from dmoe.weights.run import Run
+from tests.small_runs import small_config
 
 
 def drawn(schema: Schema, count: int, seed: int) -> EncodedRows:

@@ -12,17 +12,17 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from dmoe.data.batch import Batch
-from dmoe.data.dataset import SplitReader
+from dmoe.disk.files import read_json, read_json_lines
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
-from dmoe.files import read_json, read_json_lines
+from dmoe.evaluation.evaluate import quick_metrics
 from dmoe.schema import FORMAT_VERSION, Schema
+from dmoe.shards.batch import Batch
+from dmoe.shards.reader import SplitReader
 from dmoe.training.engine import Engine, StepLoss
-from dmoe.training.evaluation import quick_metrics
 from dmoe.training.loop import train
 from dmoe.training.progress import Silent
-from dmoe.training.run import Run
-from tests.training.conftest import small_config, write_data
+from dmoe.weights.run import Run
+from tests.small_runs import small_config, write_data
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

@@ -15,17 +15,18 @@ import pytest
 import torch
 from filelock import FileLock
 
-from dmoe.config import load_config
-from dmoe.data.dataset import SplitReader
+from dmoe.config.run import load_config
+from dmoe.disk.files import read_json, read_json_lines, replaced_path
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
-from dmoe.files import read_json, read_json_lines, replaced_path
-from dmoe.training import evaluation, loop
+from dmoe.evaluation import evaluate
+from dmoe.evaluation.evaluate import correlate_run, evaluate_run
+from dmoe.shards.reader import SplitReader
+from dmoe.training import loop
 from dmoe.training.engine import StepLoss
-from dmoe.training.evaluation import correlate_run, evaluate_run
 from dmoe.training.loop import train
 from dmoe.training.progress import Silent
-from dmoe.training.run import Run, choose_device
-from tests.training.conftest import small_config, write_data
+from dmoe.weights.run import Run, choose_device
+from tests.small_runs import small_config, write_data
 from tests.training.test_loop import StopAt, assert_same_bits
 
 
@@ -84,8 +85,8 @@ def test_the_first_request_in_the_final_evaluation_is_heard_within_a_batch(small
             batches.append(found)
             yield found
 
-    original = evaluation.scored_batches
-    monkeypatch.setattr(evaluation, "scored_batches", scored)
+    original = evaluate.scored_batches
+    monkeypatch.setattr(evaluate, "scored_batches", scored)
     monkeypatch.setattr(loop, "quick_metrics", lambda *_: {"auc": 0.5, "logloss": 0.7})
     with pytest.raises(Interrupted, match=r"interrupted in the final evaluation; .*--resume` does only that") as caught:
         train(small_config("training.epochs=1"), small_data, tmp_path / "run")
@@ -223,7 +224,7 @@ def test_the_final_evaluation_builds_no_second_model(small_data, tmp_path, monke
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 24])
 def test_weights_are_loaded_piece_by_piece(whole, monkeypatch, chunk):
-    monkeypatch.setattr("dmoe.training.run._LOADED_AT_ONCE", chunk)
+    monkeypatch.setattr("dmoe.weights.run._LOADED_AT_ONCE", chunk)
     model = whole.load_model()
     saved = whole.load_weights()
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
@@ -254,7 +255,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from dmoe.training.loop import train
-from tests.training.conftest import small_config
+from tests.small_runs import small_config
 train(small_config("training.checkpoint_minutes=0.00001"), Path(sys.argv[1]), Path(sys.argv[2]), resume=True)
 """
 

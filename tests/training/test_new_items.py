@@ -6,10 +6,10 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from dmoe.config import load_config
-from dmoe.data.config import DataConfig
-from dmoe.data.dataset import SplitReader
-from dmoe.data.prepare import prepare
+from dmoe.config.data import DataConfig
+from dmoe.config.run import load_config
+from dmoe.prepare.prepare import prepare
+from dmoe.shards.reader import SplitReader
 from dmoe.training.loop import train
 
 ROWS = 30_000

@@ -6,13 +6,13 @@ import torch
 import yaml
 
 from dmoe.cli.train import fall_lines
-from dmoe.config import changed_config, load_config, presets
-from dmoe.data.log_facts import LogFacts, measure_log
+from dmoe.config.run import changed_config, load_config, presets
 from dmoe.schema import CategoricalField, Schema
+from dmoe.training.log_facts import LogFacts, measure_log
 from dmoe.training.loop import train
 from dmoe.training.progress import recipe_lines
 from dmoe.training.recipe import alpha_of, batch_size, evaluations_of, l2_scales, maps_of, resolved, units_of
-from tests.training.conftest import small_config
+from tests.small_runs import small_config
 
 SCHEMA = Schema(label="click", fields=(CategoricalField(name="user", vocabulary_size=4),))
 

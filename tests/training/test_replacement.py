@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from dmoe.config import load_config
-from dmoe.data.batch import Batch
-from dmoe.data.dataset import SplitReader
-from dmoe.data.log_facts import LogFacts, measure_log
+from dmoe.config.run import load_config
+from dmoe.disk.files import read_json
 from dmoe.errors import ConfigError
-from dmoe.files import read_json
+from dmoe.evaluation.evaluate import quick_metrics
 from dmoe.nn.build import build_model
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
-from dmoe.training.evaluation import quick_metrics
+from dmoe.shards.batch import Batch
+from dmoe.shards.reader import SplitReader
+from dmoe.training.log_facts import LogFacts, measure_log
 from dmoe.training.loop import train
 from dmoe.training.recipe import resolved
 from dmoe.training.replacement import Replacement, replacement_probabilities
-from tests.training.conftest import small_config, write_data
+from tests.small_runs import small_config, write_data
 
 SCHEMA = Schema(
     label="click",

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from dmoe.config import changed_config
-from dmoe.data.dataset import SplitReader
-from dmoe.data.log_facts import measure_log
+from dmoe.config.run import changed_config
 from dmoe.errors import ConfigError, Interrupted
 from dmoe.nn.build import build_model
 from dmoe.nn.model import Objective
 from dmoe.schema import Schema
+from dmoe.shards.reader import SplitReader
 from dmoe.training.engine import Engine
+from dmoe.training.log_facts import measure_log
 from dmoe.training.loop import train
 from dmoe.training.recipe import shrink
-from tests.training.conftest import small_config
+from tests.small_runs import small_config
 from tests.training.test_loop import StopAt
 
 SHRUNK = "model.shrinkage=20"

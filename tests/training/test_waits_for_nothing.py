@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dmoe.config import OptimiserConfig, load_config
-from dmoe.data.batch import Batch
+from dmoe.config.run import OptimiserConfig, load_config
 from dmoe.nn.build import build_model, build_terms
 from dmoe.nn.experts import EXPERTS
 from dmoe.nn.model import Objective
 from dmoe.nn.tables.lookup import BatchRows
 from dmoe.schema import CategoricalField, NumericField, Schema
+from dmoe.shards.batch import Batch
 from dmoe.training.engine import Engine
 
 WAITING = ("_local_scalar_dense", "nonzero", "_unique", "unique", "bincount", "masked_select", "is_nonzero")

@@ -8,18 +8,17 @@ import pytest
 import torch
 
 from dmoe.cli.main import main
-from dmoe.config import load_config
-from dmoe.data.prepare import prepare
-from dmoe.data.vocabulary import read_vocabulary
+from dmoe.config.run import load_config
 from dmoe.errors import ConfigError
 from dmoe.nn.build import build_model
+from dmoe.prepare.prepare import prepare
 from dmoe.schema import Schema
+from dmoe.tokens.vocabulary import read_vocabulary
 from dmoe.training.loop import train
-from dmoe.training.run import Run
 from dmoe.training.warm_start import warm_start
-from tests.data.logs import config, random_rows, write_csv
-
-from .conftest import SMALL
+from dmoe.weights.run import Run
+from tests.prepare.logs import config, random_rows, write_csv
+from tests.small_runs import SMALL
 
 
 def day(folder: Path, seed: int) -> Path:

@@ -18,13 +18,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dmoe.baselines.models import MODELS, EncodedRows, Kind, Model, Tell
-from dmoe.data.config import SPLITS
-from dmoe.data.dataset import SplitReader, read_once
+from dmoe.config.data import SPLITS
+from dmoe.disk.files import check_in_place, check_links, put_back, read_json, write_json, written_aside
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import check_in_place, check_links, put_back, read_json, write_json, written_aside
-from dmoe.metrics import auc, calibration, logloss, relative_information_gain
+from dmoe.metrics.scores import auc, calibration, logloss, relative_information_gain
+from dmoe.metrics.unseen_rows import UnseenRows
 from dmoe.schema import Schema
-from dmoe.unseen_rows import UnseenRows
+from dmoe.shards.reader import SplitReader, read_once
 from dmoe.validation import validate
 
 MARK = "baseline.json"

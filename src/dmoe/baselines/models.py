@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 from dmoe.baselines.design import Design, Floats, Ids, Numbers, tree_categories, tree_inputs
 from dmoe.baselines.target import TargetEncoding
 from dmoe.baselines.tree_text import checked_trees
+from dmoe.disk.files import give_usual_mode
 from dmoe.errors import DataError, MissingExtraError
-from dmoe.files import give_usual_mode
-from dmoe.metrics import logloss
+from dmoe.metrics.scores import logloss
 from dmoe.schema import Schema
 
 Kind: TypeAlias = Literal["logistic", "lightgbm"]

@@ -33,8 +33,8 @@ def command(
 ) -> None:
     from dmoe.baselines.folder import fit_baseline
     from dmoe.baselines.models import KINDS, NAMES
+    from dmoe.disk.files import read_json
     from dmoe.errors import ConfigError, nearest
-    from dmoe.files import read_json
 
     known = next((one for one in KINDS if one == kind), None)
     if known is None:

@@ -34,8 +34,8 @@ def command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.comparison import SIGNIFICANCE, compare_runs, open_scored, worse_segments
-    from dmoe.data.unseen import Finding
+    from dmoe.evaluation.compare import SIGNIFICANCE, compare_runs, open_scored, worse_segments
+    from dmoe.tokens.unseen import Finding
 
     found = compare_runs(
         open_scored(first), open_scored(second), logs=log or (), split=split, data=data, segments=segment or ()

@@ -20,7 +20,7 @@ def command(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[OVERRIDES]...", help="key.path=value")] = None,
     preset: Annotated[str | None, typer.Option(help="A preset's name, or a YAML file to resolve and check.")] = None,
 ) -> None:
-    from dmoe.config import load_config, preset_summary, presets
+    from dmoe.config.run import load_config, preset_summary, presets
     from dmoe.nn.experts.options import check_experts
 
     if preset is None and not overrides:

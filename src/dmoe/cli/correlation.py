@@ -23,8 +23,8 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.training.evaluation import correlate_run
-    from dmoe.training.run import Run
+    from dmoe.evaluation.evaluate import correlate_run
+    from dmoe.weights.run import Run
 
     found = correlate_run(Run.open(run), split=split, data=data, device=device)
     if as_json:

@@ -26,9 +26,9 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.baselines.folder import Baseline, evaluate_baseline
-    from dmoe.data.unseen import Finding
-    from dmoe.training.evaluation import evaluate_run
-    from dmoe.training.run import Run
+    from dmoe.evaluation.evaluate import evaluate_run
+    from dmoe.tokens.unseen import Finding
+    from dmoe.weights.run import Run
 
     if Baseline.is_one(run):
         found = evaluate_baseline(Baseline.open(run), splits=split, data=data)

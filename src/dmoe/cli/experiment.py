@@ -78,8 +78,8 @@ def command(
     from dmoe.experiments.results import write_results
     from dmoe.experiments.runner import Limits, Runner
     from dmoe.experiments.start import start
-    from dmoe.experiments.summary import Summary
-    from dmoe.machine import memory_bytes, usable_threads
+    from dmoe.experiments.summary import ExperimentSummary
+    from dmoe.machine.limits import memory_bytes, usable_threads
     from dmoe.report.experiment import write_experiment_report
     from dmoe.report.experiment_tables import scores
 
@@ -99,7 +99,7 @@ def command(
     with TerminalDisplay(stderr, folder) as display:
         state = Runner(folder, limits, display).run()
     with stderr.status("computing statistics"):
-        summary = Summary(folder)
+        summary = ExperimentSummary(folder)
         write_results(summary)
         write_experiment_report(folder.path, folder.path / "report.html", summary)
     if as_json:

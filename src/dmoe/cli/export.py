@@ -38,9 +38,9 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.baselines.beside import run_faults
+    from dmoe.evaluation.baseline import run_faults
     from dmoe.export.write import export
-    from dmoe.training.run import Run
+    from dmoe.weights.run import Run
 
     manifest = export(
         Run.open(run),

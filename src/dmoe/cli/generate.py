@@ -30,7 +30,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.data.synthetic import generate
+    from dmoe.synthetic.generate import generate
 
     with stderr.status(f"generating {rows:,} rows"):
         files, truth = generate(out, rows=rows, preset=preset, seed=seed)

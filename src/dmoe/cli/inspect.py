@@ -43,7 +43,7 @@ def command(
             raise ConfigError("--label goes with raw logs only: the data set knows its label")
         _inspect_data(Path(inputs[0]), as_json)
         return
-    from dmoe.data.inspection import inspect_log
+    from dmoe.inspection import inspect_log
 
     with stderr.status("reading"):
         found = inspect_log(inputs, label=label, max_rows=rows)
@@ -72,12 +72,12 @@ def command(
 def _inspect_data(folder: Path, as_json: bool) -> None:
     import yaml
 
-    from dmoe.data.base import Base
-    from dmoe.data.contents import groups_of, information, read_contents
-    from dmoe.data.leak_sample import suspicions
+    from dmoe.inspection.contents import groups_of, information, read_contents
+    from dmoe.inspection.leak_sample import suspicions
     from dmoe.schema import CategoricalField
+    from dmoe.shards.folder import DataFolder
 
-    data = Base.read(folder)
+    data = DataFolder.read(folder)
     with stderr.status("reading"):
         contents = read_contents(data, groups_of(data))
     bits = information(contents[0])

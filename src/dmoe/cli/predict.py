@@ -45,7 +45,7 @@ def command(
     ] = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.scoring import load, write_predictions
+    from dmoe.scoring.load import load, write_predictions
 
     scorer = load(run, device=device, precision=precision)
     done = write_predictions(scorer, inputs, output, keep=keep or [], strict=strict)

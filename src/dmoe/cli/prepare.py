@@ -108,8 +108,8 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing data set folder.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.data.prepare import prepare
-    from dmoe.data.update import update as add
+    from dmoe.prepare.prepare import prepare
+    from dmoe.prepare.update import update as add
 
     if [recipe, config, update].count(None) != 2:
         raise ConfigError("give one of --recipe NAME, --config data.yaml and --update DATA")
@@ -186,7 +186,7 @@ def _lines() -> Callable[[str, int, float], None]:
 
 def _split(text: str | None, seed: int | None) -> Any:
     """The split of --split and --seed, None if neither is given."""
-    from dmoe.data.config import parse_split
+    from dmoe.config.data import parse_split
 
     if text is None:
         if seed is not None:
@@ -204,8 +204,8 @@ def _seeded(split: Any, seed: int | None) -> Any:
 
 
 def _config(recipe: str | None, path: Path | None, split: str | None, seed: int | None) -> Any:
-    from dmoe.data.catalogue import read_recipe
-    from dmoe.data.config import parse_split, read_data_config
+    from dmoe.config.data import parse_split, read_data_config
+    from dmoe.prepare.recipes import read_recipe
     from dmoe.validation import validate
 
     config = read_recipe(recipe) if recipe is not None else read_data_config(Path(str(path)))
@@ -222,8 +222,8 @@ def _bytes(text: str) -> int:
 
 
 def _show(summary: dict[str, Any], output: Path) -> None:
-    from dmoe.data.rejects import HINTS, kind_of
-    from dmoe.data.unseen import Finding
+    from dmoe.sources.rejects import HINTS, kind_of
+    from dmoe.tokens.unseen import Finding
 
     table = Table(box=None, pad_edge=False)
     for heading in ("split", "rows", "positives", "click rate"):

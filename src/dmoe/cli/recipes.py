@@ -21,7 +21,7 @@ def command(
     name: Annotated[str | None, typer.Argument(help="Recipe to print.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.data.catalogue import read_recipe, recipe_names, recipe_text
+    from dmoe.prepare.recipes import read_recipe, recipe_names, recipe_text
 
     if name is not None:
         if as_json:
@@ -42,8 +42,8 @@ def command(
 
 
 def _entry(name: str) -> dict[str, Any]:
-    from dmoe.data.catalogue import read_recipe
-    from dmoe.data.columns import categorical_names, numeric_names
+    from dmoe.prepare.recipes import read_recipe
+    from dmoe.tokens.fields import categorical_names, numeric_names
 
     config = read_recipe(name)
     delimiter = {"\t": "tab", ",": "comma"}.get(config.format.delimiter, config.format.delimiter)

@@ -47,17 +47,17 @@ def command(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.allocator import keep_freed_memory
-    from dmoe.baselines.beside import run_faults, stand_beside
-    from dmoe.config import changed_config, load_config
-    from dmoe.data.unseen import Finding
+    from dmoe.config.run import changed_config, load_config
+    from dmoe.disk.files import read_json, read_json_lines
     from dmoe.errors import ConfigError
-    from dmoe.files import read_json, read_json_lines
+    from dmoe.evaluation.baseline import run_faults, stand_beside
+    from dmoe.evaluation.verdict import against
+    from dmoe.machine.allocator import keep_freed_memory
     from dmoe.nn.experts.options import check_experts
+    from dmoe.tokens.unseen import Finding
     from dmoe.training.loop import train
     from dmoe.training.progress import TerminalWatcher
-    from dmoe.training.run import Run
-    from dmoe.verdict import against
+    from dmoe.weights.run import Run
 
     words = list(arguments or [])
     source = words.pop(0) if words and "=" not in words[0] else None
@@ -125,7 +125,7 @@ def dead_expert_lines(config: "RunConfig", dead_columns: list[int]) -> list[str]
 
 def linear_lines(run: Path) -> list[str]:
     """What the linear part of a run is, and what it brings on the last held-out split."""
-    from dmoe.files import read_json
+    from dmoe.disk.files import read_json
 
     if not (run / "linear.json").is_file():
         return []

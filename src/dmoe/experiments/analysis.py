@@ -13,16 +13,16 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from dmoe.data.dataset import read_once
 from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
+from dmoe.disk.files import read_json, written_aside
+from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
 from dmoe.experiments import planted
 from dmoe.experiments.similarity import error_correlation, information_abundance
-from dmoe.files import read_json, written_aside
-from dmoe.metrics import auc
+from dmoe.metrics.scores import auc
 from dmoe.nn.model import DMoE
 from dmoe.schema import FIRST_TOKEN_ID, Schema, vocabulary_path
-from dmoe.training.evaluation import SCORING_ROWS, scored_batches
-from dmoe.training.run import Run
+from dmoe.shards.reader import read_once
+from dmoe.weights.run import Run
 
 SPLITS = ("valid", "test")
 # Fields of which the page says that they decide the gate.

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from dmoe.allocator import keep_freed_memory
-from dmoe.config import RunConfig, load_config
+from dmoe.config.run import RunConfig, load_config
+from dmoe.disk.files import read_json, read_json_lines, write_json
 from dmoe.errors import DmoeError
 from dmoe.experiments.analysis import CorrelationWatch, analyse
 from dmoe.experiments.planted import Truth
-from dmoe.files import read_json, read_json_lines, write_json
+from dmoe.machine.allocator import keep_freed_memory
 from dmoe.training.loop import train
-from dmoe.training.run import Run
+from dmoe.weights.run import Run
 
 CELL_FORMAT = 2
 DONE = "cell.json"

@@ -9,10 +9,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dmoe.disk.files import read_json_lines
 from dmoe.experiments.folder import Folder
 from dmoe.experiments.plan import Wanted
 from dmoe.experiments.runner import Running, State
-from dmoe.files import read_json_lines
 
 REFRESH_SECONDS = 0.5
 

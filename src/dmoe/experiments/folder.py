@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dmoe.config import RunConfig
-from dmoe.data.latest import write_latest
+from dmoe.config.run import RunConfig
+from dmoe.disk.files import check_links, read_json, remove_leftovers, write_json, write_text
 from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import grid
 from dmoe.experiments.cell import CELL_FORMAT, DONE
 from dmoe.experiments.grid import Arm, Cell, Grid
-from dmoe.files import check_links, read_json, remove_leftovers, write_json, write_text
 from dmoe.schema import Schema
+from dmoe.shards.latest import write_latest
 from dmoe.validation import validate
 
 FORMAT_VERSION: Literal[2] = 2

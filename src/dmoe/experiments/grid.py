@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dmoe.config import RunConfig, changed_config
+from dmoe.config.run import RunConfig, changed_config
 from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts.options import check_experts
 from dmoe.schema import Schema

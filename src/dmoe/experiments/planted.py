@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmoe.data.synthetic_draw import blocks
-from dmoe.data.synthetic_logit import PlantedLogit
-from dmoe.data.synthetic_presets import PRESETS
-from dmoe.data.synthetic_truth import split_bounds
+from dmoe.disk.files import read_json
 from dmoe.errors import DataError
-from dmoe.files import read_json
+from dmoe.synthetic.draw import blocks
+from dmoe.synthetic.logit import PlantedLogit
+from dmoe.synthetic.presets import PRESETS
+from dmoe.synthetic.truth import split_bounds
 
 Floats = NDArray[np.float64]
 

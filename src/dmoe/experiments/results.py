@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.csv
 from pyarrow import parquet
 
+from dmoe.disk.files import written_aside
 from dmoe.experiments.plan import CHOSEN_BY
-from dmoe.experiments.summary import Summary
-from dmoe.files import written_aside
+from dmoe.experiments.summary import ExperimentSummary
 
 _TYPES = {"text": pa.string(), "number": pa.float64(), "count": pa.int64(), "yes/no": pa.bool_()}
 
@@ -47,7 +47,7 @@ _SEARCH = _schema(
 )
 
 
-def write_results(summary: Summary) -> list[Path]:
+def write_results(summary: ExperimentSummary) -> list[Path]:
     """Writes the files into the experiment folder and names them.
 
     `results` has one row for each experiment, model, variant, seed, split and metric; a run that several experiments
@@ -69,7 +69,7 @@ def write_results(summary: Summary) -> list[Path]:
     return written
 
 
-def _rows(summary: Summary) -> list[dict[str, Any]]:
+def _rows(summary: ExperimentSummary) -> list[dict[str, Any]]:
     found = []
     for table in summary.tables:
         for place in table.places.values():
@@ -96,7 +96,7 @@ def _rows(summary: Summary) -> list[dict[str, Any]]:
     return found
 
 
-def _comparisons(summary: Summary) -> list[dict[str, Any]]:
+def _comparisons(summary: ExperimentSummary) -> list[dict[str, Any]]:
     found = []
     for table in summary.tables:
         for one in (*table.decided, *table.pooled, *table.slopes):
@@ -125,7 +125,7 @@ def _comparisons(summary: Summary) -> list[dict[str, Any]]:
     return found
 
 
-def _searches(summary: Summary) -> list[dict[str, Any]]:
+def _searches(summary: ExperimentSummary) -> list[dict[str, Any]]:
     return [
         {
             "experiment": search.arm.experiment,

@@ -16,15 +16,15 @@ from typing import IO, Protocol
 
 from filelock import FileLock, Timeout
 
-from dmoe.config import RunConfig
+from dmoe.config.run import RunConfig
+from dmoe.disk.files import write_json
 from dmoe.errors import ConfigError, Interrupted
 from dmoe.experiments import plan
 from dmoe.experiments.folder import FAILED, Asked, Folder
 from dmoe.experiments.grid import Arm
 from dmoe.experiments.plan import Wanted
-from dmoe.files import write_json
+from dmoe.machine.stopping import StopRequest, stop_requests
 from dmoe.schema import Schema
-from dmoe.stopping import StopRequest, stop_requests
 from dmoe.training.recipe import sized
 
 POLL_SECONDS = 0.1

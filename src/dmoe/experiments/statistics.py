@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dmoe.comparison import SIGNIFICANCE, auc_components, variance_of_mean
+from dmoe.evaluation.compare import SIGNIFICANCE, auc_components, variance_of_mean
 
 Floats = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ BOOTSTRAP_ROWS = 50_000
 
 
 @dataclass(frozen=True)
-class Scores:
+class CellScores:
     """The logits of one run on the test rows."""
 
     labels_R: NDArray[np.bool_]
@@ -102,7 +102,7 @@ class Compared:
     rows_p: float | None = None
 
 
-Pairs = Iterable[tuple[int, Scores, Scores]]
+Pairs = Iterable[tuple[int, CellScores, CellScores]]
 
 
 def compare_auc(pairs: Pairs, weights: Iterable[float] = repeat(1.0)) -> Compared:

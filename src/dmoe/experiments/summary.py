@@ -8,15 +8,15 @@ from typing import Any, Literal
 import numpy as np
 from pyarrow import parquet
 
-from dmoe.comparison import SIGNIFICANCE
 from dmoe.decorrelation import scales_of_alpha
+from dmoe.evaluation.compare import SIGNIFICANCE
 from dmoe.experiments import plan
 from dmoe.experiments.folder import Folder
 from dmoe.experiments.grid import Arm, BestOf, Comparison, Grid, Metric, Variant
 from dmoe.experiments.plan import Search
 from dmoe.experiments.statistics import (
+    CellScores,
     Compared,
-    Scores,
     Spread,
     compare_auc,
     compare_logloss,
@@ -25,7 +25,7 @@ from dmoe.experiments.statistics import (
     slope_weights,
     trend,
 )
-from dmoe.metrics import auc, calibration, logloss
+from dmoe.metrics.scores import auc, calibration, logloss
 
 # Bytes of scores that are kept in memory at once.
 SCORES_BYTES = 1 << 30
@@ -115,7 +115,7 @@ class Claim:
         return sum(one.verdict == verdict for one in self.decided)
 
 
-class Summary:
+class ExperimentSummary:
     """Everything that the report shows of an experiment folder."""
 
     def __init__(self, folder: Folder) -> None:
@@ -161,19 +161,19 @@ class Summary:
                     found.setdefault(keys, place.search)
         return list(found.values())
 
-    def scores(self, key: str) -> Scores:
+    def scores(self, key: str) -> CellScores:
         """The test logits of a finished cell, or the mean of those of several, whose names `+` joins."""
-        found: Scores = self._scores(key)
+        found: CellScores = self._scores(key)
         return found
 
-    def _read_scores(self, key: str) -> Scores:
+    def _read_scores(self, key: str) -> CellScores:
         if "+" in key:
             parts = [self.scores(one) for one in key.split("+")]
-            return Scores(parts[0].labels_R, np.mean([part.logits_R for part in parts], axis=0))
+            return CellScores(parts[0].labels_R, np.mean([part.logits_R for part in parts], axis=0))
         table = parquet.read_table(
             self.folder.cell(key) / "scores.parquet", columns=["label", "logit"], filters=[("split", "=", "test")]
         )
-        return Scores(table["label"].to_numpy(), table["logit"].to_numpy().astype(np.float64))
+        return CellScores(table["label"].to_numpy(), table["logit"].to_numpy().astype(np.float64))
 
     def _table(self, name: str) -> Table:
         spec = self.folder.grid(name)
@@ -298,7 +298,7 @@ class Summary:
             for (one, slope, loss), value in zip(found, adjusted, strict=True)
         ]
 
-    def _pairs(self, first: Place, second: Place) -> Iterator[tuple[int, Scores, Scores]]:
+    def _pairs(self, first: Place, second: Place) -> Iterator[tuple[int, CellScores, CellScores]]:
         for seed in sorted(first.cells.keys() & second.cells.keys()):
             yield seed, self.scores(first.cells[seed]), self.scores(second.cells[seed])
 

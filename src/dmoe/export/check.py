@@ -13,18 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dmoe.data.batch import Batch
-from dmoe.data.dataset import SplitReader, read_once
-from dmoe.data.vocabulary import read_vocabulary
 from dmoe.errors import DmoeError
+from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
 from dmoe.export.extra import require
 from dmoe.export.fields import Column, Features, FieldInput, text_ids
 from dmoe.export.lookup import TokenTable
 from dmoe.export.onnx_model import Graph
-from dmoe.metrics import auc, logloss
+from dmoe.metrics.scores import auc, logloss
 from dmoe.nn.model import DMoE
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, NumericField, Schema
-from dmoe.training.evaluation import SCORING_ROWS, scored_batches
+from dmoe.shards.batch import Batch
+from dmoe.shards.reader import SplitReader, read_once
+from dmoe.tokens.vocabulary import read_vocabulary
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Scorer: TypeAlias = Callable[[Batch], tuple[Floats, Floats]]  # probability (B,), logit (B,)

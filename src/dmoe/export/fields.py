@@ -12,19 +12,19 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.data.canonical import MissingTexts
-from dmoe.data.coded import MISSING, Coded
-from dmoe.data.columns import Rows, convert, raw_valued, token_of
-from dmoe.data.config import CategoricalOptions, DataConfig, MultiValuedOptions, NumericOptions
-from dmoe.data.numbers import encode_numbers
-from dmoe.data.parse import RawRows
-from dmoe.data.quantiles import bucket_of, coded_buckets
-from dmoe.data.times import deriver
-from dmoe.data.values import FLOAT32_MAX, Fault, hasher, missing_numbers, parse_number, token_maker
+from dmoe.config.data import CategoricalOptions, DataConfig, MultiValuedOptions, NumericOptions
 from dmoe.errors import ConfigError, DataError
 from dmoe.export.lookup import TokenTable
 from dmoe.schema import MISSING_ID, OOV_ID, CategoricalField, NumericField, Schema
+from dmoe.sources.delimited import RawRows
+from dmoe.tokens.fields import FieldRows, convert, raw_valued, token_of
+from dmoe.tokens.numbers import encode_numbers
+from dmoe.tokens.quantiles import bucket_of, coded_buckets
+from dmoe.tokens.scalars import FLOAT32_MAX, Fault, hasher, missing_numbers, parse_number, token_maker
+from dmoe.tokens.times import deriver
 from dmoe.validation import validate
+from dmoe.values.canonical import MissingTexts
+from dmoe.values.coded_columns import MISSING, CodedColumn
 
 Column: TypeAlias = npt.NDArray[Any]
 Features: TypeAlias = dict[str, Column]  # input name -> (R, 1), or (R, L) of a multi-valued field
@@ -214,12 +214,12 @@ class Featuriser:
         for field in self._narrow:
             encode_numbers(features[field.name][:, 0], field)
 
-    def _column(self, one: FieldInput, rows: Rows) -> Column:
+    def _column(self, one: FieldInput, rows: FieldRows) -> Column:
         if one.kind == "number":
             return rows.numeric[one.name].reshape(-1, 1)
         edges = self._edges.get(one.name)
         if edges is None:
-            coded: Coded = rows.categorical[one.name]
+            coded: CodedColumn = rows.categorical[one.name]
         else:
             coded = coded_buckets(rows.numeric[one.name], edges)
         if one.lists is not None:
@@ -245,7 +245,7 @@ def text_ids(table: TokenTable, one: FieldInput, texts: Sequence[str | None]) ->
     return ids
 
 
-def list_ids(table: TokenTable, coded: Coded) -> npt.NDArray[np.int64]:
+def list_ids(table: TokenTable, coded: CodedColumn) -> npt.NDArray[np.int64]:
     """The input of a multi-valued field, (R, L)."""
     by_code = np.append(table.ids(coded.values.to_pylist()), np.int64(MISSING_ID))
     ids_RL: npt.NDArray[np.int64] = by_code[coded.codes_N]

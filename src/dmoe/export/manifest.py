@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dmoe.data.canonical import Kind
+from dmoe.disk.files import check_in_place, check_links, read_json
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import check_in_place, check_links, read_json
 from dmoe.validation import validate
+from dmoe.values.canonical import Kind
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 2

@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.data.inputs import expand_inputs
-from dmoe.data.kept import ScoredRows, set_apart
-from dmoe.data.ordered_pool import OrderedPool
-from dmoe.data.parse import RawRows
-from dmoe.data.sources import Source, needed_columns, table_rows
-from dmoe.data.unseen import Tallied, ValueCounts, warn
 from dmoe.errors import DataError, DmoeError
 from dmoe.export.extra import require
 from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
 from dmoe.export.lookup import TokenTable
 from dmoe.export.manifest import OUTPUTS, VALUES, Manifest
-from dmoe.machine import usable_threads
-from dmoe.rows import as_arrow, as_paths, column_names
+from dmoe.machine.limits import usable_threads
+from dmoe.machine.ordered_pool import OrderedPool
 from dmoe.schema import Schema, vocabulary_path
+from dmoe.sources.delimited import RawRows
+from dmoe.sources.inputs import expand_inputs
+from dmoe.sources.kept_columns import ScoredRows, set_apart
+from dmoe.sources.pieces import Source, needed_columns, table_rows
+from dmoe.sources.tables import as_arrow, as_paths, column_names
+from dmoe.tokens.unseen import Tallied, ValueCounts, warn
 
 ReadRows: TypeAlias = Callable[[], RawRows]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmoe.data.columns import raw_valued
-from dmoe.data.vocabulary import read_vocabulary
+from dmoe.disk.files import put_back, write_json, written_aside
 from dmoe.errors import DataError, DmoeError, UserError
+from dmoe.evaluation.evaluate import expert_names
 from dmoe.export.check import Decoder, check_tokens, compare, reference_scores
 from dmoe.export.extra import require
 from dmoe.export.fields import FieldInput, data_config, field_inputs
@@ -22,10 +22,10 @@ from dmoe.export.lookup import write_tokens
 from dmoe.export.manifest import MANIFEST, MANIFEST_FORMAT, OUTPUTS, Manifest, TableType, checksums
 from dmoe.export.onnx_model import Graph, token_tables
 from dmoe.export.tables import ScoringModel
-from dmoe.files import put_back, write_json, written_aside
 from dmoe.schema import Schema, vocabulary_path
-from dmoe.training.evaluation import expert_names
-from dmoe.training.run import Run
+from dmoe.tokens.fields import raw_valued
+from dmoe.tokens.vocabulary import read_vocabulary
+from dmoe.weights.run import Run
 
 # The graph keeps a token in some 200 bytes of memory, the memory-mapped look-up in some 30 of a file.
 MAX_GRAPH_TOKENS = 200_000

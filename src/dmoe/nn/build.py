@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmoe.config import DecorrelationConfig, ModelConfig
+from dmoe.config.run import DecorrelationConfig, ModelConfig
 from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
 from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts import Expert, expert_class

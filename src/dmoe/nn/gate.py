@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmoe.nn import options
-from dmoe.nn.gate_kinds import BALANCES, TOP_1, TRAINS_TOP_1, Balance, GateKind
+from dmoe.config.gates import BALANCES, TOP_1, TRAINS_TOP_1, Balance, GateKind
+from dmoe.nn import arguments
 from dmoe.nn.mlp import MLP, initialise_linear
 
 
@@ -67,7 +67,7 @@ class Gate(nn.Module):
         fields: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        options.choice("kind", kind, tuple(BALANCES))
+        arguments.choice("kind", kind, tuple(BALANCES))
         if balance is not None and balance not in BALANCES[kind]:
             allowed = " or ".join(BALANCES[kind]) or "left out"
             raise ValueError(f"balance of a {kind} gate must be {allowed}, got '{balance}'")
@@ -84,9 +84,9 @@ class Gate(nn.Module):
             raise ValueError(f"expert_units is for a per-unit gate, which needs it; got {expert_units} and '{kind}'")
         self.kind, self.k, self.num_experts = kind, k, num_experts
         self.balance, self.balance_weight = balance, balance_weight
-        self.dropout = options.dropout_rate("dropout", dropout)
-        chosen = None if fields is None else list(options.numbers("fields", list(fields), num_fields))
-        read = num_fields if chosen is None else options.integer("number of fields", len(chosen))
+        self.dropout = arguments.dropout_rate("dropout", dropout)
+        chosen = None if fields is None else list(arguments.numbers("fields", list(fields), num_fields))
+        read = num_fields if chosen is None else arguments.integer("number of fields", len(chosen))
         self.register_buffer("fields_F", None if chosen is None else torch.tensor(chosen), persistent=False)
         self.hidden = MLP(read * embedding_dim, [units])
         self.output = nn.Linear(units, num_experts * (expert_units or 1))

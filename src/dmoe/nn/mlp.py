@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 
 
 def initialise_linear(linear: nn.Linear) -> None:
@@ -59,15 +59,15 @@ class MLP(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        options.integer("in_features", in_features)
-        hidden = options.widths("hidden_units", hidden_units, empty=True)
+        arguments.integer("in_features", in_features)
+        hidden = arguments.widths("hidden_units", hidden_units, empty=True)
         self.out_features = hidden[-1] if hidden else in_features
         self.linears = nn.ModuleList(
             nn.Linear(width, next_width) for width, next_width in pairwise((in_features, *hidden))
         )
-        normalised = hidden if options.boolean("batch_norm", batch_norm) else ()
+        normalised = hidden if arguments.boolean("batch_norm", batch_norm) else ()
         self.norms = nn.ModuleList(BatchNorm(width) for width in normalised)
-        self.dropout = nn.Dropout(options.dropout_rate("dropout", dropout))
+        self.dropout = nn.Dropout(arguments.dropout_rate("dropout", dropout))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

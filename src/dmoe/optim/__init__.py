@@ -4,14 +4,14 @@ from typing import Any
 
 from torch import Tensor
 
-from dmoe import row_access
 from dmoe.errors import ConfigError, nearest
+from dmoe.kernels import row_access
+from dmoe.kernels.row_parallel import HALF_DTYPES
 from dmoe.optim.base import EmbeddingOptimiser
 from dmoe.optim.deferred import DeferredAdam
 from dmoe.optim.dense import DenseAdam
 from dmoe.optim.row_clip import RowClip
 from dmoe.optim.sparse import LazyAdam, RowwiseAdagrad
-from dmoe.row_parallel import HALF_DTYPES
 
 EMBEDDING_OPTIMISERS: dict[str, type[EmbeddingOptimiser]] = {
     optimiser.kind: optimiser for optimiser in (DeferredAdam, DenseAdam, LazyAdam, RowwiseAdagrad)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dmoe.errors import ConfigError, DataError
+from dmoe.kernels.row_access import rows_of
+from dmoe.kernels.row_parallel import HALF_DTYPES, map_chunks, sum_kernel
 from dmoe.optim.row_clip import RowClip
-from dmoe.row_access import rows_of
-from dmoe.row_parallel import HALF_DTYPES, map_chunks, sum_kernel
 
 
 class EmbeddingOptimiser(ABC):
@@ -34,7 +34,7 @@ class EmbeddingOptimiser(ABC):
 
     A training step, with the distinct rows U of its batch in ascending order: `read` them, run the model on these
     values and backpropagate to them, `clipped`, optionally `grad_norm_squared`, `write`. All get the same rows. On a
-    CUDA device they may end in spare places, -1 (`dmoe.row_access`): zeros are read there, nothing is written.
+    CUDA device they may end in spare places, -1 (`dmoe.kernels.row_access`): zeros are read there, nothing is written.
 
     Raises: ConfigError if a setting is out of range.
     """

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from dmoe.errors import ConfigError
+from dmoe.kernels.row_parallel import HALF_DTYPES, empty_table, map_chunks
 from dmoe.optim import deferred_kernels
 from dmoe.optim.base import EmbeddingOptimiser
 from dmoe.optim.row_clip import RowClip
 from dmoe.optim.row_storage import row_storage
-from dmoe.row_parallel import HALF_DTYPES, empty_table, map_chunks
 
 Array = npt.NDArray[Any]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.row_parallel import kernel, sum_kernel
+from dmoe.kernels.row_parallel import kernel, sum_kernel
 
 Array = npt.NDArray[Any]
 Scalar = Any

@@ -3,7 +3,7 @@
 The algebra is in docs/optimisers.md. Nothing waits for the device: the step, the learning rate and the factor of
 gradient clipping are tensors there. No two programs share a row, so equal input gives equal bits.
 
-Without a device the kernels run in Triton's interpreter, see `dmoe.row_triton`.
+Without a device the kernels run in Triton's interpreter, see `dmoe.kernels.row_triton`.
 
 Shape suffixes: V table rows, S table width, U capacity for distinct rows (-1 for none), J steps since the last flush.
 """
@@ -14,10 +14,10 @@ import torch
 import triton
 from torch import Tensor
 
+from dmoe.kernels.row_parallel import numpy_dtype
+from dmoe.kernels.row_triton import options, tile
 from dmoe.optim import deferred_triton_kernels as kernels
 from dmoe.optim.deferred import _powers
-from dmoe.row_parallel import numpy_dtype
-from dmoe.row_triton import options, tile
 
 HISTORY_FIELDS = 6
 

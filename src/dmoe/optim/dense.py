@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dmoe.kernels.row_access import set_rows
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
 from dmoe.optim.row_clip import RowClip
-from dmoe.row_access import set_rows
 
 
 class DenseAdam(EmbeddingOptimiser):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dmoe.row_parallel import HALF_DTYPES, kernel, numpy_dtype
+from dmoe.kernels.row_parallel import HALF_DTYPES, kernel, numpy_dtype
 
 Array = npt.NDArray[Any]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dmoe.errors import ConfigError
+from dmoe.kernels.row_access import add_to_rows, rows_of, set_rows
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
 from dmoe.optim.row_clip import RowClip
-from dmoe.row_access import add_to_rows, rows_of, set_rows
 
 
 class _BatchRowsOptimiser(EmbeddingOptimiser):

@@ -7,13 +7,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dmoe.data.base import Base
-from dmoe.data.contents import Contents, FieldDrift, drift, far_above, groups_of, read_contents
+from dmoe.disk.files import written_aside
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import written_aside
+from dmoe.inspection.contents import Contents, FieldDrift, drift, far_above, groups_of, read_contents
 from dmoe.report.figures import Curve, bars, curves
 from dmoe.report.page import page_environment
 from dmoe.report.svg import drawing
+from dmoe.shards.folder import DataFolder
 
 MAX_BARS = 20
 
@@ -45,7 +45,7 @@ def write_drift_report(folder: Path, output: Path) -> dict[str, Any]:
         raise ConfigError(f"{output}: the drift report is an HTML page; give a file name that ends in .html")
     if not output.parent.is_dir():
         raise ConfigError(f"{output}: folder {output.parent} does not exist; make it first")
-    data = Base.read(folder)
+    data = DataFolder.read(folder)
     groups = groups_of(data)
     if len(groups) < 2:
         raise DataError(f"{folder}: holds one split of one preparation; there is nothing to compare it with")
@@ -79,7 +79,7 @@ def write_drift_report(folder: Path, output: Path) -> dict[str, Any]:
     }
 
 
-def _group(data: Base, first: Contents, other: Contents, index: int) -> GroupDrift:
+def _group(data: DataFolder, first: Contents, other: Contents, index: int) -> GroupDrift:
     fields = drift(data, first, other)
     shown = fields[:MAX_BARS]
     figure = bars(

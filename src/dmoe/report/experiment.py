@@ -9,11 +9,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from dmoe.disk.files import write_text, written_aside
 from dmoe.errors import ConfigError
 from dmoe.experiments.folder import Folder
 from dmoe.experiments.paper import paper
-from dmoe.experiments.summary import Summary, Table
-from dmoe.files import write_text, written_aside
+from dmoe.experiments.summary import ExperimentSummary, Table
 from dmoe.report import experiment_tables, numbers
 from dmoe.report.experiment_figures import Drawn, figures, over_training
 from dmoe.report.page import page_environment
@@ -37,7 +37,7 @@ class Section:
     trend: str
 
 
-def write_experiment_report(folder: Path, output: Path, summary: Summary | None = None) -> list[Path]:
+def write_experiment_report(folder: Path, output: Path, summary: ExperimentSummary | None = None) -> list[Path]:
     """Writes the page, or its tables in one Markdown file, to `output`.
 
     `tables/` (Markdown, LaTeX) and `figures/` (SVG, PNG) go into the folder.
@@ -48,7 +48,7 @@ def write_experiment_report(folder: Path, output: Path, summary: Summary | None 
         raise ConfigError(f"{output}: the report is an HTML page or Markdown; name it .html or .md")
     if not output.parent.is_dir():
         raise ConfigError(f"{output}: folder {output.parent} does not exist; make it first")
-    summary = summary or Summary(Folder.open(folder))
+    summary = summary or ExperimentSummary(Folder.open(folder))
     written = [output]
     for name in ("tables", "figures"):
         (folder / name).mkdir(exist_ok=True)
@@ -127,7 +127,7 @@ def _section(table: Table, drawn: Sequence[Drawn]) -> Section:
     )
 
 
-def _training(summary: Summary, table: Table) -> list[Drawn]:
+def _training(summary: ExperimentSummary, table: Table) -> list[Drawn]:
     """CEC over training of the first seed, a figure for each model of figure 1."""
     if table.name != "fig1":
         return []
@@ -147,7 +147,7 @@ def _training(summary: Summary, table: Table) -> list[Drawn]:
     return found
 
 
-def _facts(summary: Summary) -> list[tuple[str, str]]:
+def _facts(summary: ExperimentSummary) -> list[tuple[str, str]]:
     """What was run, on what, and with what."""
     asked = summary.asked
     cells = list(summary.finished.values())

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from dmoe.comparison import SIGNIFICANCE
+from dmoe.evaluation.compare import SIGNIFICANCE
 from dmoe.experiments.grid import Metric
 from dmoe.experiments.paper import PaperTable, paper
 from dmoe.experiments.plan import CHOSEN_BY
 from dmoe.experiments.planted import assigned
 from dmoe.experiments.statistics import Compared, Spread
-from dmoe.experiments.summary import Claim, Decided, Place, Summary, Table
+from dmoe.experiments.summary import Claim, Decided, ExperimentSummary, Place, Table
 from dmoe.report import numbers
 from dmoe.report.numbers import ABSENT
 from dmoe.report.text_table import Emphasis, Text, TextTable
@@ -280,7 +280,7 @@ def claims(found: Sequence[Claim]) -> TextTable:
     return TextTable("claims", caption, head, rows, frozenset({1, 5}))
 
 
-def searches(summary: Summary) -> TextTable | None:
+def searches(summary: ExperimentSummary) -> TextTable | None:
     """Every search for an alpha."""
     rows = []
     for one in summary.searches():

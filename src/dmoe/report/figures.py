@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from dmoe.report import numbers
-from dmoe.report.formats import CalibrationBin, Correlation
+from dmoe.report.records import CalibrationBinRecord, CorrelationRecord
 from dmoe.report.svg import DASHES, GRID, GROUND, HEAT, INK, MARKERS, MUTED, SERIES, inline, label
 
 PANEL_INCHES = (4.3, 2.7)
@@ -111,7 +111,7 @@ def thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float],
     return [float(block[-1, 0]) for block in blocks], [float(block[:, 1].mean()) for block in blocks]
 
 
-def calibration(key: str, name: str, slot: int, bins: Sequence[CalibrationBin]) -> Markup | None:
+def calibration(key: str, name: str, slot: int, bins: Sequence[CalibrationBinRecord]) -> Markup | None:
     """Click rate against mean prediction with 95% intervals, and the rows of each bin below."""
     held = [
         (one, one.mean_predicted, one.click_rate)
@@ -168,7 +168,7 @@ def _wilson(
     return np.minimum(centre - half, rate).clip(0, 1), np.maximum(centre + half, rate).clip(0, 1)
 
 
-def heat_map(key: str, title: str, correlation: Correlation, names: Sequence[str], full: float) -> Markup:
+def heat_map(key: str, title: str, correlation: CorrelationRecord, names: Sequence[str], full: float) -> Markup:
     """The lower triangle of CEC values; `full` is the value of the darkest cell."""
     rows, columns = list(range(1, len(names))), list(range(len(names) - 1))
     margin = 0.075 * max(len(label(names[row], 16)) for row in rows) + 0.2

@@ -10,11 +10,11 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from dmoe.disk.files import written_aside
 from dmoe.errors import ConfigError
-from dmoe.files import written_aside
-from dmoe.report import figures, numbers, tables, words
-from dmoe.report.formats import EpochLine, GateField
-from dmoe.report.runs import Run, read_runs
+from dmoe.report import figures, numbers, sentences, tables
+from dmoe.report.records import EpochLine, GateField
+from dmoe.report.runs import ReportedRun, read_runs
 from dmoe.report.svg import drawing
 
 # The gate weights of a few fields say where it acts; the rest are in the evaluation file.
@@ -52,7 +52,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         aside.write_bytes(page.encode("utf-8"))
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[ReportedRun]) -> str:
     """The page as text."""
     template = page_environment().get_template("page.html.j2")
     return template.render(
@@ -89,11 +89,11 @@ def page_environment() -> jinja2.Environment:
         "plain": numbers.plain,
     }
     environment.globals |= {
-        "words": words,
+        "words": sentences,
         "gate_fields": _gate_fields,
         "unseen_shares": tables.unseen_shares,
         "unseen_scores": tables.unseen_scores,
-        "unseen_words": words.unseen,
+        "unseen_words": sentences.unseen,
         "max_gate_values": MAX_GATE_VALUES,
         "absent": numbers.ABSENT,
         "source_text": _source_text,
@@ -115,7 +115,7 @@ def _gate_fields(fields: Sequence[GateField]) -> list[GateField]:
     return sorted(known, key=lambda field: (-(field.spread or 0.0), field.field))[:MAX_GATE_FIELDS]
 
 
-def _draw(runs: Sequence[Run]) -> Drawings:
+def _draw(runs: Sequence[ReportedRun]) -> Drawings:
     with drawing():
         full = max(
             (
@@ -145,7 +145,7 @@ def _draw(runs: Sequence[Run]) -> Drawings:
                     run.expert_names,
                     full,
                 )
-                for index, location in enumerate(words.locations(detail))
+                for index, location in enumerate(sentences.locations(detail))
             }
             if lines := tables.experts(run, detail):
                 drawn = figures.expert_effects(
@@ -160,7 +160,7 @@ def _draw(runs: Sequence[Run]) -> Drawings:
         return Drawings(_training_curves(runs), calibration, correlation, experts, full)
 
 
-def _training_curves(runs: Sequence[Run]) -> list[Markup]:
+def _training_curves(runs: Sequence[ReportedRun]) -> list[Markup]:
     panels = [
         _epoch_panel(runs, "train-loss", "Training loss", [_values(run, "train_loss") for run in runs]),
         _epoch_panel(runs, "train-logloss", "Training logloss", [_values(run, "train_logloss") for run in runs]),
@@ -180,13 +180,15 @@ def _training_curves(runs: Sequence[Run]) -> list[Markup]:
     return [panel for panel in panels if panel is not None]
 
 
-def _values(run: Run, key: str) -> list[float | None]:
+def _values(run: ReportedRun, key: str) -> list[float | None]:
     values: list[float | None] = [getattr(line, key) for line in run.epochs]
     # A run without the loss logs zeros or nothing: no curve either way.
     return values if key != "decorrelation_loss" or any(values) else [None] * len(values)
 
 
-def _epoch_panel(runs: Sequence[Run], key: str, title: str, values: Sequence[list[float | None]]) -> Markup | None:
+def _epoch_panel(
+    runs: Sequence[ReportedRun], key: str, title: str, values: Sequence[list[float | None]]
+) -> Markup | None:
     by_step = any(len({line.epoch for line in run.epochs}) < len(run.epochs) for run in runs)
 
     def place(line: EpochLine) -> float:
@@ -205,7 +207,7 @@ def _epoch_panel(runs: Sequence[Run], key: str, title: str, values: Sequence[lis
     return figures.curves(key, title, "step" if by_step else "epoch", series)
 
 
-def _step_panel(runs: Sequence[Run], key: str, title: str, column: str) -> Markup | None:
+def _step_panel(runs: Sequence[ReportedRun], key: str, title: str, column: str) -> Markup | None:
     series = []
     for slot, run in enumerate(runs):
         values = [getattr(line, column) for line in run.steps]

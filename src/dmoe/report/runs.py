@@ -7,26 +7,26 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from dmoe.baselines.beside import read_beside
 from dmoe.baselines.folder import MARK as BASELINE_MARK
 from dmoe.baselines.folder import Baseline
 from dmoe.baselines.models import NAMES
+from dmoe.disk.files import check_links, read_json, read_json_lines
 from dmoe.errors import ConfigError, DataError
-from dmoe.files import check_links, read_json, read_json_lines
-from dmoe.report.formats import (
+from dmoe.evaluation.baseline import read_beside
+from dmoe.evaluation.verdict import faults_of_run
+from dmoe.report.records import (
     CalibrationMap,
     EpochLine,
-    Evaluation,
+    EvaluationRecord,
     FinalMetrics,
     LinearShare,
-    RunConfig,
-    Scores,
+    RunConfigRecord,
+    ScoresRecord,
     StepLine,
     Warnings,
 )
 from dmoe.schema import Schema
 from dmoe.validation import validate
-from dmoe.verdict import faults_of_run
 from dmoe.yaml_text import read_yaml, settled
 
 EVALUATION_FORMAT_VERSION = 1
@@ -37,19 +37,19 @@ PartT = TypeVar("PartT", bound=BaseModel)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ReportedRun:
     """All that the page says about one run."""
 
     name: str
     folder: Path
     config_text: str
     config_values: dict[str, Any]
-    config: RunConfig
+    config: RunConfigRecord
     schema: Schema
     epochs: tuple[EpochLine, ...]
     steps: tuple[StepLine, ...]
     metrics: FinalMetrics | None
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, EvaluationRecord]
     environment: dict[str, Any] | None
     warnings: tuple[str, ...] | None = None
     baseline: str | None = None  # the name of the simple model, if it is one
@@ -73,15 +73,15 @@ class Run:
         return sorted(known, key=_split_rank)
 
     @property
-    def detail(self) -> Evaluation | None:
+    def detail(self) -> EvaluationRecord | None:
         """The evaluation that the detailed sections show."""
         return next(iter(self.evaluations.values()), None)
 
-    def scores(self, split: str) -> Scores | None:
+    def scores(self, split: str) -> ScoresRecord | None:
         """The scores of a split: those of its evaluation, else those that training left."""
         evaluation = self.evaluations.get(split)
         if evaluation is not None:
-            return Scores(auc=evaluation.auc, logloss=evaluation.logloss)
+            return ScoresRecord(auc=evaluation.auc, logloss=evaluation.logloss)
         return self.metrics.splits.get(split) if self.metrics else None
 
     @property
@@ -106,7 +106,7 @@ class Run:
         return str(expert)
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
     """The runs, with names that differ: the folder's name, with its parents' where two are alike.
 
     Raises: ConfigError if none is given or one is given twice; DataError as `read_run`.
@@ -120,7 +120,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return [read_run(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)]
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str) -> ReportedRun:
     """One run.
 
     Raises: DataError if the folder is no run folder, or a file in it is damaged.
@@ -136,17 +136,17 @@ def read_run(folder: Path, name: str) -> Run:
     baseline = None if simple is None else NAMES[simple.facts.kind]
     if simple is not None:
         values = simple.facts.model_dump(mode="json")
-        config = RunConfig.model_validate({"model": {"experts": [{"kind": baseline}]}})
+        config = RunConfigRecord.model_validate({"model": {"experts": [{"kind": baseline}]}})
     else:
         try:
             values = read_yaml(folder / "config.yaml")
         except ConfigError as error:
             raise DataError(str(error)) from None
-        config = _part(RunConfig, values, str(folder / "config.yaml"))
+        config = _part(RunConfigRecord, values, str(folder / "config.yaml"))
     evaluations = _evaluations(folder / "evaluation")
     for split, evaluation in evaluations.items():
         _check_experts(evaluation, len(config.model.experts), folder / "evaluation" / f"{split}.json")
-    return Run(
+    return ReportedRun(
         name=name,
         folder=folder,
         config_text=(folder / settings).read_text(encoding="utf-8"),
@@ -214,7 +214,7 @@ def _optional_part(model: type[PartT], path: Path) -> PartT | None:
     return None if values is None else _part(model, values, str(path))
 
 
-def _evaluations(folder: Path) -> dict[str, Evaluation]:
+def _evaluations(folder: Path) -> dict[str, EvaluationRecord]:
     found = {}
     for path in sorted(folder.glob("*.json"), key=lambda path: _split_rank(path.stem)):
         values = read_json(path)
@@ -224,14 +224,14 @@ def _evaluations(folder: Path) -> dict[str, Evaluation]:
                 f"{path}: format version {version}, but this dmoe reads version {EVALUATION_FORMAT_VERSION}; "
                 "run `dmoe evaluate` again"
             )
-        evaluation = _part(Evaluation, values, str(path))
+        evaluation = _part(EvaluationRecord, values, str(path))
         if evaluation.split != path.stem:
             raise DataError(f"{path}: holds split '{evaluation.split}'; run `dmoe evaluate` again")
         found[path.stem] = evaluation
     return found
 
 
-def _check_experts(evaluation: Evaluation, num_experts: int, path: Path) -> None:
+def _check_experts(evaluation: EvaluationRecord, num_experts: int, path: Path) -> None:
     """Every list by expert is as long as the configuration says, so that no name meets another's figure."""
     sized: dict[str, Sequence[Any]] = {}
     if evaluation.gate is not None:

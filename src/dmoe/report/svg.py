@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.colors import to_hex, to_rgba_array
 from matplotlib.figure import Figure
 
-from dmoe.files import written_aside
+from dmoe.disk.files import written_aside
 from dmoe.report.numbers import clean
 
 INK, MUTED, GRID, HEAT, GROUND = "#010101", "#020202", "#030303", "#040404", "#050505"

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dmoe.report import numbers, words
-from dmoe.report.formats import Apart, Correlation, Evaluation, ExpertScores
-from dmoe.report.runs import Run
+from dmoe.report import numbers, sentences
+from dmoe.report.records import Apart, CorrelationRecord, EvaluationRecord, ExpertScores
+from dmoe.report.runs import ReportedRun
 
 MAX_UNSEEN_FIELDS = 12
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A figure of one run; `change` is its difference from the first run."""
 
     text: str
@@ -26,7 +26,7 @@ class Line:
     """One figure of every run."""
 
     label: str
-    cells: Sequence[Cell]
+    cells: Sequence[TableCell]
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class ExpertLine:
     name: str
     table: str
     parameters: str
-    without: Cell
-    without_logloss: Cell
-    alone: Cell
-    alone_logloss: Cell
+    without: TableCell
+    without_logloss: TableCell
+    alone: TableCell
+    alone_logloss: TableCell
     changes: tuple[float | None, float | None] = field(default=(None, None))
 
 
-def comparison(runs: Sequence[Run]) -> list[Line]:
+def comparison(runs: Sequence[ReportedRun]) -> list[Line]:
     """The lines of the table at the top; differences are to the first run."""
     lines = []
     for split in _all_splits(runs):
@@ -61,11 +61,11 @@ def comparison(runs: Sequence[Run]) -> list[Line]:
     lines += [
         _line(f"CEC of outputs{suffix}", total, numbers.correlation, decimals=4),
         _line("CEC noise floor", [one.cec_floor if one else None for one in outputs], numbers.correlation),
-        Line("Dead output units", [Cell(_dead(one)) for one in outputs]),
+        Line("Dead output units", [TableCell(_dead(one)) for one in outputs]),
         _line("Training rows/s", [run.rows_per_second for run in runs], numbers.whole),
         _line("Training time", [run.metrics.seconds if run.metrics else None for run in runs], numbers.duration),
         _line("Parameters", [run.metrics.parameters if run.metrics else None for run in runs], numbers.whole),
-        Line("De-correlation", [Cell(_terms(run)) for run in runs]),
+        Line("De-correlation", [TableCell(_terms(run)) for run in runs]),
     ]
     return [line for line in lines if any(cell.text != numbers.ABSENT for cell in line.cells)]
 
@@ -86,35 +86,35 @@ def _line(
         shown = ""
         if decimals is not None and index and value is not None and first is not None:
             shown = numbers.change(value - first, decimals)
-        cells.append(Cell(written(value), shown, best is not None and value == best))
+        cells.append(TableCell(written(value), shown, best is not None and value == best))
     return Line(label, cells)
 
 
-def _all_splits(runs: Sequence[Run]) -> list[str]:
+def _all_splits(runs: Sequence[ReportedRun]) -> list[str]:
     longest = max((run.splits for run in runs), key=len, default=[])
     return list(longest) + [
         split for split in dict.fromkeys(s for run in runs for s in run.splits) if split not in longest
     ]
 
 
-def _output(run: Run) -> Correlation | None:
+def _output(run: ReportedRun) -> CorrelationRecord | None:
     return run.detail.correlation.get("output") if run.detail else None
 
 
-def _dead(measured: Correlation | None) -> str:
+def _dead(measured: CorrelationRecord | None) -> str:
     if measured is None or not measured.dead_columns:
         return numbers.ABSENT
     return f"{numbers.whole(sum(measured.dead_columns))} of {numbers.whole(sum(measured.columns))}"
 
 
-def _terms(run: Run) -> str:
+def _terms(run: ReportedRun) -> str:
     terms = [
         f"{one.loss}, {one.location}, α {numbers.plain(one.alpha)}" for one in run.config.decorrelation if one.alpha > 0
     ]
     return "; ".join(terms) or "none"
 
 
-def warnings(runs: Sequence[Run]) -> list[str]:
+def warnings(runs: Sequence[ReportedRun]) -> list[str]:
     """Why the runs of one table may not be comparable."""
     found = []
     first = runs[0]
@@ -126,12 +126,12 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     for split in _all_splits(runs):
         rows = {run.name: (one.rows, one.positives) for run in runs if (one := run.evaluations.get(split)) is not None}
         if len(set(rows.values())) > 1:
-            counts = words.join([f"{name} {numbers.whole(count)}" for name, (count, _) in rows.items()])
+            counts = sentences.join([f"{name} {numbers.whole(count)}" for name, (count, _) in rows.items()])
             found.append(f"The {split} rows differ ({counts}): differences on {split} mean little.")
     return found
 
 
-def unseen_shares(run: Run) -> list[tuple[str, list[float | None]]]:
+def unseen_shares(run: ReportedRun) -> list[tuple[str, list[float | None]]]:
     """By field the share of unseen values in train, valid and test, the largest first; fields that have some."""
     known = [
         (name, [one.unseen.get(split) for split in ("train", "valid", "test")])
@@ -141,7 +141,7 @@ def unseen_shares(run: Run) -> list[tuple[str, list[float | None]]]:
     return sorted(known, key=lambda one: -max(share or 0.0 for share in one[1]))[:MAX_UNSEEN_FIELDS]
 
 
-def unseen_scores(detail: Evaluation) -> list[tuple[str, Apart]]:
+def unseen_scores(detail: EvaluationRecord) -> list[tuple[str, Apart]]:
     """Scores with and without unseen values: of any field, then of the fields with the largest shares."""
     if detail.unseen is None or not detail.unseen.any.with_unseen.rows:
         return []
@@ -163,12 +163,12 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return {key: inner for name, value in entries for key, inner in flatten(value, name).items()}
 
 
-def configuration_differences(runs: Sequence[Run]) -> list[Line]:
+def configuration_differences(runs: Sequence[ReportedRun]) -> list[Line]:
     """The keys of config.yaml that are not alike in all runs."""
     return [line for line in _by_key([run.config_values for run in runs]) if len({*_texts(line)}) > 1]
 
 
-def environment(runs: Sequence[Run]) -> list[Line]:
+def environment(runs: Sequence[ReportedRun]) -> list[Line]:
     """environment.json of every run, key by key."""
     return _by_key([run.environment or {} for run in runs])
 
@@ -181,7 +181,8 @@ def _by_key(values: Sequence[dict[str, Any]]) -> list[Line]:
     flat = [flatten(one) if one else {} for one in values]
     keys = dict.fromkeys(key for one in flat for key in one)
     return [
-        Line(key, [Cell(_setting(key, one[key]) if key in one else numbers.ABSENT) for one in flat]) for key in keys
+        Line(key, [TableCell(_setting(key, one[key]) if key in one else numbers.ABSENT) for one in flat])
+        for key in keys
     ]
 
 
@@ -197,7 +198,7 @@ def _setting(key: str, value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def experts(run: Run, detail: Evaluation) -> list[ExpertLine]:
+def experts(run: ReportedRun, detail: EvaluationRecord) -> list[ExpertLine]:
     """Removal and alone scores by expert, none for a run that has neither."""
     if not detail.removal and not detail.alone:
         return []
@@ -223,13 +224,13 @@ def experts(run: Run, detail: Evaluation) -> list[ExpertLine]:
     return lines
 
 
-def _effect(scores: ExpertScores | None, whole: Evaluation) -> tuple[Cell, Cell, float | None]:
+def _effect(scores: ExpertScores | None, whole: EvaluationRecord) -> tuple[TableCell, TableCell, float | None]:
     if scores is None:
-        return Cell(numbers.ABSENT), Cell(numbers.ABSENT), None
+        return TableCell(numbers.ABSENT), TableCell(numbers.ABSENT), None
     auc = None if scores.auc is None or whole.auc is None else scores.auc - whole.auc
     logloss = None if scores.logloss is None or whole.logloss is None else scores.logloss - whole.logloss
     return (
-        Cell(numbers.score(scores.auc), "" if auc is None else numbers.change(auc)),
-        Cell(numbers.score(scores.logloss), "" if logloss is None else numbers.change(logloss)),
+        TableCell(numbers.score(scores.auc), "" if auc is None else numbers.change(auc)),
+        TableCell(numbers.score(scores.logloss), "" if logloss is None else numbers.change(logloss)),
         auc,
     )

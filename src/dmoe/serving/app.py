@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from dmoe.errors import DmoeError
 from dmoe.export.fields import Features
 from dmoe.export.manifest import OUTPUTS, VALUES
-from dmoe.machine import usable_threads
+from dmoe.machine.limits import usable_threads
 from dmoe.serving import openapi
 from dmoe.serving.arrow import write_table
 from dmoe.serving.batcher import Batcher, Outputs, QueueFull

@@ -15,16 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.data.canonical import LostFormError, MissingTexts, ValueForm, float_text
-from dmoe.data.coded import EXACT_BELOW
-from dmoe.data.columns import raw_valued, tokens
-from dmoe.data.lists import split_values
-from dmoe.data.number_format import number_reader, plain_maker, without_numbers
-from dmoe.data.values import FLOAT32_MAX, Fault
 from dmoe.errors import DataError, DmoeError
 from dmoe.export.fields import Column, Features, FieldInput, list_ids, text_column, text_ids, token_makers
 from dmoe.export.onnx_model import OnnxModel
 from dmoe.serving.arrow import TooLarge, read_table
+from dmoe.tokens.fields import raw_valued, tokens
+from dmoe.tokens.lists import split_values
+from dmoe.tokens.number_format import number_reader, plain_maker, without_numbers
+from dmoe.tokens.scalars import FLOAT32_MAX, Fault
+from dmoe.values.canonical import LostFormError, MissingTexts, ValueForm, float_text
+from dmoe.values.coded_columns import EXACT_BELOW
 
 _NONE = type(None)
 _INTEGERS = {

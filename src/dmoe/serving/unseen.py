@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import numpy.typing as npt
 
-from dmoe.data.unseen import LEAST_VALUES, Finding, ValueCounts
 from dmoe.export.fields import Features
 from dmoe.export.onnx_model import OnnxModel
+from dmoe.tokens.unseen import LEAST_VALUES, Finding, ValueCounts
 
 # A field is not named in the log again before.
 QUIET_S = 60.0

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from dmoe.metrics import calibration, logloss
+from dmoe.metrics.scores import calibration, logloss
 from dmoe.nn.calibration import KNOTS
 from dmoe.nn.model import DMoE
 

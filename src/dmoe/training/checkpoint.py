@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmoe.disk.files import read_json, write_json, write_text, written_aside
 from dmoe.errors import DataError
-from dmoe.files import read_json, write_json, write_text, written_aside
-from dmoe.training.run import load_tensors, save_tensors
+from dmoe.weights.run import load_tensors, save_tensors
 
 _RANDOM = "random."
 _NAME = re.compile(r"[0-9]{9,}-[0-9]{5,}(-finished)?", re.ASCII)

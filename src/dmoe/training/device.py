@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-from dmoe.data.batch import Batch
+from dmoe.shards.batch import Batch
 
 
 def moved_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from dmoe.config import OptimiserConfig
-from dmoe.data.batch import Batch
+from dmoe.config.run import OptimiserConfig
 from dmoe.errors import DataError, NonFiniteLossError
+from dmoe.kernels.row_parallel import HALF_DTYPES
 from dmoe.nn.model import DMoE, Losses, Objective
 from dmoe.nn.tables.fields import Bank
 from dmoe.nn.tables.lookup import BatchRows, TableRows
 from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.optim import EmbeddingOptimiser, RowClip, make_embedding_optimiser
-from dmoe.row_parallel import HALF_DTYPES
+from dmoe.shards.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

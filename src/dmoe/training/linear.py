@@ -14,9 +14,9 @@ import torch
 
 from dmoe.baselines.by_value import by_value
 from dmoe.baselines.kept import kept_logistic
-from dmoe.data.dataset import read_once
-from dmoe.metrics import auc, logloss
+from dmoe.metrics.scores import auc, logloss
 from dmoe.nn.linear import LinearPart
+from dmoe.shards.reader import read_once
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 HeldOut: TypeAlias = dict[str, tuple[npt.NDArray[Any], Floats, Floats | None]]

@@ -13,13 +13,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from dmoe.config import RunConfig, TrainingConfig
-from dmoe.data.batch import Batch
-from dmoe.data.dataset import SplitReader, read_once
-from dmoe.data.dataset_prefetch import prefetch
-from dmoe.data.log_facts import LogFacts, measure_log
-from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
-from dmoe.files import (
+from dmoe.config.run import RunConfig, TrainingConfig
+from dmoe.disk.files import (
     append_json_line,
     drop_replaced,
     only_writer,
@@ -32,34 +27,33 @@ from dmoe.files import (
     write_json,
     write_json_lines,
 )
-from dmoe.machine import peak_memory_bytes
-from dmoe.nn.build import build_model, build_terms, check_model
-from dmoe.nn.model import DMoE, Objective
-from dmoe.schema import Schema
-from dmoe.stopping import StopRequest, stop_requests
-from dmoe.training.calibrate import calibrate
-from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
-from dmoe.training.device import moved_ahead, with_following
-from dmoe.training.engine import Engine, StepLoss
-from dmoe.training.evaluation import (
+from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
+from dmoe.evaluation.evaluate import (
     SCORING_ROWS,
     check_split,
     evaluate_split,
     labels_and_both_logits,
     quick_metrics,
 )
+from dmoe.machine.limits import peak_memory_bytes
+from dmoe.machine.stopping import StopRequest, stop_requests
+from dmoe.nn.build import build_model, build_terms, check_model
+from dmoe.nn.model import DMoE, Objective
+from dmoe.schema import Schema
+from dmoe.shards.batch import Batch
+from dmoe.shards.prefetch import prefetch
+from dmoe.shards.reader import SplitReader, read_once
+from dmoe.training.calibrate import calibrate
+from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
+from dmoe.training.device import moved_ahead, with_following
+from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.linear import add_share, fit_linear, mixed
+from dmoe.training.log_facts import LogFacts, measure_log
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import l2_scales, needs_facts, resolved, shrink
 from dmoe.training.replacement import Replacement
-from dmoe.training.run import (
-    FirstWeights,
-    Run,
-    choose_device,
-    environment_facts,
-    load_tensors,
-)
 from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_start
+from dmoe.weights.run import FirstWeights, Run, choose_device, environment_facts, load_tensors
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
 _MINIMAL_GAIN = 1e-6

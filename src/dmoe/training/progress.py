@@ -6,7 +6,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dmoe.config import RunConfig
+from dmoe.config.run import RunConfig
 from dmoe.decorrelation import scales_of_alpha
 from dmoe.training.engine import StepLoss
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dmoe.baselines.design import MOST_COLUMNS
 from dmoe.baselines.folder import MOST_ROWS
-from dmoe.config import RunConfig
-from dmoe.data.log_facts import LogFacts
+from dmoe.config.run import RunConfig
 from dmoe.nn.model import DMoE
 from dmoe.nn.tables.table import MultiTableEmbedding
+from dmoe.training.log_facts import LogFacts
 from dmoe.training.replacement import check_rates
 from dmoe.validation import validate
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dmoe.data.batch import Batch
-from dmoe.data.log_facts import LogFacts
 from dmoe.errors import ConfigError, nearest
 from dmoe.schema import FIRST_TOKEN_ID, OOV_ID, Schema
+from dmoe.shards.batch import Batch
+from dmoe.training.log_facts import LogFacts
 
 Array = npt.NDArray[Any]
 

@@ -12,13 +12,13 @@ import torch
 from pyarrow.dataset import dataset
 from torch import Tensor
 
-from dmoe.data.pretrained import read_vectors
-from dmoe.data.unseen import Finding, is_far_above, source_columns
-from dmoe.data.vocabulary import read_counts, read_vocabulary
 from dmoe.errors import ConfigError
 from dmoe.nn.model import DMoE
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, Schema
-from dmoe.training.run import Run
+from dmoe.tokens.unseen import Finding, is_far_above, source_columns
+from dmoe.tokens.vectors import read_vectors
+from dmoe.tokens.vocabulary import read_counts, read_vocabulary
+from dmoe.weights.run import Run
 
 
 def set_given_vectors(model: DMoE, schema: Schema, data: Path) -> None:

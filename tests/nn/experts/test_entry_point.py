@@ -11,7 +11,7 @@ import pytest
 
 from dmoe.cli.main import main
 from dmoe.nn.experts import EXPERTS
-from tests.training.conftest import write_data
+from tests.small_runs import write_data
 
 PAGE = Path(__file__).parents[3] / "docs" / "own-expert.md"
 

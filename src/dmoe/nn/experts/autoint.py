@@ -6,7 +6,7 @@ Shape suffixes: B rows, F fields, D embedding width, A attention width, H heads,
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, layer_by_layer, register
 from dmoe.nn.mlp import initialise_linear
 
@@ -80,16 +80,16 @@ class AutoInt(Expert):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        options.multiple("units", units, options.integer("heads", heads), "one part for each head")
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        arguments.multiple("units", units, arguments.integer("heads", heads), "one part for each head")
         for name, value in (("residual", residual), ("scale", scale), ("layer_norm", layer_norm)):
-            options.boolean(name, value)
+            arguments.boolean(name, value)
         self.layers = nn.ModuleList(
             FieldAttention(
                 units if layer else embedding_dim, units, heads, residual=residual, scale=scale, layer_norm=layer_norm
             )
-            for layer in range(options.integer("layers", layers))
+            for layer in range(arguments.integer("layers", layers))
         )
         self.out_features = num_fields * units
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.pairs import PairProducts
 
 PairWeight = Literal["matrix", "vector", "number"]
@@ -33,7 +33,7 @@ class WeightedPairs(nn.Module):
 
     def __init__(self, num_fields: int, embedding_dim: int, weight: PairWeight) -> None:
         super().__init__()
-        self.form = options.choice("weight", weight, PAIR_WEIGHTS)
+        self.form = arguments.choice("weight", weight, PAIR_WEIGHTS)
         self.num_fields, self.num_pairs = num_fields, num_fields * (num_fields - 1) // 2
         shapes = {"matrix": (embedding_dim, embedding_dim), "vector": (embedding_dim,), "number": ()}
         self.weight = nn.Parameter(torch.empty(self.num_pairs, *shapes[weight]))

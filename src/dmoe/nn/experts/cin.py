@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.pairs import PairProducts
 from dmoe.nn.mlp import initialise_linear
@@ -46,11 +46,11 @@ class CIN(Expert):
         split_half: bool = False,
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        maps = options.widths("units", units)
-        self.activation = options.choice("activation", activation, (None, "relu"))
-        self.split_half = options.boolean("split_half", split_half)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        maps = arguments.widths("units", units)
+        self.activation = arguments.choice("activation", activation, (None, "relu"))
+        self.split_half = arguments.boolean("split_half", split_half)
         if split_half and 1 in maps[:-1]:
             raise ValueError(f"units must be at least 2 in every layer but the last with split_half, got {list(maps)}")
         self._fed_forward = [width // 2 if split_half else width for width in maps[:-1]] + [0]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.mlp import initialise_linear
 
@@ -29,13 +29,13 @@ class CrossNet(Expert):
 
     def __init__(self, num_fields: int, embedding_dim: int, *, layers: int = 3, low_rank: int | None = None) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
         self.out_features = num_fields * embedding_dim
         if low_rank is not None:
-            options.integer("low_rank", low_rank)
+            arguments.integer("low_rank", low_rank)
         self.layers = nn.ModuleList(
-            _square_linear(self.out_features, low_rank) for _ in range(options.integer("layers", layers))
+            _square_linear(self.out_features, low_rank) for _ in range(arguments.integer("layers", layers))
         )
         self.full = low_rank is None
         self.reset_parameters()

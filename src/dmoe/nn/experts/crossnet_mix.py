@@ -6,7 +6,7 @@ Shape suffixes: B rows, F fields, D embedding width, N = F * D, E low-rank exper
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.mlp import initialise_linear
 
@@ -32,12 +32,12 @@ class CrossNetMix(Expert):
         self, num_fields: int, embedding_dim: int, *, layers: int = 3, low_rank: int = 32, experts: int = 4
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
         self.out_features = width = num_fields * embedding_dim
-        options.integer("low_rank", low_rank)
-        options.integer("experts", experts)
-        depth = range(options.integer("layers", layers))
+        arguments.integer("low_rank", low_rank)
+        arguments.integer("experts", experts)
+        depth = range(arguments.integer("layers", layers))
         self.down = nn.ParameterList(torch.empty(experts, width, low_rank) for _ in depth)
         self.inner = nn.ParameterList(torch.empty(experts, low_rank, low_rank) for _ in depth)
         self.up = nn.ParameterList(torch.empty(experts, low_rank, width) for _ in depth)

@@ -6,7 +6,7 @@ Shape suffixes: B rows, F fields, D embedding width, N = F * D, L layers.
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 
 
@@ -29,10 +29,10 @@ class CrossNetV1(Expert):
 
     def __init__(self, num_fields: int, embedding_dim: int, *, layers: int = 3) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
         self.out_features = num_fields * embedding_dim
-        depth = options.integer("layers", layers)
+        depth = arguments.integer("layers", layers)
         self.weight = nn.Parameter(torch.empty(depth, self.out_features))
         self.bias = nn.Parameter(torch.empty(depth, self.out_features))
         self.reset_parameters()

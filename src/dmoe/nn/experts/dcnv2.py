@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.crossnet import CrossNet
 from dmoe.nn.mlp import MLP
@@ -47,9 +47,9 @@ class DCNv2(Expert):
     ) -> None:
         super().__init__()
         self.num_fields, self.embedding_dim = num_fields, embedding_dim
-        self.structure = options.choice("structure", structure, ("parallel", "stacked"))
+        self.structure = arguments.choice("structure", structure, ("parallel", "stacked"))
         self.cross = CrossNet(num_fields, embedding_dim, layers=layers, low_rank=low_rank)
-        hidden = options.widths("hidden_units", hidden_units)
+        hidden = arguments.widths("hidden_units", hidden_units)
         self.mlp = MLP(self.cross.out_features, hidden, dropout=dropout, batch_norm=batch_norm)
         beside = self.cross.out_features if structure == "parallel" else 0
         self.out_features = beside + self.mlp.out_features

@@ -6,7 +6,7 @@ Shape suffixes: B rows, F fields, D embedding width, N = F * D, C = N/2.
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.mlp import initialise_linear
 
@@ -77,14 +77,14 @@ class DCNv3(Expert):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        options.multiple("embedding_dim", embedding_dim, 2, "one half is masked")
-        options.boolean("layer_norm", layer_norm)
-        options.dropout_rate("dropout", dropout)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        arguments.multiple("embedding_dim", embedding_dim, 2, "one half is masked")
+        arguments.boolean("layer_norm", layer_norm)
+        arguments.dropout_rate("dropout", dropout)
         depths = (
-            (True, options.integer("exponential_layers", exponential_layers, minimum=0)),
-            (False, options.integer("linear_layers", linear_layers, minimum=0)),
+            (True, arguments.integer("exponential_layers", exponential_layers, minimum=0)),
+            (False, arguments.integer("linear_layers", linear_layers, minimum=0)),
         )
         width = num_fields * embedding_dim
         self.networks = nn.ModuleList(

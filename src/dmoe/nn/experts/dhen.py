@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.autoint import FieldAttention
 from dmoe.nn.experts.base import Expert, layer_by_layer, register
 from dmoe.nn.experts.pairs import PairProducts
@@ -128,16 +128,16 @@ class DHEN(Expert):
         hidden_units: Sequence[int] = (128,),
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        depth = options.integer("layers", layers)
-        options.integer("vectors", vectors)
-        options.choice("ensemble", ensemble, ("concat", "sum"))
-        hidden = options.widths("hidden_units", hidden_units)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        depth = arguments.integer("layers", layers)
+        arguments.integer("vectors", vectors)
+        arguments.choice("ensemble", ensemble, ("concat", "sum"))
+        hidden = arguments.widths("hidden_units", hidden_units)
         if not interactions or isinstance(interactions, str):
             raise ValueError(f"interactions must be a list of {', '.join(INTERACTIONS)}, got {interactions!r}")
         for index, name in enumerate(interactions):
-            options.choice(f"interactions[{index}]", name, INTERACTIONS)
+            arguments.choice(f"interactions[{index}]", name, INTERACTIONS)
         given = vectors * (len(interactions) if ensemble == "concat" else 1)
         if "dot" in interactions and min(num_fields, given if depth > 1 else num_fields) < 2:
             raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.mlp import MLP
 
@@ -37,9 +37,9 @@ class DNN(Expert):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        hidden = options.widths("hidden_units", hidden_units)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        hidden = arguments.widths("hidden_units", hidden_units)
         self.mlp = MLP(num_fields * embedding_dim, hidden, dropout=dropout, batch_norm=batch_norm)
         self.out_features = self.mlp.out_features
 

@@ -6,7 +6,7 @@ Shape suffixes: B rows, F fields, D embedding width, P = F(F-1)/2 pairs, K width
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.fwfm import PAIR_OUTPUTS, PairOutput
 
@@ -53,10 +53,11 @@ class FFM(Expert):
 
     def __init__(self, num_fields: int, embedding_dim: int, *, output: PairOutput = "pairs") -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        self.width = options.multiple("embedding_dim", embedding_dim, num_fields - 1, "one vector for each other field")
-        self.output = options.choice("output", output, PAIR_OUTPUTS)
+        self.num_fields = arguments.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        partners = num_fields - 1
+        self.width = arguments.multiple("embedding_dim", embedding_dim, partners, "one vector for each other field")
+        self.output = arguments.choice("output", output, PAIR_OUTPUTS)
         self.pairs = FieldAwarePairs(num_fields, own=False)
         self.out_features = num_fields * (num_fields - 1) // 2 if output == "pairs" else self.width
         self.summed_features = self.out_features

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.bilinear import WeightedPairs
 from dmoe.nn.experts.product_network import PNNOutput, product_mlp
@@ -107,10 +107,10 @@ class FiBiNET(Expert):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        options.choice("bilinear", bilinear, BILINEARS)
-        self.senet = SENet(num_fields, options.integer("reduction", reduction))
+        self.num_fields = arguments.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        arguments.choice("bilinear", bilinear, BILINEARS)
+        self.senet = SENet(num_fields, arguments.integer("reduction", reduction))
         self.plain = BilinearPairs(num_fields, embedding_dim, bilinear)
         self.weighted = BilinearPairs(num_fields, embedding_dim, bilinear)
         width = num_fields * (num_fields - 1) * embedding_dim

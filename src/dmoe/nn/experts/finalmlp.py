@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.mlp import MLP, initialise_linear
 
@@ -77,19 +77,19 @@ class FinalMLP(Expert):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
         contexts = (
-            options.numbers("context", context, num_fields),
-            options.numbers("context_2", context_2, num_fields),
+            arguments.numbers("context", context, num_fields),
+            arguments.numbers("context_2", context_2, num_fields),
         )
         streams = (
-            options.widths("hidden_units", hidden_units),
-            options.widths("hidden_units_2", hidden_units_2),
+            arguments.widths("hidden_units", hidden_units),
+            arguments.widths("hidden_units_2", hidden_units_2),
         )
         self.gates = nn.ModuleList()
         if gate_units is not None:
-            units = options.widths("gate_units", gate_units, empty=True)
+            units = arguments.widths("gate_units", gate_units, empty=True)
             self.gates.extend(FeatureGate(num_fields, embedding_dim, one, units) for one in contexts)
         elif any(contexts):
             raise ValueError("context and context_2 need gates; set gate_units, for example to [64]")
@@ -97,10 +97,10 @@ class FinalMLP(Expert):
             MLP(num_fields * embedding_dim, hidden, dropout=dropout, batch_norm=batch_norm) for hidden in streams
         )
         first, second = (hidden[-1] for hidden in streams)
-        self.heads = options.integer("heads", heads, minimum=0)
+        self.heads = arguments.integer("heads", heads, minimum=0)
         if heads:
-            width = options.multiple("hidden_units[-1]", first, heads, "one part for each head")
-            width_2 = options.multiple("hidden_units_2[-1]", second, heads, "one part for each head")
+            width = arguments.multiple("hidden_units[-1]", first, heads, "one part for each head")
+            width_2 = arguments.multiple("hidden_units_2[-1]", second, heads, "one part for each head")
             self.bilinear = nn.Parameter(torch.empty(heads, width, width_2))
             nn.init.normal_(self.bilinear, std=(2 / (width + width_2)) ** 0.5)
         self.out_features = first + second + heads

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.mlp import BatchNorm, initialise_linear
 
@@ -95,15 +95,15 @@ class FinalNet(Expert):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        options.choice("residual", residual, ("concat", "sum"))
-        options.choice("activation", activation, (None, "relu"))
-        options.dropout_rate("dropout", dropout)
-        options.boolean("batch_norm", batch_norm)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        arguments.choice("residual", residual, ("concat", "sum"))
+        arguments.choice("activation", activation, (None, "relu"))
+        arguments.dropout_rate("dropout", dropout)
+        arguments.boolean("batch_norm", batch_norm)
         width = num_fields * embedding_dim
         widths, self.gate = [width, width], None
-        if options.boolean("field_gate", field_gate):
+        if arguments.boolean("field_gate", field_gate):
             self.gate = nn.Linear(num_fields, num_fields)
             nn.init.zeros_(self.gate.weight)
             nn.init.ones_(self.gate.bias)
@@ -111,12 +111,12 @@ class FinalNet(Expert):
         self.streams = nn.ModuleList()
         self.out_features = 0
         for name, hidden, before in (
-            ("hidden_units", options.widths("hidden_units", hidden_units), widths[0]),
-            ("hidden_units_2", options.widths("hidden_units_2", hidden_units_2, empty=True), widths[1]),
+            ("hidden_units", arguments.widths("hidden_units", hidden_units), widths[0]),
+            ("hidden_units_2", arguments.widths("hidden_units_2", hidden_units_2, empty=True), widths[1]),
         ):
             if residual == "concat":
                 for index, units in enumerate(hidden):
-                    options.multiple(f"{name}[{index}]", units, 2, "one half is the products")
+                    arguments.multiple(f"{name}[{index}]", units, 2, "one half is the products")
             if hidden:
                 self.streams.append(
                     FactorisedBlock(

@@ -3,7 +3,7 @@
 Shape suffixes: B rows, F fields, D embedding width, H width of a hidden layer.
 """
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import register
 from dmoe.nn.experts.dnn import DNN
 
@@ -37,5 +37,5 @@ class FlatDNN(DNN):
         dropout: float = 0.0,
         batch_norm: bool = False,
     ) -> None:
-        hidden = [options.integer("units", units)] * options.integer("layers", layers)
+        hidden = [arguments.integer("units", units)] * arguments.integer("layers", layers)
         super().__init__(num_fields, embedding_dim, hidden_units=hidden, dropout=dropout, batch_norm=batch_norm)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.pairs import PairProducts
 
@@ -40,9 +40,9 @@ class FM(Expert):
 
     def __init__(self, num_fields: int, embedding_dim: int, *, output: FMOutput = "bi-interaction") -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        self.output = options.choice("output", output, FM_OUTPUTS)
+        self.num_fields = arguments.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        self.output = arguments.choice("output", output, FM_OUTPUTS)
         if output == "pairs":
             self.pairs = PairProducts(num_fields, diagonal=False)
             self.out_features = self.pairs.num_pairs

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.bilinear import WeightedPairs
 from dmoe.nn.experts.fwfm import PAIR_OUTPUTS, PairOutput
@@ -39,10 +39,10 @@ class FmFM(Expert):
         output: PairOutput = "pairs",
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        options.choice("weights", weights, ("matrix", "vector"))
-        self.output = options.choice("output", output, PAIR_OUTPUTS)
+        self.num_fields = arguments.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        arguments.choice("weights", weights, ("matrix", "vector"))
+        self.output = arguments.choice("output", output, PAIR_OUTPUTS)
         self.pairs = WeightedPairs(num_fields, embedding_dim, weights)
         self.out_features = self.pairs.num_pairs if output == "pairs" else embedding_dim
         self.summed_features = self.out_features

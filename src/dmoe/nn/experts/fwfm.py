@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.bilinear import WeightedPairs
 
@@ -34,9 +34,9 @@ class FwFM(Expert):
 
     def __init__(self, num_fields: int, embedding_dim: int, *, output: PairOutput = "pairs") -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        self.output = options.choice("output", output, PAIR_OUTPUTS)
+        self.num_fields = arguments.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        self.output = arguments.choice("output", output, PAIR_OUTPUTS)
         self.pairs = WeightedPairs(num_fields, embedding_dim, "number")
         self.out_features = self.pairs.num_pairs if output == "pairs" else embedding_dim
         self.summed_features = self.out_features

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.mlp import MLP, initialise_linear
 
@@ -46,14 +46,14 @@ class GDCN(Expert):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        self.structure = options.choice("structure", structure, ("parallel", "stacked", "cross"))
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        self.structure = arguments.choice("structure", structure, ("parallel", "stacked", "cross"))
         width = num_fields * embedding_dim
-        depth = range(options.integer("layers", layers))
+        depth = range(arguments.integer("layers", layers))
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in depth)
         self.gates = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in depth)
-        hidden = options.widths("hidden_units", hidden_units)
+        hidden = arguments.widths("hidden_units", hidden_units)
         self.mlp = MLP(width, hidden if structure != "cross" else (), dropout=dropout, batch_norm=batch_norm)
         self.out_features = self.mlp.out_features + (width if structure == "parallel" else 0)
         for linear in (*self.layers, *self.gates):

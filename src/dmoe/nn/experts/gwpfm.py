@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.kernels.row_parallel import compiled_loops_serve, map_chunks
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.gwpfm_kernels import group_sums, group_sums_gradient
-from dmoe.row_parallel import compiled_loops_serve, map_chunks
 
 _ROWS_PER_CHUNK = 64
 
@@ -41,11 +41,11 @@ class GwPFM(Expert):
 
     def __init__(self, num_fields: int, embedding_dim: int, *, groups: int | Sequence[int] = 2) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        self.num_fields = arguments.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
         group_of_field = _groups(groups, num_fields)
         self.num_groups = max(group_of_field) + 1
-        self.width = options.multiple("embedding_dim", embedding_dim, self.num_groups, "one vector for each group")
+        self.width = arguments.multiple("embedding_dim", embedding_dim, self.num_groups, "one vector for each group")
         self.out_features = self.summed_features = self.width
         self.weight = nn.Parameter(torch.ones(self.num_groups * (self.num_groups + 1) // 2))
         group_F = torch.tensor(group_of_field)
@@ -114,13 +114,13 @@ class _GroupSums(torch.autograd.Function):
 def _groups(groups: object, num_fields: int) -> list[int]:
     """The group of each field."""
     if isinstance(groups, Sequence) and not isinstance(groups, str):
-        numbers = [options.integer(f"groups[{index}]", number, minimum=0) for index, number in enumerate(groups)]
+        numbers = [arguments.integer(f"groups[{index}]", number, minimum=0) for index, number in enumerate(groups)]
         if len(numbers) != num_fields:
             raise ValueError(f"groups must list one group for each of the {num_fields} fields, got {len(numbers)}")
         if sorted(set(numbers)) != list(range(len(set(numbers)))):
             raise ValueError(f"groups must number the groups 0, 1, 2, …, got {numbers}")
         return numbers
-    count = options.integer("groups", groups)
+    count = arguments.integer("groups", groups)
     if count > num_fields:
         raise ValueError(f"groups must be at most the number of fields, {num_fields}, got {count}")
     return [field * count // num_fields for field in range(num_fields)]

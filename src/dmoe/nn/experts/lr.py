@@ -5,7 +5,7 @@ Shape suffixes: B rows, F fields, D embedding width.
 
 from torch import Tensor
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 
 
@@ -21,8 +21,8 @@ class LR(Expert):
 
     def __init__(self, num_fields: int, embedding_dim: int) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.out_features = self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.out_features = self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
         self.summed_features = self.out_features
 
     def forward(self, embeddings_BFD: Tensor) -> Tensor:

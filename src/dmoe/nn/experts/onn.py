@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import register
 from dmoe.nn.experts.ffm import FieldAwarePairs
 from dmoe.nn.experts.product_network import PNNOutput, ProductNetwork
@@ -42,7 +42,7 @@ class ONN(ProductNetwork):
         batch_norm: bool = False,
     ) -> None:
         super().__init__(num_fields, embedding_dim)
-        self.width = options.multiple("embedding_dim", embedding_dim, num_fields, "one vector for each field")
+        self.width = arguments.multiple("embedding_dim", embedding_dim, num_fields, "one vector for each field")
         self.pairs = FieldAwarePairs(num_fields, own=True)
         width = num_fields * self.width + num_fields * (num_fields - 1) // 2
         self._put_behind(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)

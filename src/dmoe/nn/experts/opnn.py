@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import register
 from dmoe.nn.experts.bilinear import PAIR_WEIGHTS, PairWeight, WeightedPairs
 from dmoe.nn.experts.product_network import PNNOutput, ProductNetwork
@@ -43,7 +43,7 @@ class OPNN(ProductNetwork):
         batch_norm: bool = False,
     ) -> None:
         super().__init__(num_fields, embedding_dim)
-        options.choice("kernel", kernel, PAIR_WEIGHTS)
+        arguments.choice("kernel", kernel, PAIR_WEIGHTS)
         self.pairs = WeightedPairs(num_fields, embedding_dim, kernel)
         width = num_fields * embedding_dim + self.pairs.num_pairs
         self._put_behind(width, output, hidden_units, dropout=dropout, batch_norm=batch_norm)

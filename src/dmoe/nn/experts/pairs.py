@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmoe.kernels.row_parallel import compiled_loops_serve, map_chunks
 from dmoe.nn.experts.pair_kernels import copy_upper, mirror_upper
-from dmoe.row_parallel import compiled_loops_serve, map_chunks
 
 # Gram matrices are made and used up in pieces that stay in a core's cache.
 _PIECE_FLOATS = 1 << 19

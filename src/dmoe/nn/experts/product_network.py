@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert
 from dmoe.nn.mlp import MLP
 
@@ -18,8 +18,8 @@ def product_mlp(width: int, output: PNNOutput, hidden_units: Sequence[int], *, d
 
     Raises: ValueError naming the argument.
     """
-    options.choice("output", output, PNN_OUTPUTS)
-    hidden = options.widths("hidden_units", hidden_units)
+    arguments.choice("output", output, PNN_OUTPUTS)
+    hidden = arguments.widths("hidden_units", hidden_units)
     return MLP(width, hidden if output == "hidden" else (), dropout=dropout, batch_norm=batch_norm)
 
 
@@ -31,8 +31,8 @@ class ProductNetwork(Expert):
 
     def __init__(self, num_fields: int, embedding_dim: int) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields, minimum=2)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
+        self.num_fields = arguments.integer("num_fields", num_fields, minimum=2)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
 
     def _put_behind(
         self, width: int, output: PNNOutput, hidden_units: Sequence[int], *, dropout: float, batch_norm: bool

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn import options
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, layer_by_layer, register
 from dmoe.nn.mlp import MLP, initialise_linear
 
@@ -80,16 +80,16 @@ class Wukong(Expert):
         hidden_units: Sequence[int] = (128, 128),
     ) -> None:
         super().__init__()
-        self.num_fields = options.integer("num_fields", num_fields)
-        self.embedding_dim = options.integer("embedding_dim", embedding_dim)
-        options.integer("fm_vectors", fm_vectors)
-        options.integer("linear_vectors", linear_vectors)
-        options.integer("rank", rank)
-        hidden = options.widths("hidden_units", hidden_units)
+        self.num_fields = arguments.integer("num_fields", num_fields)
+        self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
+        arguments.integer("fm_vectors", fm_vectors)
+        arguments.integer("linear_vectors", linear_vectors)
+        arguments.integer("rank", rank)
+        hidden = arguments.widths("hidden_units", hidden_units)
         vectors = fm_vectors + linear_vectors
         self.layers = nn.ModuleList(
             WukongLayer(vectors if layer else num_fields, embedding_dim, fm_vectors, linear_vectors, rank, hidden)
-            for layer in range(options.integer("layers", layers))
+            for layer in range(arguments.integer("layers", layers))
         )
         self.out_features = vectors * embedding_dim
 

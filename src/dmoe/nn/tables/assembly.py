@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dmoe.kernels.row_parallel import map_chunks
 from dmoe.nn.tables import kernels
 from dmoe.nn.tables.lookup import Source, sum_of_duplicates
-from dmoe.row_parallel import map_chunks
 
 Places = npt.NDArray[np.int64]
 

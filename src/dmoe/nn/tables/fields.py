@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dmoe.kernels.row_parallel import compiled_loops_serve
 from dmoe.nn.tables.assembly import Lookup, Order, Part, Places, assemble
 from dmoe.nn.tables.lookup import BatchRows, TableRows, check_ids
 from dmoe.nn.tables.pooling import POOLINGS, Pooling
 from dmoe.nn.tables.shrinkage import Shrinkage
 from dmoe.nn.tables.table import MultiTableEmbedding
-from dmoe.row_parallel import compiled_loops_serve
 from dmoe.schema import Pooling as PoolingName
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.row_parallel import kernel
+from dmoe.kernels.row_parallel import kernel
 
 Array = npt.NDArray[Any]
 

@@ -18,13 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dmoe import row_access
 from dmoe.errors import DataError
+from dmoe.kernels import row_access
+from dmoe.kernels.row_parallel import map_chunks, numpy_dtype
 from dmoe.nn.tables import kernels
-from dmoe.row_parallel import map_chunks, numpy_dtype
 
 if TYPE_CHECKING:
-    from dmoe.row_triton import DistinctRows
+    from dmoe.kernels.row_triton import DistinctRows
 
 Array = npt.NDArray[Any]
 
@@ -73,7 +73,7 @@ class BatchRows:
         """The rows as kernels find and use them, where they serve."""
         if not row_access.kernels_serve(self.ids_BC):
             return None
-        from dmoe import row_triton  # triton is there on Linux alone
+        from dmoe.kernels import row_triton  # triton is there on Linux alone
 
         return row_triton.distinct_rows(self.ids_BC, self.offsets_C, self.num_rows, self.room)
 

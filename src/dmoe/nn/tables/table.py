@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dmoe.kernels.row_parallel import HALF_DTYPES, compiled_loops_serve, empty_table
 from dmoe.nn.tables.lookup import BatchRows, Source, TableRows, check_ids, look_up, look_up_in_torch
-from dmoe.row_parallel import HALF_DTYPES, compiled_loops_serve, empty_table
 
 INITIAL_STD = 1e-4
 

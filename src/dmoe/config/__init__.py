@@ -1,0 +1,1 @@
+"""What run.yaml and data.yaml may say: names and types only. Imports no torch."""

@@ -1,0 +1,396 @@
+"""The typed configuration of a run: what `run.yaml` may say, but for the options of experts (`nn.experts.options`).
+
+An unknown key is an error that names the nearest key; `config.yaml` in the run folder is this, fully resolved.
+"""
+
+import copy
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dmoe.config.gates import BALANCES, TOP_1, TRAINS_TOP_1, Balance, GateKind
+from dmoe.errors import ConfigError, nearest
+from dmoe.validation import validate
+from dmoe.yaml_text import parse_yaml, read_yaml
+
+
+def check_device(device: str) -> str:
+    """The name itself.
+
+    Raises: ValueError if it names no kind of device that dmoe trains on.
+    """
+    kind, _, index = device.partition(":")
+    if kind == "mps":
+        raise ValueError("device mps is not supported: it lacks float64 and sums that repeat; use cpu")
+    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got '{device}'")
+    return device
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class GateConfig(_Strict):
+    """The gate: Linear(units), ReLU, Linear(experts), then what `kind` says; see `dmoe.nn.gate.Gate`.
+
+    `table`: its own, or that of expert m. `fields`: the fields that it reads, by name; by default all. `k`: experts
+    that the top-k kinds keep. `balance`: a loss that spreads rows over experts. `dropout`: of experts.
+    """
+
+    kind: GateKind = "softmax"
+    units: int = Field(default=64, ge=1)
+    table: Literal["own"] | int = "own"
+    fields: list[str] | None = Field(default=None, min_length=1)
+    k: int | None = Field(default=None, ge=1)
+    balance: Balance | None = None
+    balance_weight: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> "GateConfig":
+        if self.balance is not None and self.balance not in BALANCES[self.kind]:
+            allowed = " or ".join(BALANCES[self.kind]) or "left out"
+            raise ValueError(f"'gate.balance' of a {self.kind} gate must be {allowed}, got '{self.balance}'")
+        if self.balance_weight is not None and self.balance is None:
+            raise ValueError("'gate.balance_weight' needs gate.balance, the loss that it weighs")
+        sparse = self.kind in ("top-k", "noisy-top-k")
+        if sparse and self.k is None:
+            raise ValueError(f"a {self.kind} gate needs 'gate.k', the number of experts that it keeps")
+        if not sparse and self.k is not None:
+            raise ValueError(f"'gate.k' is for top-k and noisy-top-k, not {self.kind}")
+        if self.k == 1 and self.balance not in TRAINS_TOP_1:
+            raise ValueError(f"'gate': {TOP_1}")
+        return self
+
+
+class ModelConfig(_Strict):
+    """Experts, the tables that they read, the gate and the tower; or one expert by itself, `form: benchmark`.
+
+    An expert may say `fields`, the fields or groups of fields that it reads, beside its own options. `field_std` is the
+    spread of the vectors around which the rows of each field start; 0 starts all of them close to zero. `linear`: a
+    logistic regression, fitted by itself, has the share of the logit that the valid split gives it. `shrinkage` is the
+    count k of train at which a token's embedding is half its own and half that of unseen tokens; 0 is none.
+    """
+
+    embedding_dim: int | list[int] = 16
+    embedding_storage: Literal["float32", "bfloat16", "float16"] = "float32"
+    field_std: float = Field(default=0.0, ge=0, le=10)
+    shrinkage: float = Field(default=0.0, ge=0, le=1e6)
+    tables: Literal["shared", "per-expert"] | list[int] = "per-expert"
+    experts: list[dict[str, Any]] = Field(
+        default=[{"kind": "cin", "units": [276]}, {"kind": "crossnet", "layers": 3}], min_length=1
+    )
+    gate: GateConfig = GateConfig()
+    expert_units: int = Field(default=500, ge=1)
+    tower_units: list[int] = [500]
+    tower_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    form: Literal["mixture", "benchmark"] = "mixture"
+    first_order: bool | None = None
+    linear: bool = False
+
+    @field_validator("experts")
+    @classmethod
+    def _have_kinds(cls, experts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for index, expert in enumerate(experts):
+            if "kind" not in expert:
+                raise ValueError(f"experts[{index}]: key 'kind' is missing, for example kind: crossnet")
+            fields = expert.get("fields", [""])
+            if not isinstance(fields, list) or not fields or not all(isinstance(one, str) for one in fields):
+                raise ValueError(f"experts[{index}].fields must be a list of fields or groups, got {fields!r}")
+        return experts
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> "ModelConfig":
+        num_experts = len(self.experts)
+        if isinstance(self.tables, list):
+            if len(self.tables) != num_experts:
+                raise ValueError(f"'tables' names {len(self.tables)} tables for {num_experts} experts")
+            if sorted(set(self.tables)) != list(range(len(set(self.tables)))):
+                raise ValueError(f"'tables' must number the tables 0, 1, 2, …, got {self.tables}")
+        widths = self.embedding_dim if isinstance(self.embedding_dim, list) else [self.embedding_dim]
+        if any(width < 1 for width in widths):
+            raise ValueError(f"'embedding_dim' must be at least 1, got {self.embedding_dim}")
+        if isinstance(self.embedding_dim, list) and len(widths) != self.num_tables:
+            raise ValueError(f"'embedding_dim' lists {len(widths)} widths for {self.num_tables} tables")
+        if isinstance(self.gate.table, int) and not 0 <= self.gate.table < num_experts:
+            raise ValueError(f"'gate.table' must be own or an expert from 0 to {num_experts - 1}")
+        most = num_experts - 1 if self.gate.balance == "importance-load" else num_experts
+        if self.gate.k is not None and self.gate.k > most:
+            raise ValueError(f"'gate.k' must be at most {most} of {num_experts} experts here, got {self.gate.k}")
+        if any(units < 1 for units in self.tower_units):
+            raise ValueError(f"'tower_units' must be positive, got {self.tower_units}")
+        return self
+
+    @model_validator(mode="after")
+    def _form_fits(self) -> "ModelConfig":
+        if self.form == "mixture":
+            if self.first_order is not None:
+                raise ValueError("'first_order' is for form: benchmark")
+            return self
+        if len(self.experts) > 1:
+            raise ValueError(f"'form' benchmark is for one expert, got {len(self.experts)}")
+        for name in ("gate", "expert_units", "tower_units", "tower_dropout"):
+            if getattr(self, name) != ModelConfig.model_fields[name].default:
+                raise ValueError(f"'{name}' has no use in form: benchmark, which has no such layer; leave it out")
+        return self
+
+    @property
+    def table_of_expert(self) -> list[int]:
+        """The table that each expert reads."""
+        if isinstance(self.tables, list):
+            return self.tables
+        return [0 if self.tables == "shared" else index for index in range(len(self.experts))]
+
+    @property
+    def num_tables(self) -> int:
+        """Tables read by experts; the gate's own comes on top."""
+        return max(self.table_of_expert) + 1
+
+
+class DecorrelationConfig(_Strict):
+    """One term alpha/(B-1) · L of eq. 12: `alpha` from step `start_step` on, grown over `warmup_steps`."""
+
+    loss: Literal["corr", "cov", "barlow-twins", "vicreg"] = "corr"
+    location: Literal["output", "pre-activation", "intermediate", "input"] = "output"
+    alpha: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    norm: Literal["frobenius", "spectral", "l1", "l2"] | None = None
+    scale: Literal["paper", "dimension-free"] = "paper"
+    variance_weight: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    start_step: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _norm_of_loss(self) -> "DecorrelationConfig":
+        allowed = {"corr": ("frobenius", "spectral"), "cov": ("l1", "l2")}.get(self.loss, ())
+        if self.norm is not None and self.norm not in allowed:
+            choices = " or ".join(allowed) or "left out: it is a mean of squares"
+            raise ValueError(f"'norm' of loss '{self.loss}' must be {choices}, got '{self.norm}'")
+        if not allowed and self.scale != "paper":
+            raise ValueError(f"'scale' is for losses corr and cov; '{self.loss}' is free of the width already")
+        if self.variance_weight is not None and self.loss != "vicreg":
+            raise ValueError(f"'variance_weight' is for loss vicreg, not '{self.loss}'")
+        return self
+
+
+class CowClipConfig(_Strict):
+    """Bounds the gradient of each row w of a table by cnt · max(r ‖w‖, zeta), cnt its occurrences in the batch.
+
+    Zheng et al., AAAI 2023 (arXiv 2204.06240); the gradient of L2 is part of what is bounded.
+    """
+
+    kind: Literal["cowclip"] = "cowclip"
+    r: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    zeta: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
+
+
+class OptimiserConfig(_Strict):
+    """Adam for all, with the embedding tables updated in the way that `embedding` names.
+
+    `embedding_l2` is λ of (λ/2)‖W‖² over the full tables at every step; `network_l2` the same for the rest. With
+    `embedding_l2_rarity` p, λ of a token that train holds n times is divided by n^p: rare tokens are held back more.
+    After an evaluation that does not improve, lr is multiplied by `lr_decay`, down to `min_lr`.
+    """
+
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(default=1e-3, gt=0, le=1e6)
+    embedding: Literal["deferred", "dense", "lazy", "rowwise-adagrad"] = "deferred"
+    embedding_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    embedding_l2_rarity: float = Field(default=0.0, ge=0, le=2)
+    embedding_clip: CowClipConfig | None = None
+    network_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    lr_decay: float = Field(default=0.1, gt=0, le=1)
+    min_lr: float = Field(default=1e-6, gt=0)
+
+    @model_validator(mode="after")
+    def _l2_is_used(self) -> "OptimiserConfig":
+        if self.embedding_l2 > 0 and self.embedding in ("lazy", "rowwise-adagrad"):
+            raise ValueError(
+                f"'embedding_l2' acts on every row at every step, which embedding: {self.embedding} does not do; "
+                "set embedding: deferred (the same model as dense) or embedding_l2: 0"
+            )
+        if self.embedding_l2_rarity > 0 and self.embedding_l2 == 0:
+            raise ValueError("'embedding_l2_rarity' needs embedding_l2, which it divides by the tokens' counts")
+        if self.embedding_clip is not None and self.embedding_l2 > self.embedding_clip.r:
+            raise ValueError(
+                "'embedding_l2' above embedding_clip.r would be clipped in every row at every step; lower one or raise "
+                "the other"
+            )
+        return self
+
+
+class TrainingConfig(_Strict):
+    """The recipe: when to evaluate, when to stop, what is kept.
+
+    `calibration`: the map from logits to calibrated ones that is fitted on valid at the end and becomes part of the
+    model; `auto` takes what is best on rows that it was not fitted on. `negative_sampling_rate` is the share of rows
+    without a click that the log kept of all; predictions are then of the whole log, figures of the log as it is.
+
+    `recipe`: with `auto` every key of the run that is left out is chosen by what train measures; see
+    `dmoe.training.recipe`. `unseen`: for each field the share of its tokens that a training step takes for unseen;
+    `auto` estimates it from train, 0 is none. `base_rate`: the model starts at train's click rate.
+    `tables`: where embedding tables and their optimisers' state are: with the rest of the model, or in host memory.
+    """
+
+    recipe: Literal["fixed", "auto"] = "fixed"
+    unseen: Literal["auto", 0] | dict[str, Annotated[float, Field(ge=0, lt=1)]] = 0
+    base_rate: bool = False
+    batch_size: int = Field(default=10_000, ge=1)
+    epochs: int = Field(default=10, ge=1)
+    evaluations_per_epoch: int = Field(default=1, ge=1)
+    patience: int = Field(default=2, ge=1)
+    monitor: Literal["auc", "logloss", "auc-logloss"] = "auc-logloss"
+    clip_norm: float | None = Field(default=10.0, gt=0)
+    seed: int = Field(default=2025, ge=0, lt=2**63)
+    device: str = "auto"
+    tables: Literal["device", "host"] = "device"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    memory_gb: float = Field(default=4.0, gt=0)
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    calibration: Literal["none", "auto", "temperature", "platt", "isotonic"] = "none"
+    negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
+
+    @property
+    def unseen_rates(self) -> dict[str, float]:
+        """For each field the share of its tokens to take for unseen, of a configuration that leaves nothing open."""
+        return self.unseen if isinstance(self.unseen, dict) else {}
+
+    @field_validator("device")
+    @classmethod
+    def _device_name(cls, device: str) -> str:
+        return check_device(device)
+
+
+class RunConfig(_Strict):
+    """Everything that a run is made from, the data apart."""
+
+    model: ModelConfig = ModelConfig()
+    decorrelation: list[DecorrelationConfig] = []
+    optimiser: OptimiserConfig = OptimiserConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _terms_can_act(self) -> "RunConfig":
+        active = [term for term in self.decorrelation if term.alpha > 0]
+        if active and len(self.model.experts) < 2:
+            raise ValueError("'decorrelation' needs at least two experts; set alpha: 0 or add an expert")
+        if active and self.training.batch_size == 1:
+            raise ValueError(
+                "'decorrelation' needs batches of at least two rows: one row has no correlation; set alpha: 0 or a "
+                "larger training.batch_size"
+            )
+        if self.optimiser.embedding_clip is not None and self.model.shrinkage > 0:
+            raise ValueError(
+                "'model.shrinkage' gives the row of unseen tokens a share of every gradient, so its occurrences are no "
+                "measure of it: set it to 0 or leave optimiser.embedding_clip out"
+            )
+        storage = self.model.embedding_storage
+        if storage != "float32" and self.optimiser.embedding != "deferred":
+            raise ValueError(
+                f"'model.embedding_storage' {storage} needs optimiser.embedding: deferred, which rounds without "
+                f"losing small updates, got {self.optimiser.embedding}; set one or the other"
+            )
+        tables = self.model.table_of_expert
+        if any(term.location == "input" for term in active) and len(set(tables)) < len(tables):
+            raise ValueError(
+                "'decorrelation' at location 'input' needs a table for each expert: experts that share a table "
+                "have the same input; set model.tables: per-expert"
+            )
+        return self
+
+    def values(self) -> dict[str, Any]:
+        """Plain values, every default spelled out but those that `training.recipe: auto` has yet to choose."""
+        return self.model_dump(mode="json", exclude_unset=self.training.recipe == "auto")
+
+    def to_yaml(self) -> str:
+        """`values` as YAML."""
+        return yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+
+
+def presets() -> list[str]:
+    """Names of the run configurations that ship with the package."""
+    folder = files("dmoe.config") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _preset_text(name: str) -> str:
+    return (files("dmoe.config") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def preset_summary(name: str) -> str:
+    """The first line of a preset, which says what it is."""
+    return _preset_text(name).splitlines()[0].removeprefix("#").strip()
+
+
+def load_config(source: Path | str | None, overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration in a YAML file or of a preset's name, changed by `key.path=value` overrides.
+
+    Raises: ConfigError for an absent file, an unknown key or a value that does not fit.
+    """
+    values: dict[str, Any] = {}
+    name = "configuration"
+    if source is not None:
+        path = Path(source)
+        name = str(source)
+        if path.suffix not in (".yaml", ".yml") and not path.exists():
+            if name not in presets():
+                raise ConfigError(
+                    f"{name}: neither a file nor a preset{nearest(name, presets())} (presets: {', '.join(presets())})"
+                )
+            values = parse_yaml(_preset_text(name), f"preset {name}")
+        else:
+            values = read_yaml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    return validate(RunConfig, values, name)
+
+
+def changed_config(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
+    """`config` changed by `key.path=value` overrides.
+
+    Raises: ConfigError for an unknown key or a value that does not fit.
+    """
+    values = config.values()
+    for override in overrides:
+        _apply_override(values, override)
+    return validate(RunConfig, values, "configuration")
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}': an override is written key.path=value, for example training.epochs=3")
+    value = parse_yaml(f"value: {text}", f"override '{override}'").get("value")
+    parts = key.split(".")
+    current: Any = values
+    # A list that the file leaves out is changed from its default, not from nothing. A section stays as sparse as it is
+    # written: what nobody said is for `training.recipe: auto` to choose.
+    default: Any = RunConfig().model_dump(mode="json")
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        here = ".".join(parts[: depth + 1])
+        if isinstance(current, list):
+            if not part.isdigit() or int(part) > len(current):
+                raise ConfigError(
+                    f"override '{override}': '{here}' must number an entry of a list of {len(current)}, from 0"
+                )
+            if int(part) == len(current):
+                current.append({})
+            slot: Any = int(part)
+        elif isinstance(current, dict):
+            slot = part
+            default = default.get(part) if isinstance(default, dict) else None
+            if isinstance(default, list):
+                current.setdefault(slot, copy.deepcopy(default))
+            elif not last:
+                current.setdefault(slot, {})
+        else:
+            raise ConfigError(f"override '{override}': '{'.'.join(parts[:depth])}' is a value, not a section")
+        if last:
+            current[slot] = value
+        else:
+            current = current[slot]

@@ -1,0 +1,120 @@
+"""The logistic regression that stands beside every trained model."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dmoe.baselines.folder import EVALUATED
+from dmoe.baselines.kept import kept_logistic
+from dmoe.baselines.models import NAMES, Tell
+from dmoe.disk.files import read_json, write_json
+from dmoe.errors import ConfigError, DataError
+from dmoe.evaluation.compare import paired_scores, scored_rows
+from dmoe.evaluation.verdict import faults_of_run
+from dmoe.validation import validate
+from dmoe.weights.run import Run
+
+FILE = "comparison.json"
+
+
+class Pair(BaseModel):
+    """A figure of both on the same rows, as `dmoe.evaluation.compare` has it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    first: float
+    second: float
+    difference: float
+    p: float
+
+
+class Split(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+    auc: Pair
+    logloss: Pair
+
+
+class Beside(BaseModel):
+    """What comparison.json holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    kind: str
+    chosen: dict[str, float | int | str]
+    splits: dict[str, Split]
+    unseen: dict[str, dict[str, Any] | None]
+
+
+class Ratio(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    predicted_to_observed: float | None = None
+
+
+class Judged(BaseModel):
+    """What `dmoe.evaluation.verdict` reads of `evaluation/<split>.json`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    logloss: float
+    positives: int = 0
+    relative_information_gain: float | None = None
+    calibration: Ratio | None = None
+
+
+def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """Compares a finished run with the logistic regression of its data set; writes RUN/comparison.json.
+
+    `splits` holds, for each held-out split, the paired differences of AUC and logloss, run minus regression; `unseen`
+    the regression's scores of the rows with and without values that training never saw, as an evaluation has them.
+    """
+    with tempfile.TemporaryDirectory(prefix="dmoe-") as scratch:
+        baseline = kept_logistic(data, Path(scratch), memory_gb, tell)
+        splits, unseen = {}, {}
+        for split in EVALUATED:
+            if (data / split).is_dir():
+                (labels_R, first_R, _), (_, second_R, _) = (
+                    scored_rows(one, (), split, data, ()) for one in (baseline, run)
+                )
+                splits[split] = {name: asdict(one) for name, one in paired_scores(labels_R, first_R, second_R).items()}
+                unseen[split] = read_json(baseline.path / "evaluation" / f"{split}.json")["unseen"]
+        facts = baseline.facts
+        found = {
+            "name": NAMES[facts.kind],
+            "kind": facts.kind,
+            "chosen": facts.chosen,
+            "splits": splits,
+            "unseen": unseen,
+        }
+    write_json(run.path / FILE, found)
+    return found
+
+
+def read_beside(run: Path) -> dict[str, Any] | None:
+    """What `stand_beside` wrote, None if it did not.
+
+    Raises: DataError if the file is damaged.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return None
+    try:
+        return validate(Beside, read_json(path), str(path)).model_dump(mode="json")
+    except (ConfigError, DataError) as error:
+        raise DataError(f"{error}; train again, or remove it") from None
+
+
+def run_faults(run: Path) -> list[str]:
+    """What the figures of a run folder say against it; see `dmoe.evaluation.verdict`.
+
+    Raises: DataError if a file is damaged.
+    """
+    evaluations = {}
+    for split in EVALUATED:
+        path = run / "evaluation" / f"{split}.json"
+        if path.is_file():
+            try:
+                evaluations[split] = validate(Judged, read_json(path), str(path)).model_dump()
+            except ConfigError as error:
+                raise DataError(str(error)) from None
+    return faults_of_run(evaluations, read_beside(run))

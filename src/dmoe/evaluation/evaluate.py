@@ -1,0 +1,403 @@
+"""Everything that is measured about a trained model on one split, in one pass over its rows.
+
+Shape suffixes: B rows of a batch, R rows of the split, M experts, H units of the alignment layer.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pyarrow.dataset import dataset
+from pyarrow.parquet import ParquetFile
+from torch import Tensor
+
+from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
+from dmoe.disk.files import only_writer, write_json
+from dmoe.errors import DataError, DmoeError, UserError
+from dmoe.metrics.scores import auc, calibration, logloss, relative_information_gain
+from dmoe.metrics.unseen_rows import UnseenRows
+from dmoe.nn.mixture import mix, mix_units
+from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
+from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, MultiValuedField, Schema, vocabulary_path
+from dmoe.shards.batch import Batch
+from dmoe.shards.reader import SplitReader, read_once
+from dmoe.weights.run import Run, choose_device
+
+# Rows scored at once, the same wherever rows are scored: a matrix product may round differently for another
+# number of rows, and predictions on raw rows are to equal those on encoded rows to the bit.
+SCORING_ROWS = 8192
+
+# Field values shown one by one: missing, out of vocabulary and the most frequent tokens.
+SHOWN_VALUES = 12
+
+EVALUATION_FORMAT = 1
+
+# What the unbiased estimate of CKA needs.
+_LEAST_ROWS = 4
+
+SPLITS = ("train", "valid", "test")
+LOCATIONS: tuple[Location, ...] = ("output", "pre-activation", "intermediate", "input")
+
+
+def scored_batches(model: DMoE, batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, DMoEOutput]]:
+    """Each batch with what the model says of it, in evaluation mode and without gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                moved = batch.to(device)
+                yield batch, model(moved.ids_BC, moved.numeric_BN)
+    finally:
+        model.train(was_training)
+
+
+def quick_metrics(model: DMoE, reader: SplitReader, device: torch.device) -> dict[str, float]:
+    """AUC and logloss alone: what the training loop watches."""
+    labels_R, logits_R = labels_and_logits(model, reader, device)
+    return {"auc": auc(labels_R, logits_R), "logloss": logloss(labels_R, logits_R)}
+
+
+def labels_and_logits(
+    model: DMoE, reader: SplitReader, device: torch.device, at_batch: Callable[[], None] = lambda: None
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Those of all rows, (R,) each; `at_batch` is called at each batch, and what it raises ends the work."""
+    labels_R, logits_R, _ = labels_and_both_logits(model, reader, device, at_batch)
+    return labels_R, logits_R
+
+
+def labels_and_both_logits(
+    model: DMoE, reader: SplitReader, device: torch.device, at_batch: Callable[[], None] = lambda: None
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64] | None]:
+    """As `labels_and_logits`, with the logits of the linear part by itself, None of a model without."""
+    labels, logits, linear = [], [], []
+    for batch, output in scored_batches(model, reader.batches(), device):
+        at_batch()
+        labels.append(batch.labels_B.numpy())
+        logits.append(_numpy(output.logit))
+        if output.linear is not None:
+            linear.append(_numpy(output.linear))
+    return np.concatenate(labels), _joined(logits), _joined(linear) if linear else None
+
+
+def evaluate_run(
+    run: Run, *, splits: Sequence[str] | None = None, data: Path | None = None, device: str = "auto"
+) -> dict[str, dict[str, Any]]:
+    """Evaluates the best weights of a run on the named splits (all that there are, by default).
+
+    Writes and returns the contents of `evaluation/<split>.json`, by split.
+    """
+    folder = run.data_folder(data)
+    chosen = choose_device(device)
+    with only_writer(run.path):
+        model = run.load_model().to(chosen)
+        found = {}
+        for split in splits or [name for name in SPLITS if (folder / name).is_dir()]:
+            found[split] = evaluate_split(model, run.path, folder, split, device=chosen)
+        (run.path / "evaluation").mkdir(exist_ok=True)
+        for split, one in found.items():
+            write_json(run.path / "evaluation" / f"{split}.json", one)
+    return found
+
+
+def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str = "auto") -> dict[str, Any]:
+    """CEC of a run at every location, on one split.
+
+    Raises: UserError for a run of one expert, which has nothing to correlate.
+    """
+    if len(run.config.model.experts) < 2:
+        raise UserError(f"{run.path}: has one expert; cross-expert correlation needs two")
+    folder = run.data_folder(data)
+    chosen = choose_device(device)
+    model = run.load_model().to(chosen)
+    correlations = _Correlations(LOCATIONS, model.num_experts)
+    similarity = LinearCKA(model.num_experts)
+    check_split(folder, split, model.num_experts)
+    reader = read_once(folder, split, batch_size=SCORING_ROWS)
+    for _, output in scored_batches(model, reader.batches(), chosen):
+        correlations.update(output)
+        similarity.update(output.expert_outputs)
+    found = correlations.result()
+    return {
+        "split": split,
+        "rows": found["output"]["rows"],
+        "noise_floor": found["output"]["noise_floor"],
+        "experts": expert_names(model),
+        "correlation": found,
+        "similarity": {"output": similarity_json(similarity)},
+    }
+
+
+def check_split(data: Path, split: str, num_experts: int) -> None:
+    """Whether a split can be evaluated: the figures of two rows, or of one class, are not defined.
+
+    Raises: DataError saying what it lacks.
+    """
+    reader = read_once(data, split, batch_size=1)  # its errors come first
+    least = _LEAST_ROWS if num_experts > 1 else 2
+    if reader.num_rows < least:
+        raise DataError(
+            f"{data / split}: has {reader.num_rows} rows, too few to be evaluated; at least {least} are needed. "
+            "Prepare the data with a larger share"
+        )
+    label = reader.schema.label
+    classes = dataset(data / split, format="parquet").to_table(columns=[label])[0].unique().to_pylist()
+    if len(classes) < 2:
+        raise DataError(
+            f"{data / split}: every row has {label} {classes[0]}; AUC needs both classes. "
+            "Prepare the data with another split"
+        )
+
+
+def evaluate_split(
+    model: DMoE,
+    folder: Path,
+    data: Path,
+    split: str,
+    *,
+    device: torch.device,
+    at_batch: Callable[[], None] = lambda: None,
+    locations: Sequence[Location] = ("output", "pre-activation"),
+) -> dict[str, Any]:
+    """The contents of `evaluation/<split>.json`.
+
+    Args:
+        folder: the run folder, for its vocabularies; `data`: the data set folder.
+        at_batch: is called at each batch; what it raises ends the evaluation.
+        locations: where cross-expert correlation (eq. 14) is measured.
+    Raises: DataError if the split is absent, holds one class only or too few rows.
+    """
+    check_split(data, split, model.num_experts)
+    reader = read_once(data, split, batch_size=SCORING_ROWS)
+    num_experts = model.num_experts
+    correlations = _Correlations(locations, num_experts) if num_experts > 1 else None
+    similarity = LinearCKA(num_experts) if num_experts > 1 else None
+    gate = _GateUsage(reader.schema, num_experts) if num_experts > 1 else None
+    unseen = UnseenRows(reader.schema)
+    labels: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
+    without: list[list[np.ndarray]] = [[] for _ in range(num_experts)]
+    alone: list[list[np.ndarray]] = [[] for _ in range(num_experts)]
+
+    for batch, output in scored_batches(model, reader.batches(), device):
+        at_batch()
+        labels.append(batch.labels_B.numpy())
+        logits.append(_numpy(output.logit))
+        unseen.update(batch)
+        if correlations is None or gate is None or similarity is None:
+            continue
+        correlations.update(output)
+        similarity.update(output.expert_outputs)
+        gate.update(batch, output.gate_weights)
+        for expert in range(num_experts):
+            rest_B = _logit_without(model, output, expert)
+            alone_B = model.heads()[0].predict(output.expert_outputs[expert])
+            without[expert].append(_numpy(model.calibrated(rest_B, output.linear)))
+            alone[expert].append(_numpy(model.calibrated(alone_B, output.linear)))
+
+    labels_R, logits_R = np.concatenate(labels), _joined(logits)
+    several = num_experts > 1
+    return {
+        "format_version": EVALUATION_FORMAT,
+        "split": split,
+        "rows": len(labels_R),
+        "positives": int(labels_R.sum()),
+        "auc": auc(labels_R, logits_R),
+        "logloss": logloss(labels_R, logits_R),
+        "relative_information_gain": relative_information_gain(labels_R, logits_R),
+        "calibration": asdict(calibration(labels_R, 1 / (1 + np.exp(-logits_R)))),
+        "unseen": unseen.result(labels_R, logits_R),
+        "experts": _describe_experts(model),
+        "correlation": correlations.result() if correlations else {},
+        "similarity": {"output": similarity_json(similarity)} if similarity else {},
+        "gate": gate.result(folder) if gate else None,
+        "removal": [_scores(expert, labels_R, without[expert]) for expert in range(num_experts)] if several else [],
+        "alone": [_scores(expert, labels_R, alone[expert]) for expert in range(num_experts)] if several else [],
+    }
+
+
+def _numpy(logit_B: Tensor) -> np.ndarray:
+    array: np.ndarray = logit_B.cpu().numpy()
+    return array
+
+
+def _joined(logits: list[np.ndarray]) -> np.ndarray:
+    """Logits of all batches, for sums in float64."""
+    return np.concatenate(logits).astype(np.float64)
+
+
+def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
+    """The prediction when one expert is removed and the gate's weights are renormalised over the others."""
+    kept = [index for index in range(model.num_experts) if index != expert]
+    outputs = [output.expert_outputs[index] for index in kept]
+    by_unit = output.unit_weights is not None
+    weights_BK = output.gate_weights[:, kept] if output.unit_weights is None else output.unit_weights[:, kept]
+    # A gate wholly on the removed expert leaves nothing to renormalise: the others then share equally.
+    total_B1 = weights_BK.sum(1, keepdim=True)
+    weights_BK = torch.where(total_B1 > 0, weights_BK / total_B1, torch.full_like(weights_BK, 1 / len(kept)))
+    return model.heads()[0].predict(mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK))
+
+
+def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:
+    logits_R = _joined(logits)
+    return {"expert": expert, "auc": auc(labels_R, logits_R), "logloss": logloss(labels_R, logits_R)}
+
+
+def expert_names(model: DMoE) -> list[str]:
+    """What each expert is called: its kind, numbered where a kind comes twice."""
+    return [str(expert["name"]) for expert in _describe_experts(model)]
+
+
+def _describe_experts(model: DMoE) -> list[dict[str, Any]]:
+    interactions = [cast(AlignedExpert, expert).interaction for expert in model.experts]
+    kinds = [interaction.kind or type(interaction).__name__ for interaction in interactions]
+    return [
+        {
+            "index": index,
+            "name": kind if kinds.count(kind) == 1 else f"{kind} {kinds[: index + 1].count(kind)}",
+            "table": model.table_of_expert[index],
+            "parameters": sum(parameter.numel() for parameter in expert.parameters()),
+        }
+        for index, (kind, expert) in enumerate(zip(kinds, model.experts, strict=True))
+    ]
+
+
+class _Correlations:
+    """CEC at several locations; one with several layers (intermediate) is measured layer by layer."""
+
+    def __init__(self, locations: Sequence[Location], num_experts: int) -> None:
+        self.locations = locations
+        self.num_experts = num_experts
+        self.streams: dict[str, CrossExpertCorrelation] = {}
+
+    def update(self, output: DMoEOutput) -> None:
+        for location in self.locations:
+            groups = output.layers(location)
+            for layer, group in enumerate(groups):
+                # A group without all experts has no place in the M × M matrix of the report.
+                if len(group) != self.num_experts:
+                    continue
+                name = location if len(groups) == 1 else f"{location} {layer + 1}"
+                try:
+                    self.streams.setdefault(name, CrossExpertCorrelation(self.num_experts)).update(group)
+                except ValueError as error:
+                    raise DmoeError(f"correlation at {name}: {error}; the model has diverged") from None
+
+    def result(self) -> dict[str, Any]:
+        return {name: correlation_json(stream) for name, stream in self.streams.items()}
+
+
+def correlation_json(stream: CrossExpertCorrelation) -> dict[str, Any]:
+    """What a report shows of one streamed correlation; entries on and above the diagonal are null."""
+    found = stream.compute()
+    # Experts without a live column have no correlation; a sum of 0 would pass for perfect de-correlation.
+    pairs = [value for row in found.matrix for value in row if value is not None]
+    return {
+        "matrix": [list(row) for row in found.matrix],
+        "rms": [list(row) for row in found.rms],
+        "total": found.total if pairs else None,
+        "noise_floor": found.noise_floor,
+        "total_noise_floor": found.noise_floor * len(pairs),
+        "rows": found.rows,
+        "columns": list(found.columns),
+        "dead_columns": list(found.dead_columns),
+    }
+
+
+def similarity_json(stream: LinearCKA) -> dict[str, Any]:
+    """Linear CKA of each pair at one location; entries on and above the diagonal are null."""
+    found = stream.compute()
+    values = [value for row in found.matrix for value in row if value is not None]
+    return {
+        "matrix": [list(row) for row in found.matrix],
+        "mean": sum(values) / len(values) if values else None,
+        "rows": found.rows,
+    }
+
+
+class _GateUsage:
+    """How the gate spreads its weight: over all rows, and for the frequent values of each field."""
+
+    def __init__(self, schema: Schema, num_experts: int) -> None:
+        # Of a multi-valued field a row has several values: its weight belongs to none of them alone.
+        columns = zip(schema.categorical, schema.id_columns, strict=True)
+        self.fields = [(field, ids.start) for field, ids in columns if not isinstance(field, MultiValuedField)]
+        self.rows = 0
+        self.sum_M = np.zeros(num_experts)
+        self.sum_of_squares_M = np.zeros(num_experts)
+        self.argmax_M = np.zeros(num_experts, dtype=np.int64)
+        self.entropy = 0.0
+        # Tokens are numbered by falling count, so the first ids are the frequent values; the last slot is the rest.
+        self.slots = [min(field.vocabulary_size, SHOWN_VALUES + FIRST_TOKEN_ID) for field, _ in self.fields]
+        self.counts = [np.zeros(slots + 1, dtype=np.int64) for slots in self.slots]
+        self.clicks = [np.zeros(slots + 1) for slots in self.slots]
+        self.weights = [np.zeros((num_experts, slots + 1)) for slots in self.slots]
+
+    def update(self, batch: Batch, gate_BM: Tensor) -> None:
+        weights_BM = gate_BM.cpu().double().numpy()
+        labels_B = batch.labels_B.numpy()
+        self.rows += len(labels_B)
+        self.sum_M += weights_BM.sum(0)
+        self.sum_of_squares_M += (weights_BM**2).sum(0)
+        self.argmax_M += np.bincount(weights_BM.argmax(1), minlength=weights_BM.shape[1])
+        self.entropy -= float((weights_BM * np.log(np.maximum(weights_BM, 1e-300))).sum())
+        for column, slots in enumerate(self.slots):
+            slot_B = np.minimum(batch.ids_BC[:, self.fields[column][1]].numpy(), slots)
+            self.counts[column] += np.bincount(slot_B, minlength=slots + 1)
+            self.clicks[column] += np.bincount(slot_B, weights=labels_B, minlength=slots + 1)
+            for expert in range(weights_BM.shape[1]):
+                self.weights[column][expert] += np.bincount(slot_B, weights=weights_BM[:, expert], minlength=slots + 1)
+
+    def result(self, folder: Path) -> dict[str, Any]:
+        mean_M = self.sum_M / self.rows
+        variance_M = np.maximum(self.sum_of_squares_M / self.rows - mean_M**2, 0.0)
+        fields = [self._field(column, folder) for column in range(len(self.slots))]
+        return {
+            "mean": mean_M.tolist(),
+            "std": np.sqrt(variance_M).tolist(),
+            "mean_entropy": self.entropy / self.rows,
+            "argmax_share": (self.argmax_M / self.rows).tolist(),
+            "by_field": sorted(fields, key=lambda field: -float(field["spread"])),
+        }
+
+    def _field(self, column: int, folder: Path) -> dict[str, Any]:
+        field, _ = self.fields[column]
+        count = self.counts[column]
+        seen = count > 0
+        mean_MS = self.weights[column][:, seen] / count[seen]
+        overall_M = self.weights[column].sum(1) / self.rows
+        spread = np.sqrt((count[seen] * (mean_MS - overall_M[:, None]) ** 2).sum() / self.rows)
+        names = {
+            MISSING_ID: "(missing)",
+            OOV_ID: "(out of vocabulary)",
+            self.slots[column]: "(all other values)",
+        }
+        tokens = _first_tokens(folder, field.name, self.slots[column] - FIRST_TOKEN_ID)
+        names |= {FIRST_TOKEN_ID + index: value for index, value in enumerate(tokens)}
+        return {
+            "field": field.name,
+            "spread": float(spread),
+            "values": [
+                {
+                    "value": names[slot],
+                    "rows": int(count[slot]),
+                    "click_rate": float(self.clicks[column][slot] / count[slot]),
+                    "mean_weights": (self.weights[column][:, slot] / count[slot]).tolist(),
+                }
+                for slot in range(len(count))
+                if count[slot]
+            ],
+        }
+
+
+def _first_tokens(folder: Path, field: str, count: int) -> list[str]:
+    """The `count` most frequent values of a field."""
+    if count == 0:
+        return []
+    with ParquetFile(vocabulary_path(folder, field)) as file:
+        first = next(file.iter_batches(batch_size=count, columns=["value"]))
+    return [str(value) for value in first["value"].to_pylist()]

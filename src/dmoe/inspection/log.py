@@ -1,0 +1,240 @@
+"""What is in a raw log: its columns, how telling each is, and a data.yaml to start from.
+
+N rows that were read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dmoe.config.data import DELIMITERS, DataConfig, Label
+from dmoe.errors import DataError
+from dmoe.inspection.columns import LogRows, TextColumn, read_rows
+from dmoe.inspection.kinds import MISSING_WORDS, ColumnFacts, Found, Reader, left_out
+from dmoe.inspection.leaks import SampleColumn, Suspicion, field_suspicions, label_suspicions, unseen_suspicion
+from dmoe.inspection.suggest import Suggestion, suggest
+from dmoe.inspection.trial import ReadingTrial
+from dmoe.sources.inputs import expand_inputs, folder_columns
+from dmoe.sources.lines import read_line_chunks
+from dmoe.sources.quoting import guess_delimiter, split_line
+from dmoe.sources.streams import is_parquet
+from dmoe.tokens.labels import label_parser, suggest_label
+from dmoe.tokens.scalars import Fault, parse_number
+from dmoe.validation import validate
+
+LABEL_NAMES = ("label", "click", "clicked", "is_click", "y", "target", "conversion")
+BLOCKS = 20
+# Readings are tried on so many rows.
+TRIAL_ROWS = 300_000
+QUOTING_ROWS = 50_000
+_QUOTINGS: tuple[dict[str, Any], ...] = (
+    {"line_breaks": True},
+    {"escape": "backslash"},
+    {"escape": "backslash", "line_breaks": True},
+    {"quote": None},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """`rates`: start of a day or first row of a block, its rows and its label rate. `config`: the data.yaml."""
+
+    rows: int
+    rejected: int
+    whole: bool
+    label: str
+    rate: float
+    columns: list[ColumnFacts]
+    rates: list[tuple[str, int, float]]
+    config: dict[str, Any]
+    comments: dict[str, str] = field(default_factory=dict)
+    warnings: list[Suspicion] = field(default_factory=list)
+
+    def yaml(self) -> str:
+        """The data.yaml, with what else its columns may be as comments."""
+        return Suggestion(self.config, self.comments).text()
+
+
+def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> Inspection:
+    """The first `max_rows` rows of raw logs of one format.
+
+    Raises: DataError if a file cannot be read or has no column of 0 and 1.
+    """
+    paths = expand_inputs(inputs)
+    first = next((path for path in paths if path.stat().st_size), paths[0])
+    form, names = _format(first)
+    names += [name for name in folder_columns(first) if name not in names]
+    if label is not None and label not in names:
+        raise DataError(f"{first}: no column '{label}' to be the label; it has {', '.join(names[:8])}")
+    # Which columns are fields is not known yet: all are read as texts.
+    fields = {"categorical": {f"column {index}": {"column": name} for index, name in enumerate(names[1:])}}
+    reading = validate(DataConfig, {"label": names[0], "fields": fields, "format": form}, str(first))
+    form, reading = _quoting(paths, form, reading, names)
+    found = read_rows(paths, reading, names, max_rows)
+    label, others = _label(found, label, str(first))
+    said, labels_N = _labels(found.columns[label], label, str(first))
+    keep_N = labels_N >= 0
+    columns = {name: one if keep_N.all() else one.kept(keep_N) for name, one in found.columns.items() if name != label}
+    labels_N = labels_N[keep_N]
+    judge = ReadingTrial.of_rows(labels_N[:TRIAL_ROWS])
+    reader = Reader(labels_N, judge)
+    seen = [
+        left_out(name, found.left_out[name]) if name in found.left_out else reader.read(columns[name])
+        for name in names
+        if name != label
+    ]
+    suggestion = suggest([one.facts for one in seen], columns, seen, said, labels_N, form)
+    if others:
+        suggestion.comments["label"] = f"the first column of two values; others: {', '.join(others)}"
+    return Inspection(
+        len(labels_N),
+        found.rejected + int((~keep_N).sum()),
+        found.whole,
+        label,
+        float(labels_N.mean()),
+        [one.facts for one in seen],
+        _rates(labels_N, next((one for one in seen if one.times is not None), None), columns),
+        suggestion.config,
+        suggestion.comments,
+        _suspicions(seen, columns, labels_N, judge),
+    )
+
+
+def _quoting(
+    paths: Sequence[Path], form: dict[str, Any], reading: DataConfig, names: Sequence[str]
+) -> tuple[dict[str, Any], DataConfig]:
+    """The format with what it must say of quoted values: the plainest way that rejects least of the first rows."""
+    if form["kind"] != "csv":
+        return form, reading
+
+    def rejected(said: dict[str, Any]) -> tuple[float, dict[str, Any], DataConfig]:
+        tried = validate(
+            DataConfig, {**reading.model_dump(exclude_unset=True), "format": {**form, **said}}, str(paths[0])
+        )
+        try:
+            found = read_rows(paths, tried, names, QUOTING_ROWS)
+        except DataError:
+            return 1.0, {**form, **said}, tried
+        return found.rejected / (found.rows + found.rejected), {**form, **said}, tried
+
+    least = rejected({})
+    if least[0] > 0:
+        least = min([least, *map(rejected, _QUOTINGS)], key=lambda one: one[0])
+    return least[1:]
+
+
+def _suspicions(
+    seen: Sequence[Found], columns: dict[str, TextColumn], labels_N: npt.NDArray[np.int64], judge: ReadingTrial
+) -> list[Suspicion]:
+    """What is suspicious about the fields that are suggested, and about the label along the rows."""
+    found = list(label_suspicions([("the log", labels_N)]))
+    rows = len(judge.labels_N)
+    for one in seen:
+        facts = one.facts
+        if facts.kind not in ("categorical", "numeric"):
+            continue
+        column = columns[facts.name]
+        size = len(column.texts)
+        codes_N = column.codes_N[:rows].astype(np.int64)
+        codes_N[codes_N < 0] = size
+        numbers_N = None if one.numbers_V is None else np.append(one.numbers_V, np.nan)[codes_N]
+        words = partial(_quoted, column)
+        sample = SampleColumn(facts.name, codes_N, size + 1, size, words, numbers_N, is_number=facts.kind == "numeric")
+        told = field_suspicions(sample, judge, judge.fit_N)
+        later = int((~judge.fit_N).sum())
+        new = unseen_suspicion(facts.name, "later rows", facts.unseen.get(1, 0.0), later, 0.0)
+        found += told or ([new] if new is not None else [])
+    return found
+
+
+def _quoted(column: TextColumn, code: int) -> str:
+    return repr(column.texts[code].as_py()) if code < len(column.texts) else "a missing one"
+
+
+def _format(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The `format` of a data.yaml for this file, and its columns: named c0, c1, … if it has no header."""
+    if is_parquet(path):
+        try:
+            names = list(pq.read_schema(path).names)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: is not a whole Parquet file ({str(error).splitlines()[0]})") from None
+        if len(names) < 2:
+            raise DataError(f"{path}: one column only; expected a label and fields")
+        return {"kind": "parquet"}, names
+    start = next((chunk.data.lstrip(b"\r\n") for chunk in read_line_chunks(path)), b"")
+    if not start:
+        raise DataError(f"{path}: is empty")
+    first = start.split(b"\n", 1)[0].removesuffix(b"\r")
+    line = first.decode("utf-8", errors="replace")
+    delimiter = guess_delimiter(line, '"')
+    values = split_line(line, delimiter, '"') or []
+    if len(values) < 2:
+        shown = ", ".join(repr(one) for one in DELIMITERS)
+        raise DataError(f"{path}:1: one column only; expected a header or row with one of {shown} between values")
+    form: dict[str, Any] = {"kind": "csv", "delimiter": delimiter}
+    if len(set(values)) == len(values) and all(value and isinstance(parse_number(value), Fault) for value in values):
+        return form, values
+    names = [f"c{index}" for index in range(len(values))]
+    return {**form, "header": False, "columns": names}, names
+
+
+def _label(found: LogRows, name: str | None, where: str) -> tuple[str, list[str]]:
+    """The label and, where it was chosen for its place only, the other columns that it might be."""
+    if name is not None:
+        if name in found.left_out:
+            raise DataError(f"{where}: column '{name}' cannot be the label: {found.left_out[name]}")
+        return name, []
+    fits = [name for name, column in found.columns.items() if _is_label(column)]
+    if not fits:
+        raise DataError(f"{where}: no column holds 0 and 1 only; name the label by --label")
+    named = [name for name in fits if name.lower() in LABEL_NAMES]
+    return (named or fits)[0], [] if named else fits[1:]
+
+
+def _is_label(column: TextColumn) -> bool:
+    return len(column.texts) <= 4 and suggest_label(column.name, _present(column)) is not None
+
+
+def _present(column: TextColumn) -> list[str]:
+    return [text for text in column.texts.to_pylist() if text not in MISSING_WORDS]
+
+
+def _labels(column: TextColumn, name: str, where: str) -> tuple[str | dict[str, Any], npt.NDArray[np.int64]]:
+    """What data.yaml says of the label; 0 and 1, and -1 where it is neither.
+
+    Raises: DataError if no row is one of these.
+    """
+    said = suggest_label(name, _present(column)) or name
+    label = Label.model_validate({"column": said} if isinstance(said, str) else said)
+    parsed = list(map(label_parser(label, MISSING_WORDS), column.texts.to_pylist()))
+    by_code = np.array([-1 if isinstance(one, Fault) else one for one in parsed] + [-1], dtype=np.int64)
+    labels_N: npt.NDArray[np.int64] = by_code[column.codes_N]
+    if not (labels_N >= 0).any():
+        raise DataError(f"{where}: label '{name}' holds neither 0 nor 1; name another by --label")
+    return said, labels_N
+
+
+def _rates(
+    labels_N: npt.NDArray[np.int64], time: Found | None, columns: dict[str, TextColumn]
+) -> list[tuple[str, int, float]]:
+    """Rows and label rate by day, or else by block of rows."""
+    if time is None or time.times is None:
+        blocks = np.array_split(np.arange(len(labels_N)), min(BLOCKS, len(labels_N)))
+        return [(str(block[0] + 1), len(block), float(labels_N[block].mean())) for block in blocks]
+    names, by_code = np.unique([*time.times.days_V, ""], return_inverse=True)
+    # np.unique sorts: the code of the last one, of missing times, is found by -1.
+    day_N = by_code[columns[time.facts.name].codes_N]
+    counts = np.bincount(day_N, minlength=len(names))
+    positives = np.bincount(day_N, weights=labels_N, minlength=len(names))
+    return [
+        (str(name), int(count), float(clicks / count))
+        for name, count, clicks in zip(names, counts, positives, strict=True)
+        if name and count
+    ]

@@ -1,0 +1,1 @@
+"""Compiled loops over rows, shared by tables, experts and optimisers: numba on the CPU, Triton on GPUs."""

@@ -1,0 +1,1 @@
+"""How good predictions are, from labels and scores alone. Imports no torch."""

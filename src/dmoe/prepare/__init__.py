@@ -1,0 +1,1 @@
+"""Raw log to data set: split, count, encode, restart, update."""

@@ -1,0 +1,274 @@
+"""What the result files of a run hold, as far as the report shows it.
+
+Keys that are not listed are left unread on purpose: a run written by a later dmoe that adds a figure
+still gets its page. Figures that cannot be computed (the AUC of one class) are null in the files.
+"""
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Number = float | None
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class ExpertConfigRecord(_Record):
+    kind: str
+
+
+class ModelConfigRecord(_Record):
+    experts: tuple[ExpertConfigRecord, ...] = Field(min_length=1)
+    tables: str | tuple[int, ...] = "per-expert"
+
+
+class DecorrelationConfigRecord(_Record):
+    loss: str = "corr"
+    location: str = "output"
+    alpha: float = 0.0
+
+
+class TrainingConfigRecord(_Record):
+    batch_size: int | None = None
+    seed: int | None = None
+
+
+class RunConfigRecord(_Record):
+    """The parts of config.yaml that the page says in words."""
+
+    model: ModelConfigRecord
+    decorrelation: tuple[DecorrelationConfigRecord, ...] = ()
+    training: TrainingConfigRecord = TrainingConfigRecord()
+
+
+class ScoresRecord(_Record):
+    auc: Number = None
+    logloss: Number = None
+
+
+class EpochLine(_Record):
+    """One line of metrics.jsonl."""
+
+    epoch: float
+    step: int
+    rows_per_second: Number = None
+    lr: Number = None
+    train_loss: Number = None
+    train_logloss: Number = None
+    decorrelation_loss: Number = None
+    valid: ScoresRecord = ScoresRecord()
+    best: bool = False
+
+
+class StepLine(_Record):
+    """One line of steps.jsonl."""
+
+    step: int
+    loss: Number = None
+    logloss: Number = None
+    decorrelation: Number = None
+
+
+class Warning(_Record):
+    text: str
+
+
+class Warnings(_Record):
+    """warnings.json: what preparing the data warned of."""
+
+    warnings: tuple[Warning, ...]
+
+
+class FinalMetrics(_Record):
+    """metrics.json: scores by split, and how the training went."""
+
+    splits: dict[str, ScoresRecord]
+    best_epoch: Number = None
+    seconds: Number = None
+    rows_per_second: Number = None
+    parameters: int | None = None
+
+
+class CalibrationBinRecord(_Record):
+    low: float
+    high: float
+    rows: int
+    mean_predicted: Number = None
+    click_rate: Number = None
+
+
+class CalibrationRecord(_Record):
+    bins: tuple[CalibrationBinRecord, ...] = ()
+    expected_calibration_error: Number = None
+    predicted_to_observed: Number = None
+
+
+class ExpertRecord(_Record):
+    index: int
+    name: str
+    table: int | str | None = None
+    parameters: int | None = None
+
+
+class CorrelationRecord(_Record):
+    """CEC at one location: `matrix` is null on and above the diagonal; `noise_floor` is that of one pair."""
+
+    matrix: tuple[tuple[Number, ...], ...]
+    total: Number = None
+    noise_floor: Number = None
+    rows: int | None = None
+    columns: tuple[int, ...] = ()
+    dead_columns: tuple[int, ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[int, int, float]]:
+        """(row, column, value) of the pairs that have a value, row > column."""
+        return [
+            (row, column, value)
+            for row, line in enumerate(self.matrix)
+            for column, value in enumerate(line[:row])
+            if value is not None
+        ]
+
+    @property
+    def num_undefined(self) -> int:
+        """Pairs without a value, since one of the experts has no live unit."""
+        return math.comb(len(self.matrix), 2) - len(self.pairs)
+
+    @property
+    def cec(self) -> Number:
+        """The sum over pairs; None, and not 0, where no pair has a value."""
+        return self.total if self.pairs else None
+
+    @property
+    def cec_floor(self) -> Number:
+        """What `cec` would be for independent outputs: the number of summed pairs times the floor of one."""
+        return None if self.noise_floor is None or not self.pairs else self.noise_floor * len(self.pairs)
+
+
+class GateValue(_Record):
+    value: Any = None
+    rows: int
+    click_rate: Number = None
+    mean_weights: tuple[Number, ...]
+
+
+class GateField(_Record):
+    field: str
+    spread: Number = None
+    values: tuple[GateValue, ...] = ()
+
+
+class GateRecord(_Record):
+    mean: tuple[Number, ...]
+    std: tuple[Number, ...] = ()
+    mean_entropy: Number = None
+    argmax_share: tuple[Number, ...] = ()
+    by_field: tuple[GateField, ...] = ()
+
+
+class ExpertScores(ScoresRecord):
+    """Scores without an expert, or with it alone; `expert` is its index or its name."""
+
+    expert: int | str
+
+
+class UnseenScores(ScoresRecord):
+    """Of the rows with an unseen value, or of those without."""
+
+    rows: int
+    predicted_to_observed: Number = None
+
+
+class Apart(_Record):
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    with_unseen: UnseenScores = Field(alias="with")
+    without: UnseenScores
+
+
+class UnseenField(_Record):
+    """`with_missing`: its unseen values cannot be told from missing ones."""
+
+    field: str
+    values: int
+    unseen: int
+    with_missing: bool = False
+    scores: Apart | None = None
+
+    @property
+    def share(self) -> float:
+        return self.unseen / max(self.values, 1)
+
+
+class UnseenRecord(_Record):
+    any: Apart
+    fields: tuple[UnseenField, ...] = ()
+
+
+class EvaluationRecord(_Record):
+    """evaluation/<split>.json."""
+
+    split: str
+    rows: int
+    positives: int
+    auc: Number = None
+    logloss: Number = None
+    relative_information_gain: Number = None
+    calibration: CalibrationRecord | None = None
+    unseen: UnseenRecord | None = None
+    experts: tuple[ExpertRecord, ...] = ()
+    correlation: dict[str, CorrelationRecord] = Field(default_factory=dict)
+    gate: GateRecord | None = None
+    removal: tuple[ExpertScores, ...] = ()
+    alone: tuple[ExpertScores, ...] = ()
+
+
+class ReliabilityRecord(_Record):
+    """Logloss and calibration of a split, before or after the map."""
+
+    logloss: Number = None
+    expected_calibration_error: Number = None
+    predicted_to_observed: Number = None
+
+
+class Change(_Record):
+    before: ReliabilityRecord = ReliabilityRecord()
+    after: ReliabilityRecord = ReliabilityRecord()
+
+
+class CalibrationMap(_Record):
+    """calibration.json."""
+
+    asked: str
+    kind: str
+    rows: int
+    valid_rows: int
+    splits: dict[str, Change] = Field(default_factory=dict)
+
+
+class LinearField(_Record):
+    """What a field adds to the regression's logit: its standard deviation over valid."""
+
+    field: str
+    spread: Number = None
+
+
+class LinearScores(_Record):
+    """A split's scores of the mixture and of the regression, each by itself."""
+
+    mixture: ScoresRecord = ScoresRecord()
+    linear: ScoresRecord = ScoresRecord()
+
+
+class LinearShare(_Record):
+    """linear.json."""
+
+    used: bool
+    share: float
+    encoding: str
+    fields: tuple[LinearField, ...] = ()
+    splits: dict[str, LinearScores] = Field(default_factory=dict)

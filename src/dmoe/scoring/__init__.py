@@ -1,0 +1,1 @@
+"""Raw rows in, click probabilities out: runs, baselines, exported models, the estimator."""

@@ -1,0 +1,97 @@
+"""Raw rows in, probabilities out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dmoe.evaluation.evaluate import SCORING_ROWS
+from dmoe.nn.model import DMoE
+from dmoe.schema import Schema
+from dmoe.sources.kept_columns import ScoredRows
+from dmoe.sources.tables import as_paths
+from dmoe.tokens.encoder import RawBatch, RawEncoder
+from dmoe.tokens.unseen import ValueCounts, warn
+from dmoe.weights.run import Run, choose_device
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+
+class EncodedScorer:
+    """Raw rows, encoded with the vocabularies of `folder`, through a function of ids and numbers."""
+
+    def __init__(self, folder: Path, schema: Schema) -> None:
+        self.folder, self.schema = folder, schema
+        self.encoder = RawEncoder(folder)
+
+    def predict_proba(self, rows: Any) -> NDArray[np.float32]:
+        """Click probability of each raw row, (R,), in order.
+
+        Warns with `UnseenValuesWarning` where far more values of a field are unseen or missing than in training.
+
+        Args:
+            rows: a pandas, polars or pyarrow table with the raw columns, or the path of a raw log (or several).
+        Raises: DataError if a column is missing or a row cannot be read.
+        """
+        counts = self.value_counts()
+        parts = [one.probability for one in self.stream(rows, counts=counts)]
+        warn(counts)
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+
+    def value_counts(self) -> ValueCounts:
+        """New counts that `stream` can add to."""
+        return ValueCounts(self.schema)
+
+    def stream(self, rows: Any, *, keep: Sequence[str] = (), counts: ValueCounts | None = None) -> Iterator[ScoredRows]:
+        """The same, batch by batch; memory does not grow with the number of rows in files.
+
+        Args:
+            keep: raw columns to hand on; of files only.
+            counts: what the rows are added to, as they are scored.
+        """
+        with torch.inference_mode():
+            for batch in self._batches(rows, keep, counts):
+                if not len(batch):
+                    yield ScoredRows(np.empty(0, dtype=np.float32), batch.kept)
+                    continue
+                yield ScoredRows(self._probability(batch.ids_BC, batch.numeric_BN).cpu().numpy(), batch.kept)
+
+    def _batches(self, rows: Any, keep: Sequence[str], counts: ValueCounts | None) -> Iterable[RawBatch]:
+        paths = as_paths(rows)
+        if paths is not None:
+            return self.encoder.encode_files(paths, batch_size=SCORING_ROWS, keep=keep, counts=counts)
+        whole = self.encoder.encode_table(rows, counts=counts)
+        return (
+            RawBatch(whole.ids_BC[start : start + SCORING_ROWS], whole.numeric_BN[start : start + SCORING_ROWS])
+            for start in range(0, len(whole.ids_BC), SCORING_ROWS)
+        )
+
+    def _probability(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
+        """(B,) float32."""
+        raise NotImplementedError
+
+
+class Predictor(EncodedScorer):
+    """A trained model together with the vocabularies that raw rows need; made by `dmoe.load`."""
+
+    def __init__(
+        self, folder: Path, schema: Schema, model: DMoE, device: torch.device, precision: Precision = "float32"
+    ) -> None:
+        super().__init__(folder, schema)
+        self.device, self.precision = device, precision
+        self.model = model.to(device).eval()
+
+    @staticmethod
+    def open(folder: Path, device: str, precision: Precision = "float32") -> "Predictor":
+        """Raises: DataError if it is no run folder or training has not finished its first evaluation."""
+        run = Run.open(folder)
+        return Predictor(run.path, run.schema, run.load_model(), choose_device(device), precision)
+
+    def _probability(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            output = self.model(ids_BC.to(self.device), numeric_BN.to(self.device))
+        return torch.sigmoid(self.model.calibration.served(output.logit.float()))

@@ -1,0 +1,1 @@
+"""Generated logs whose click probabilities are known."""

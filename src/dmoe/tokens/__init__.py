@@ -1,0 +1,1 @@
+"""From raw value to token to id, once for all: preparing, predicting, exporting, serving."""

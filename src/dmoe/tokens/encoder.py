@@ -1,0 +1,173 @@
+"""Raw rows as a trained model reads them: exactly the ids and numbers that preparing gave.
+
+B rows of a batch, C id columns and N numeric fields.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dmoe.config.data import DataConfig
+from dmoe.errors import ConfigError, DataError
+from dmoe.machine.limits import usable_threads
+from dmoe.machine.ordered_pool import OrderedPool
+from dmoe.schema import MISSING_ID, OOV_ID, Schema
+from dmoe.sources.delimited import RawRows
+from dmoe.sources.inputs import expand_inputs
+from dmoe.sources.kept_columns import Kept, joined, set_apart
+from dmoe.sources.pieces import Piece, Source, needed_columns, table_rows
+from dmoe.sources.tables import as_arrow, column_names
+from dmoe.tokens.fields import FieldRows, convert, raw_valued
+from dmoe.tokens.numbers import encode_numbers
+from dmoe.tokens.quantiles import coded_buckets
+from dmoe.tokens.unseen import ValueCounts, missing_rows
+from dmoe.tokens.vocabulary import read_vocabulary
+from dmoe.validation import validate
+from dmoe.values.coded_columns import MISSING, CodedColumn
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """`ids_BC` int32, `numeric_BN` float32, `labels_B` float32 of 0 and 1, or None if they were not read; `kept` has
+    the raw columns that were asked for."""
+
+    ids_BC: Tensor
+    numeric_BN: Tensor
+    labels_B: Tensor | None = None
+    kept: Kept | None = None
+
+    def __len__(self) -> int:
+        return int(self.ids_BC.shape[0])
+
+
+class RawEncoder:
+    """Encodes raw rows with the schema and vocabularies of a data set or run folder.
+
+    Every row gives one encoded row, in order: a row that cannot be read is an error, never left out. Columns
+    that are no field are ignored; values that training did not see get the out-of-vocabulary id.
+
+    Raises: DataError if the folder is not whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.schema = Schema.read(folder)
+        try:
+            self._config = validate(DataConfig, self.schema.source, f"{folder / 'schema.json'}: source")
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+        merged = [self._config.missing_is_oov(field.name) for field in self.schema.categorical]
+        lengths = [field.length for field in self.schema.categorical]
+        self._merged_C = np.repeat(np.array(merged, dtype=bool), lengths)
+        self._forms = {name: self.schema.field(name).values for name in raw_valued(self._config)}
+        self._vocabularies = {field.name: read_vocabulary(folder, field) for field in self.schema.categorical}
+
+    def encode_files(
+        self,
+        paths: Iterable[Path | str],
+        *,
+        batch_size: int,
+        labels: bool = False,
+        keep: Sequence[str] = (),
+        counts: ValueCounts | None = None,
+    ) -> Iterator[RawBatch]:
+        """The rows of raw files or glob patterns in the order given, in batches of `batch_size` rows.
+
+        Files have the format that the data was prepared from (header, delimiter, missing texts) or are
+        Parquet; they may lack the label column. With `labels` the label column is read where there is one. Files
+        without rows give one batch of none.
+
+        Args:
+            keep: raw columns to hand on with the batches.
+            counts: what the rows are added to.
+        Raises: DataError naming file and line of the first row that cannot be encoded.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        files = expand_inputs([str(path) for path in paths])
+        held: list[RawBatch] = []
+        num_held = 0
+        given = False
+        with OrderedPool(usable_threads()) as pool:
+            for path in files:
+                source = Source(path, self._config, scoring=True, labels=labels, keep=tuple(keep))
+                encode = partial(self._encode_piece, labels=labels, keep=keep, counts=counts)
+                for batch in pool.map(encode, source.pieces()):
+                    held.append(batch)
+                    num_held += len(batch)
+                    if num_held >= batch_size:
+                        *whole, rest = _cut(held, batch_size)
+                        yield from whole
+                        held, num_held, given = [rest], len(rest), True
+        if num_held or (held and not given):
+            yield from _cut(held, batch_size)[:1]
+
+    def encode_table(self, table: Any, *, labels: bool = False, counts: ValueCounts | None = None) -> RawBatch:
+        """The rows of a pandas, polars or pyarrow table as one batch, which are added to `counts`.
+
+        Raises: DataError if it is no table, lacks a column, or a row (counted from 1) cannot be encoded.
+        """
+        wanted = needed_columns(self._config, column_names(table), "table", scoring=True, labels=labels)
+        arrow = as_arrow(table, wanted)
+        return self._encode(table_rows(arrow, wanted, "table"), counts)
+
+    def _encode_piece(self, piece: Piece, *, labels: bool, keep: Sequence[str], counts: ValueCounts | None) -> RawBatch:
+        raw, kept = set_apart(piece.read(), self._config, keep, labels=labels)
+        return replace(self._encode(raw, counts), kept=kept)
+
+    def _encode(self, raw: RawRows, counts: ValueCounts | None) -> RawBatch:
+        rows = convert(raw, self._config, scoring=True, forms=self._forms)
+        if rows.rejects:
+            raise DataError(str(rows.rejects[0]))
+        ids_BC = np.empty((len(rows), self.schema.num_ids), dtype=np.int32)
+        for field, columns in zip(self.schema.categorical, self.schema.id_columns, strict=True):
+            column = rows.categorical.get(field.name)
+            if field.edges is not None:
+                column = coded_buckets(rows.numeric[field.name], field.edges)
+            assert column is not None  # one of the two, by the field's transform
+            ids_BC[:, columns] = self._ids(field.name, column).reshape(len(rows), field.length)
+        if counts is not None:
+            counts.add(counts.tallied(ids_BC, missing_rows(rows.numeric[field.name] for field in self.schema.numeric)))
+        if self._merged_C.any():
+            ids_BC[(ids_BC == MISSING_ID) & self._merged_C] = OOV_ID
+        numeric_BN = np.empty((len(rows), len(self.schema.numeric)), dtype=np.float32)
+        for index, numeric in enumerate(self.schema.numeric):
+            numeric_BN[:, index] = encode_numbers(rows.numeric[numeric.name], numeric)
+        return RawBatch(torch.from_numpy(ids_BC), torch.from_numpy(numeric_BN), _labels(rows))
+
+    def _ids(self, name: str, column: CodedColumn) -> npt.NDArray[np.int32]:
+        vocabulary = self._vocabularies[name]
+        by_code = [vocabulary.get(value, OOV_ID) for value in column.values.to_pylist()]
+        by_code.append(MISSING_ID)  # found by the code of a missing value, -1
+        assert MISSING == -1
+        return np.array(by_code, dtype=np.int32)[column.codes_N]
+
+
+def _labels(rows: FieldRows) -> Tensor | None:
+    return None if rows.labels_N is None else torch.from_numpy(rows.labels_N.astype(np.float32))
+
+
+def _cut(batches: list[RawBatch], size: int) -> list[RawBatch]:
+    """The rows in batches of `size`, and a last one of fewer, perhaps none."""
+    if len({batch.labels_B is None for batch in batches if len(batch)}) > 1:
+        raise DataError("some input files have the label column and others lack it; score them apart")
+    ids_BC = torch.cat([batch.ids_BC for batch in batches])
+    numeric_BN = torch.cat([batch.numeric_BN for batch in batches])
+    labels = [batch.labels_B for batch in batches if batch.labels_B is not None]
+    labels_B = torch.cat(labels) if labels else None
+    kept = joined([batch.kept for batch in batches if batch.kept is not None])
+    return [
+        RawBatch(
+            ids_BC[start : start + size],
+            numeric_BN[start : start + size],
+            None if labels_B is None else labels_B[start : start + size],
+            None if kept is None else kept.slice(start, size),
+        )
+        for start in range(0, len(ids_BC) + 1, size)
+    ]

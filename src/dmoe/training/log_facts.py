@@ -1,0 +1,112 @@
+"""What training measures of a log before it starts: its click rate, the counts of its tokens, how many will be new.
+
+Shape suffixes: R rows of a chunk, C id columns, V rows of a vocabulary.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dmoe.kernels.row_parallel import kernel
+from dmoe.schema import FIRST_TOKEN_ID, OOV_ID, Schema
+from dmoe.shards.reader import CHUNK_ROWS, SplitReader
+
+Array = npt.NDArray[Any]
+
+# Of a log in order, the last part of train that stands for rows to come: about as far from the rest as test is.
+_LATER = 0.25
+# No field is replaced more often than this, so that its tokens are learnt.
+_HIGHEST_RATE = 0.95
+
+
+@dataclass(frozen=True)
+class LogFacts:
+    """Figures of a train split.
+
+    Args:
+        rows, positives: its rows and clicks.
+        counts: for each field with a vocabulary, how often train holds each of its ids there.
+        unseen: for each of them, the share of values to expect unseen in rows to come, missing ones apart.
+    """
+
+    schema: Schema
+    rows: int
+    positives: int
+    counts: list[npt.NDArray[np.int64]]
+    unseen: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        """The click rate."""
+        return self.positives / self.rows
+
+    def vocabulary_counts(self, number: int) -> npt.NDArray[np.int64]:
+        """How often train holds each id of the vocabulary of field `number`, in all fields that share it."""
+        fields = self.schema.categorical
+        name = fields[number].vocabulary_name
+        counts: npt.NDArray[np.int64] = np.sum(
+            [own for field, own in zip(fields, self.counts, strict=True) if field.vocabulary_name == name], axis=0
+        )
+        return counts
+
+    def replacement_rates(self) -> dict[str, float]:
+        """For each field, the share of tokens to take as unseen for train to have as many as rows to come."""
+        rates = {}
+        for field, counts_V in zip(self.schema.categorical, self.counts, strict=True):
+            values, tokens = int(counts_V[OOV_ID:].sum()), int(counts_V[FIRST_TOKEN_ID:].sum())
+            wanted = self.unseen[field.name] * values - int(counts_V[OOV_ID])
+            if field.edges is None and tokens > 0 and wanted > 0:
+                rates[field.name] = min(wanted / tokens, _HIGHEST_RATE)
+        return rates
+
+
+def measure_log(data: Path, schema: Schema) -> LogFacts:
+    """Reads the train split once, in its order.
+
+    In a log split at random, a row to come is like one of train that train does not hold: its token is unseen if
+    all rows but that one hold it fewer than `min_count` times (for min_count 1 the estimate of Good 1953). In any
+    other log the last quarter of train is compared with the rows before it.
+
+    Raises: DataError as `SplitReader`.
+    """
+    # Read in chunks: no second copy of the split stays in memory.
+    reader = SplitReader(data, "train", batch_size=CHUNK_ROWS, memory_bytes=1)
+    fields = schema.categorical
+    offsets = np.cumsum([0, *(field.vocabulary_size for field in fields)])
+    offsets_C = np.repeat(offsets[:-1], [field.length for field in fields])
+    earlier, later = np.zeros(offsets[-1], np.int64), np.zeros(offsets[-1], np.int64)
+    boundary = reader.num_rows - round(reader.num_rows * _LATER)
+    positives = done = 0
+    for batch in reader.batches():
+        ids_RC = batch.ids_BC.numpy()
+        first = min(max(boundary - done, 0), len(batch))
+        _count(ids_RC[:first], offsets_C, earlier)
+        _count(ids_RC[first:], offsets_C, later)
+        positives += int(batch.labels_B.double().sum())
+        done += len(batch)
+    counts, before, after = (
+        [array[start:stop] for start, stop in pairwise(offsets)] for array in (earlier + later, earlier, later)
+    )
+    random = dict(schema.source.get("split") or {}).get("kind") in ("random", "stratified")
+    if random:
+        before = after = counts
+    unseen = {}
+    for field, after_V in zip(fields, after, strict=True):
+        sharing = [number for number, other in enumerate(fields) if other.vocabulary_name == field.vocabulary_name]
+        least = fields[sharing[0]].min_count + (1 if random else 0)
+        unknown_V = np.sum([before[number] for number in sharing], axis=0) < least
+        unknown_V[OOV_ID] = True
+        values_V = after_V[OOV_ID:]
+        unseen[field.name] = float(values_V[unknown_V[OOV_ID:]].sum() / max(values_V.sum(), 1))
+    return LogFacts(schema, reader.num_rows, positives, counts, unseen)
+
+
+@kernel
+def _count(ids_RC: Array, offsets_C: Array, counts: Array) -> None:
+    for row in range(ids_RC.shape[0]):
+        for column in range(ids_RC.shape[1]):
+            counts[offsets_C[column] + ids_RC[row, column]] += 1

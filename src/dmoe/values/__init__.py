@@ -1,0 +1,1 @@
+"""The one text of a value, whatever carries it, and columns of values."""

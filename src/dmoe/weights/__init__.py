@@ -1,0 +1,1 @@
+"""Weights on the disk: tensors in files, and the model of a run."""

@@ -1,0 +1,214 @@
+"""A run with its weights: tensors on the disk, and the model made of them."""
+
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dmoe.config.run import RunConfig, check_device
+from dmoe.disk.files import give_usual_mode, written_aside
+from dmoe.errors import ConfigError, DataError
+from dmoe.nn.build import build_model
+from dmoe.nn.model import DMoE
+from dmoe.runs.folder import RunFolder, create_folder
+from dmoe.schema import FORMAT_VERSION, Schema
+from dmoe.tokens.unseen import Finding
+
+# Numbers copied at once from a file of weights.
+_LOADED_AT_ONCE = 1 << 24
+# As safetensors names them.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_REPORTED = ("dmoe", "torch", "numpy", "numba", "duckdb", "pyarrow", "scikit-learn")
+
+
+@dataclass(frozen=True, slots=True)
+class FirstWeights:
+    """Weights of an earlier run to start from: `kept` of `tokens` tokens were known to it; `unknown` are the fields
+    of which it knows far fewer values than its own held-out rows had."""
+
+    run: Path
+    kept: int
+    tokens: int
+    unknown: list[Finding]
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Run(RunFolder):
+    """A run folder with its weights."""
+
+    @staticmethod
+    def create(path: Path, config: RunConfig, schema: Schema, data: Path, first: FirstWeights | None = None) -> "Run":
+        """A new run folder holding the configuration, schema and vocabularies, and the weights to start from.
+
+        Raises: DataError if something is there already.
+        """
+
+        def write_first(folder: Path) -> dict[str, Any]:
+            if first is None:
+                return {}
+            save_tensors(Run(folder).first_weights, first.weights, {})
+            facts = {"run": str(first.run.resolve()), "kept": first.kept, "tokens": first.tokens}
+            return {"started_from": facts | {"far_above": [finding.values() for finding in first.unknown]}}
+
+        create_folder(path, config, schema, data, write_first)
+        return Run(path)
+
+    def save_weights(self, weights: dict[str, Tensor]) -> None:
+        save_tensors(self.weights, weights, {"format_version": str(FORMAT_VERSION)})
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """The best weights.
+
+        Raises: DataError if training has not got that far, or the file is damaged.
+        """
+        return load_tensors(self.weights_file())
+
+    def load_model(self) -> DMoE:
+        """The trained model, in evaluation mode, on the CPU.
+
+        Raises: DataError if the weights do not fit the configuration.
+        """
+        self._check_size()
+        model = build_model(self.config.model, self.schema, seed=self.config.training.seed)
+        self.load_weights_into(model)
+        return model.eval()
+
+    def _check_size(self) -> None:
+        """No model is made that is larger than its weights: what schema.json says may be a stranger's.
+
+        Raises: DataError.
+        """
+        path = self.weights_file()
+        own = [field for field in self.schema.categorical if field.vocabulary_name == field.name]
+        if sum(field.vocabulary_size for field in own) > path.stat().st_size:
+            raise DataError(f"{path}: does not fit schema.json: it is too small for so many ids")
+
+    def load_weights_into(self, model: DMoE) -> None:
+        """Puts the best weights in the place of the model's own, a few at a time: no second copy is held.
+
+        Raises: DataError as `load_weights`, or if they do not fit the model; it then is as it was.
+        """
+        path = self.weights_file()
+        try:
+            _load_into(model, path)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: damaged or unreadable ({error})") from None
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Raises: OSError if the file cannot be written, as on a full disk."""
+    with written_aside(path) as aside:
+        try:
+            save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, aside, metadata)
+        except SafetensorError as error:  # hides the system's error number in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        give_usual_mode(aside)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: damaged or unreadable ({error})") from None
+
+
+def _load_into(model: nn.Module, path: Path) -> None:
+    own = model.state_dict()
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+        dtypes = {name: one.get_dtype() for name, one in slices.items()}
+    if shapes.keys() != own.keys():
+        odd = ", ".join(sorted(shapes.keys() ^ own.keys())[:3])
+        raise DataError(f"{path}: does not fit config.yaml: only one of the two has {odd}")
+    for name, value in own.items():
+        if shapes[name] != tuple(value.shape):
+            raise DataError(
+                f"{path}: does not fit config.yaml: {name} has shape {shapes[name]}, expected {tuple(value.shape)}"
+            )
+        if dtypes[name] != _DTYPES[value.dtype]:
+            raise DataError(
+                f"{path}: does not fit config.yaml: {name} is {dtypes[name]}, expected {_DTYPES[value.dtype]}"
+            )
+    with torch.no_grad():
+        for name, value in own.items():
+            # Opened each time: the file is mapped, and what was read of it stays in memory until it is closed.
+            if value.numel() <= _LOADED_AT_ONCE:
+                with safe_open(path, framework="pt") as file:
+                    value.copy_(file.get_tensor(name))
+                continue
+            rows = max(1, _LOADED_AT_ONCE // value[0].numel())
+            for start in range(0, len(value), rows):
+                with safe_open(path, framework="pt") as file:
+                    value[start : start + rows].copy_(file.get_slice(name)[start : start + rows])
+
+
+def environment_facts() -> dict[str, Any]:
+    """Versions, hardware and the revision of the working directory's git checkout, if it is one."""
+    versions = {"python": platform.python_version()}
+    for name in _REPORTED:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "git_revision": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `training.device`; `auto` is CUDA when present, else the CPU.
+
+    Raises: ConfigError if it is not there.
+    """
+    try:
+        check_device(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device is cuda, but torch sees no CUDA device; use device: auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"training.device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices")
+    return device

@@ -1,0 +1,142 @@
+"""Paired comparison against formulas written the slow way, simulations, and known answers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmoe.cli.main import main
+from dmoe.config.run import load_config
+from dmoe.errors import DataError, UserError
+from dmoe.evaluation.compare import compare_runs, paired_auc, paired_logloss, worse_segments
+from dmoe.prepare.prepare import prepare
+from dmoe.training.loop import train
+from dmoe.weights.run import Run
+from tests.prepare.logs import COLUMNS, config, random_rows, write_csv
+from tests.small_runs import SMALL
+
+
+def naive_delong(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Difference of AUC and its standard error from every (click, no click) pair."""
+    wins = [
+        np.array([[(a > b) + 0.5 * (a == b) for b in scores[~labels]] for a in scores[labels]])
+        for scores in (first, second)
+    ]
+    by_click = wins[1].mean(1) - wins[0].mean(1)
+    by_other = wins[1].mean(0) - wins[0].mean(0)
+    variance = by_click.var(ddof=1) / len(by_click) + by_other.var(ddof=1) / len(by_other)
+    return float(wins[1].mean() - wins[0].mean()), float(np.sqrt(variance))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.booleans(), st.integers(-3, 3), st.integers(-3, 3)), min_size=4, max_size=40).filter(
+        lambda rows: 2 <= sum(row[0] for row in rows) <= len(rows) - 2
+    )
+)
+def test_auc_equals_all_pairs(rows: list[tuple[bool, int, int]]) -> None:
+    labels, first, second = (np.array(column) for column in zip(*rows, strict=True))
+    difference, error = naive_delong(labels, first, second)
+    found = paired_auc(labels, first.astype(float), second.astype(float))
+    assert found.difference == pytest.approx(difference, abs=1e-12)
+    assert found.high - found.low == pytest.approx(2 * 1.959963984540054 * error, abs=1e-9)
+
+
+def test_logloss_by_hand() -> None:
+    labels = np.array([True, False])
+    found = paired_logloss(labels, np.zeros(2), np.array([np.log(3), np.log(3)]))
+    # From ln 2 each to ln 4/3 and ln 4.
+    assert found.first == pytest.approx(np.log(2))
+    assert found.second == pytest.approx((np.log(4 / 3) + np.log(4)) / 2)
+    changes = np.array([np.log(4 / 3), np.log(4)]) - np.log(2)
+    assert found.high - found.difference == pytest.approx(1.96 * changes.std(ddof=1) / np.sqrt(2), rel=1e-4)
+    same = paired_logloss(labels, np.zeros(2), np.zeros(2))
+    assert (same.difference, same.p) == (0, 1)
+
+
+def test_equal_models_differ_by_chance_as_often_as_said() -> None:
+    draw = np.random.default_rng(0)
+    below = {"auc": 0, "logloss": 0}
+    for _ in range(400):
+        signal = draw.normal(size=400)
+        labels = draw.random(400) < 1 / (1 + np.exp(-signal))
+        first, second = (signal + 0.7 * draw.normal(size=400) for _ in range(2))
+        below["auc"] += paired_auc(labels, first, second).p < 0.05
+        below["logloss"] += paired_logloss(labels, first, second).p < 0.05
+    # 20 expected; outside 6 to 36 once in a thousand times.
+    assert 6 < below["auc"] < 36
+    assert 6 < below["logloss"] < 36
+
+
+def test_segments_that_became_worse() -> None:
+    def row(value: str, rows: int, difference: float, p: float) -> dict[str, object]:
+        return {"value": value, "rows": rows, "logloss": {"difference": difference, "p": p}}
+
+    table = [row("worse", 500, 0.1, 0.01), row("chance", 500, 0.1, 0.03), row("better", 500, -0.1, 0.001)]
+    few = row("few", 99, 0.1, 1e-9)
+    assert worse_segments({"segments": {"site": [*table, few]}}) == [("site", "worse")]
+    assert worse_segments({"segments": {"site": table, "user": table}}) == []  # 6 segments: p counts six times
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `good` and `poor` on one data set, and `other` on the next day's."""
+    path = tmp_path_factory.mktemp("compare")
+    for day, seed in (("monday", 1), ("tuesday", 2)):
+        rows = random_rows(1500, seed)
+        for row in rows:
+            row[COLUMNS.index("y")] = str(
+                int((row[COLUMNS.index("site")] in "ab日本") ^ (row[COLUMNS.index("age")] > "5"))
+            )
+        prepare(config(), [str(write_csv(path / f"{day}.csv", rows))], path / day)
+    long = load_config(None, [*SMALL, "training.epochs=4"])
+    train(long, path / "monday", path / "good")
+    train(load_config(None, [*SMALL, "training.epochs=1", "optimiser.lr=1e-6"]), path / "monday", path / "poor")
+    train(long, path / "tuesday", path / "other")
+    return path
+
+
+def test_the_better_run_is_found(folder: Path) -> None:
+    good, poor = Run.open(folder / "good"), Run.open(folder / "poor")
+    found = compare_runs(poor, good, segments=["site", "user"])
+    metrics = [json.loads((run.path / "metrics.json").read_text())["test"] for run in (poor, good)]
+    for name in ("auc", "logloss"):
+        assert [found[name]["first"], found[name]["second"]] == pytest.approx([one[name] for one in metrics])
+    assert found["logloss"]["high"] < 0
+    assert found["logloss"]["p"] < 1e-3
+    for table in found["segments"].values():
+        assert sum(row["rows"] for row in table) == found["rows"] == 300
+        mean = sum(row["rows"] * row["logloss"]["difference"] for row in table) / found["rows"]
+        assert mean == pytest.approx(found["logloss"]["difference"])
+    assert {row["value"] for row in found["segments"]["site"]} >= {"a", "b", "(missing)"}
+    back = compare_runs(good, poor)
+    assert back["logloss"]["difference"] == pytest.approx(-found["logloss"]["difference"])
+
+
+def test_runs_of_two_days_are_compared_on_a_log(folder: Path) -> None:
+    good, other = Run.open(folder / "good"), Run.open(folder / "other")
+    with pytest.raises(DataError, match=r"schema\.json differs"):
+        compare_runs(good, other, data=folder / "monday")
+    found = compare_runs(good, other, logs=[folder / "tuesday.csv"])
+    assert found["rows"] == 1500
+    lines = (folder / "tuesday.csv").read_text().splitlines()
+    (folder / "unlabelled.csv").write_text("\n".join(line.replace(",y,", ",z,", 1) for line in lines))
+    with pytest.raises(DataError, match=r"unlabelled\.csv: has no column 'y'; comparing needs labels"):
+        compare_runs(good, other, logs=[folder / "unlabelled.csv"])
+    with pytest.raises(UserError, match=r"--segment sit: no categorical field of .*; did you mean 'site'"):
+        compare_runs(good, other, segments=["sit"])
+
+
+def test_command_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["compare", str(folder / "poor"), str(folder / "good"), "--segment", "site", *more])
+        assert not stopped.value.code
+    text, _, printed = capfd.readouterr().out.partition("{")
+    assert "logloss" in text
+    assert "SECOND is better" in text
+    assert "segments with worse logloss beyond chance: none" in text
+    assert json.loads("{" + printed)["worse_segments"] == []
