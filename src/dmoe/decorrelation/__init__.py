@@ -1,4 +1,4 @@
-"""De-correlation of experts: the losses (eq. 8, 15-17) and the metric (eq. 13, 14) of arXiv 2505.17925, and kin.
+"""De-correlation of experts: the losses (eq. 8, 15-17) and the metric (eq. 13, 14) of arXiv 2505.17925, and the like.
 
 Needs torch alone, and works on the layers of any model.
 """

@@ -24,7 +24,7 @@ class GateOutput(NamedTuple):
 
 
 class Gate(nn.Module):
-    """`softmax(l)`, `l = Linear_M(ReLU(Linear_units(flatten(embeddings))))` (eq. 9 of arXiv 2505.17925), or a kin.
+    """`softmax(l)`, `l = Linear_M(ReLU(Linear_units(flatten(embeddings))))` (eq. 9 of arXiv 2505.17925), or another.
 
     Args:
         units: hidden units.
