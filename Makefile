@@ -32,10 +32,11 @@ test-gpu: setup  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu tests/kernels/test_row_triton.py tests/optim/test_deferred_triton.py \
 		tests/training/test_device_tables.py
 
-check: setup  ## Lint, format check and types
+check: setup  ## Lint, format check, types, and what may import what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup  ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
