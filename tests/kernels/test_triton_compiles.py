@@ -21,7 +21,7 @@ from dmoe.optim import deferred_triton_kernels
 from dmoe.kernels.row_triton import options
 
 TYPES = {name: "*i64" for name in ("offsets", "order", "rows", "clock", "condition")}
-TYPES |= {name: "*i32" for name in ("ids", "keys", "begins", "segments", "inverse", "starts", "lasts")}
+TYPES |= {name: "*i32" for name in ("ids", "keys", "segments", "inverse", "starts", "lasts")}
 TYPES |= {name: "*fp64" for name in ("numbers", "grad_scale", "rates", "sums")}
 NUMBERS = {"total", "columns", "room", "width", "whole_width", "first", "num_powers"}
 NUMBERS |= {"out_row", "row_stride", "field_stride", "stride"}

@@ -18,6 +18,7 @@ from dmoe.optim import DeferredAdam, make_embedding_optimiser
 from dmoe.optim.deferred_device import DeferredAdamOnDevice
 from dmoe.schema import CategoricalField, NumericField, Schema
 from dmoe.shards.batch import Batch
+from dmoe.training.device import moved_ahead
 from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.loop import train
 from tests.small_runs import small_config
@@ -179,6 +180,18 @@ def test_the_device_is_not_waited_for(settings: dict[str, Any], precision: torch
         torch.cuda.set_sync_debug_mode("default")
     for loss in StepLoss.read(values):
         loss.check()
+
+
+@needs_device
+def test_batches_moved_ahead_stay_as_they_are_while_the_device_is_behind() -> None:
+    ids, numeric = torch.zeros(100_000, 3, dtype=torch.int32), torch.zeros(100_000, 1)
+    made = (Batch(ids + number, numeric + number, numeric[:, 0] + number) for number in range(12))
+    found = []
+    for batch in moved_ahead(made, torch.device("cuda")):
+        torch.cuda._sleep(20_000_000)
+        found.append(torch.stack([batch.ids_BC.double().mean(), batch.labels_B.double().mean()]))
+        del batch
+    assert torch.stack(found).tolist() == [[number, number] for number in range(12)]
 
 
 @needs_device

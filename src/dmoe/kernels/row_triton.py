@@ -128,11 +128,10 @@ def distinct_rows(ids_BC: Tensor, offsets_C: Tensor, num_table_rows: int, room: 
         return DistinctRows(rows_U, count, inverse_BC, nothing_P.long(), nothing_P, starts_U1)
     kernels.keys[grid](ids_BC, offsets_C, keys_P, num_positions, ids_BC.shape[1], _POSITIONS_PER_PROGRAM, **options())
     sorted_P, order_P = torch.sort(keys_P, stable=True)
-    begins_P = torch.ones(num_positions, dtype=torch.int32, device=device)
-    torch.ne(sorted_P[1:], sorted_P[:-1], out=begins_P[1:])
-    segments_P = torch.cumsum(begins_P, 0, dtype=torch.int32).sub_(1)
+    segments_P = torch.zeros(num_positions, dtype=torch.int32, device=device)
+    torch.cumsum(sorted_P[1:] != sorted_P[:-1], 0, dtype=torch.int32, out=segments_P[1:])
     kernels.places[grid](
-        sorted_P, order_P, begins_P, segments_P, rows_U, inverse_BC, starts_U1, num_positions, _POSITIONS_PER_PROGRAM,
+        sorted_P, order_P, segments_P, rows_U, inverse_BC, starts_U1, num_positions, _POSITIONS_PER_PROGRAM,
         **options(),
     )  # fmt: skip
     return DistinctRows(rows_U, segments_P[-1:] + 1, inverse_BC, order_P, segments_P, starts_U1)

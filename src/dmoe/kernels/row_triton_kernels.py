@@ -17,22 +17,13 @@ def keys(ids, offsets, keys, total, columns, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["total"])
-def places(
-    keys,
-    order,
-    begins,
-    segments,
-    rows,
-    inverse,
-    starts,
-    total,
-    BLOCK: tl.constexpr,
-):
+def places(keys, order, segments, rows, inverse, starts, total, BLOCK: tl.constexpr):
+    """Writes each segment's row and first place, and each position's segment."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < total
     segment = tl.load(segments + place, mask=inside, other=0)
     tl.store(inverse + tl.load(order + place, mask=inside, other=0), segment, mask=inside)
-    first = inside & (tl.load(begins + place, mask=inside, other=0) != 0)
+    first = inside & (segment != tl.load(segments + place - 1, mask=inside & (place > 0), other=-1))
     tl.store(rows + segment, tl.load(keys + place, mask=first, other=0).to(tl.int64), mask=first)
     tl.store(starts + segment, place.to(tl.int32), mask=first)
 

@@ -23,6 +23,9 @@ def moved_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Bat
             moved = pinned.to(device)
         # The copy is waited for here, in this thread: the training one and its stream are not held up.
         stream.synchronize()
+        # Training may be behind: its memory is not to be given to a later batch before it was read.
+        for tensor in (moved.ids_BC, moved.numeric_BN, moved.labels_B):
+            tensor.record_stream(torch.cuda.default_stream(device))
         yield moved
 
 
