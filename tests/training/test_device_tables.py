@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +12,11 @@ pytest.importorskip("triton", reason="triton runs on Linux only")
 from dmoe.config.run import CowClipConfig, OptimiserConfig
 from dmoe.disk.files import read_json_lines
 from dmoe.errors import DataError, Interrupted
+from dmoe.kernels.row_access import rows_of
 from dmoe.nn.build import build_model, build_terms
 from dmoe.nn.model import Objective
 from dmoe.nn.tables.fields import FieldEmbedding, TokenField
+from dmoe.nn.tables.lookup import TableRows
 from dmoe.optim import DeferredAdam, make_embedding_optimiser
 from dmoe.optim.deferred_device import DeferredAdamOnDevice
 from dmoe.schema import CategoricalField, NumericField, Schema
@@ -111,6 +114,50 @@ def test_steps_on_a_device_equal_those_on_the_cpu(kernels: Any, settings: dict[s
     for name, tensor in weights.items():
         # Adam divides by the size of a gradient, so where that is close to nothing a rounding shows.
         torch.testing.assert_close(weights_there[name], tensor, rtol=1e-3, atol=3e-5, msg=name)
+
+
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_fields_of_every_kind_are_looked_up_alike(kernels: Any, shrunk: bool) -> None:
+    """Several banks: lists, a shared vocabulary, a width of its own, fields of one table alone, numeric ones."""
+    fields = [
+        6,
+        TokenField(9, length=3, multi_valued=True),
+        TokenField(5, width=2),
+        TokenField(6, length=2, multi_valued=True, shares=0, pooling="target"),
+        4,
+    ]
+    readers = [[0, 1], [0, 1], [1], [0, 1], [0], [1]]
+    ids = torch.stack([torch.randint(0, size, (11,)) for size in (6, 9, 9, 9, 5, 6, 6, 4)], dim=1).int()
+    numeric = torch.randn(11, 1)
+    torch.manual_seed(2)
+    embedding = FieldEmbedding(fields, 1, [3, 5], readers=readers)
+    for parameter in embedding.parameters():
+        parameter.data.normal_()
+    if shrunk:
+        embedding.shrink([np.arange(field if isinstance(field, int) else field.rows) for field in fields], 2.0)
+    found = []
+    for on_device in (False, True):
+        if on_device:
+            kernels()
+            embedding = embedding.to(DEVICE)
+            ids, numeric = ids.to(DEVICE), numeric.to(DEVICE)
+        rows = []
+        for batch, table in zip(embedding.batch_rows(ids), embedding.row_tables(), strict=True):
+            rows.append(TableRows(batch, rows_of(table.weight.detach(), batch.rows_U).requires_grad_()))
+            assert (batch.on_device is not None) == on_device
+        outputs = embedding(ids, numeric, rows)
+        sum((output.square() * (place + 1)).sum() for place, output in enumerate(outputs)).backward()
+        dense = []
+        for one, table in zip(rows, embedding.row_tables(), strict=True):
+            whole_VS = torch.zeros(len(table.weight) + 1, table.weight.shape[1], device=ids.device)
+            whole_VS[one.rows_U] = one.gradient_US  # of spare places to one more row at the end
+            dense.append(whole_VS[:-1].cpu())
+        others = [one.grad.cpu() for one in embedding.parameters() if one.grad is not None and one.numel()]
+        found.append([*(output.detach().cpu() for output in outputs), *dense, *others])
+        embedding.zero_grad(set_to_none=True)
+    assert len(found[0]) > 6
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_step_with_kernels_waits_for_nothing(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
