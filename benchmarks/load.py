@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from dmoe.export.onnx_model import OnnxModel
-from dmoe.sources.pieces import Source
+from dmoe.sources.pieces import LogFile
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -25,7 +25,7 @@ INFER = "/v2/models/dmoe/infer"
 def raw_table(model: OnnxModel, log: Path, rows: int) -> pa.Table:
     """The first rows of a raw log, as text, with the columns that the model reads."""
     config = model.featuriser.config
-    pieces = islice(Source(log, config, scoring=True).pieces(), 1 + rows // 1000)
+    pieces = islice(LogFile(log, config, scoring=True).pieces(), 1 + rows // 1000)
     tables = [
         pa.table({name: piece.columns[name] for name in config.field_columns()}) for piece in (p.read() for p in pieces)
     ]

@@ -16,7 +16,7 @@ from dmoe.config.data import DataConfig
 from dmoe.errors import UserError
 from dmoe.prepare.prepare import prepare
 from dmoe.prepare.recipes import read_recipe
-from dmoe.sources.pieces import Source
+from dmoe.sources.pieces import LogFile
 from dmoe.sources.rejects import BAD_LABEL, NO_LABEL, NOT_A_NUMBER, NOT_A_TIME, OUT_OF_RANGE
 from dmoe.tokens.fields import convert
 from tests.prepare import reference
@@ -67,7 +67,7 @@ class Read:
 
 def read(path: Path, plan: DataConfig) -> Read:
     found = Read([], [], 0)
-    for piece in Source(path, plan).pieces():
+    for piece in LogFile(path, plan).pieces():
         rows = convert(piece.read(), plan)
         assert rows.labels_N is not None
         found.rows += zip(rows.lines_N.tolist(), rows.labels_N.tolist(), strict=True)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from dmoe.cli.main import main
-from dmoe.config.data import Checks, Split
+from dmoe.config.data import Checks, SplitRule
 from dmoe.errors import ConfigError, DataError
 from dmoe.prepare.prepare import prepare
 from dmoe.prepare.recipes import read_recipe, recipe_names, recipe_text
@@ -298,7 +298,7 @@ def test_a_published_rule_gives_vocabularies_of_known_size(tmp_path: Path) -> No
     for split in SPLITS:
         (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
         inputs.append(f"{split}={tmp_path / split}.csv")
-    given = read_recipe("avazu_x4").model_copy(update={"split": Split(kind="given"), "checks": None})
+    given = read_recipe("avazu_x4").model_copy(update={"split": SplitRule(kind="given"), "checks": None})
     prepare(given, inputs, tmp_path / "data")
     sizes = {field.name: field.vocabulary_size for field in Schema.read(tmp_path / "data").categorical}
     # Tokens and the two ids of missing and unseen values. 21 to 24 October 2014: Tuesday to Friday.

@@ -19,7 +19,7 @@ from dmoe.errors import DataError
 from dmoe.prepare import restart
 from dmoe.prepare.prepare import prepare
 from dmoe.sources import lines
-from dmoe.sources.pieces import Source
+from dmoe.sources.pieces import LogFile
 from tests.prepare.logs import config, random_rows, write_csv
 from tests.prepare.test_prepare import data_files
 
@@ -86,10 +86,10 @@ def test_finished_pieces_and_shards_are_not_made_again(tmp_path: Path, monkeypat
     stamps = {path.name: path.stat().st_mtime_ns for path in parts[:-2]}
     assert len(stamps) > 3
 
-    def unread(_: Source) -> Any:
+    def unread(_: LogFile) -> Any:
         raise AssertionError
 
-    monkeypatch.setattr(Source, "pieces", unread)
+    monkeypatch.setattr(LogFile, "pieces", unread)
     prepare(config(), [log], tmp_path / "data", shard_rows=50)
     assert {name: (tmp_path / "data" / "train" / name).stat().st_mtime_ns for name in stamps} == stamps
 
@@ -167,7 +167,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Source, "pieces", interrupted)
+    monkeypatch.setattr(LogFile, "pieces", interrupted)
     log = write_csv(tmp_path / "log.csv", random_rows(50, 3))
     (tmp_path / "data.yaml").write_text("label: y\nfields: {categorical: [site]}\n")
     with pytest.raises(SystemExit) as done:

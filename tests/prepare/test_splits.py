@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmoe.config.data import Split
+from dmoe.config.data import SplitRule
 from dmoe.errors import DataError
 from dmoe.prepare import splits
 
@@ -48,14 +48,14 @@ def test_drawn_splits_are_the_smallest_keys(
     valid, test = shares
     train = float(1 - Fraction(str(valid)) - Fraction(str(test)))
     kind = "stratified" if stratified else "random"
-    split = Split.model_validate({"kind": kind, "train": train, "valid": valid, "test": test, "seed": seed})
+    split = SplitRule.model_validate({"kind": kind, "train": train, "valid": valid, "test": test, "seed": seed})
     got = splits.drawn(np.array(labels, dtype=np.uint8), split)
     assert got.tolist() == naive_draw(labels, seed, shares, stratified)
 
 
 def test_counts_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = (np.arange(50_000) % 7 == 0).astype(np.uint8)
-    split = Split(kind="stratified", seed=5)
+    split = SplitRule(kind="stratified", seed=5)
     whole = splits.drawn(labels, split)
     monkeypatch.setattr(splits, "_BLOCK_ROWS", 999)
     assert (splits.drawn(labels, split) == whole).all()
@@ -68,7 +68,7 @@ def test_counts_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_seeds_draw_different_rows_evenly() -> None:
     labels = np.zeros(20_000, dtype=np.uint8)
-    first, second = (splits.drawn(labels, Split(kind="random", seed=seed)) for seed in (0, 1))
+    first, second = (splits.drawn(labels, SplitRule(kind="random", seed=seed)) for seed in (0, 1))
     both = int(((first == splits.TEST) & (second == splits.TEST)).sum())
     # Independent draws share 0.1 * 0.1 of the rows: 200, with a standard deviation below 14.
     assert 130 < both < 270
@@ -85,7 +85,7 @@ def test_sizes_are_rounded_half_up(rows: int, valid: int, train: int) -> None:
 
 def test_rank_split_follows_the_order_given() -> None:
     order = [np.array([3, 1, 4]), np.array([0, 2])]
-    codes = splits.by_rank(order, 5, Split(kind="time", column="t", train=0.6, valid=0.2, test=0.2))
+    codes = splits.by_rank(order, 5, SplitRule(kind="time", column="t", train=0.6, valid=0.2, test=0.2))
     assert codes.tolist() == [1, 0, 2, 0, 0]
 
 

@@ -13,7 +13,7 @@ from dmoe.config.data import DataConfig
 from dmoe.errors import ConfigError
 from dmoe.prepare.prepare import prepare
 from dmoe.sources import lines, quoting
-from dmoe.sources.pieces import Source
+from dmoe.sources.pieces import LogFile
 from dmoe.validation import validate
 from tests.prepare.test_prepare import data_files
 from tests.prepare.test_restart import Stop
@@ -28,7 +28,7 @@ def read(path: Path, config: DataConfig) -> tuple[list[tuple[int, str, str, str]
     """Rows with the number of their first line, and rejects."""
     rows: list[tuple[int, str, str, str]] = []
     rejects: list[tuple[int, str]] = []
-    for piece in Source(path, config).pieces():
+    for piece in LogFile(path, config).pieces():
         raw = piece.read()
         columns = [raw.columns[name].to_pylist() for name in ("y", "v", "w")]
         rows += zip(raw.lines_N.tolist(), *columns, strict=True)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from dmoe.config.data import Split, read_data_config
+from dmoe.config.data import SplitRule, read_data_config
 from dmoe.errors import ConfigError
 from dmoe.prepare.prepare import prepare
 from dmoe.prepare.splits import ordered
@@ -80,7 +80,7 @@ def test_truth_equals_recomputation_from_the_files(log: Log) -> None:
 
 def test_splits_are_those_of_prepare() -> None:
     for rows in range(100, 240):
-        split = Split(kind="ordered", train=0.8, valid=0.1, test=0.1)
+        split = SplitRule(kind="ordered", train=0.8, valid=0.1, test=0.1)
         codes = ordered(rows, split)
         for code, (first, last) in enumerate(split_bounds(rows).values()):
             assert np.array_equal(np.flatnonzero(codes == code), np.arange(first, last))

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import dmoe
-from dmoe.config.data import DataConfig, MultiValuedOptions, read_data_config
+from dmoe.config.data import DataConfig, read_data_config
+from dmoe.config.fields import MultiValuedOptions
 from dmoe.config.run import load_config
 from dmoe.errors import ConfigError, DataError, Interrupted
 from dmoe.inspection import inspect_log

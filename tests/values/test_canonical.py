@@ -17,7 +17,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dmoe.config.data import DataConfig, MultiValuedOptions
+from dmoe.config.data import DataConfig
+from dmoe.config.fields import MultiValuedOptions
 from dmoe.errors import DataError
 from dmoe.prepare.prepare import prepare
 from dmoe.prepare.update import update

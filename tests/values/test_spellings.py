@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoe.config.data import Derivation, Label, NumberFormat, Split, read_data_config
+from dmoe.config.data import SplitRule, read_data_config
+from dmoe.config.raw_format import Derivation, Label, NumberFormat
 from dmoe.errors import ConfigError, DataError
 from dmoe.prepare.prepare import prepare
 from dmoe.schema import vocabulary_path
@@ -115,7 +116,7 @@ def test_patterns_are_tried_when_they_are_read(form: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Derivation(column="t", take="hour", format=form)
     with pytest.raises(ValueError, match="does not hold the year"):
-        Split(kind="time", column="t", format="%d.%m. %H:%M")
+        SplitRule(kind="time", column="t", format="%d.%m. %H:%M")
 
 
 @given(

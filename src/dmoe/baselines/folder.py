@@ -17,13 +17,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from dmoe.baselines.models import MODELS, EncodedRows, Kind, Model, Tell
+from dmoe.baselines.models import MODELS, Kind, Model, Tell
 from dmoe.config.data import SPLITS
 from dmoe.disk.files import check_in_place, check_links, put_back, read_json, write_json, written_aside
 from dmoe.errors import ConfigError, DataError
 from dmoe.metrics.scores import auc, calibration, logloss, relative_information_gain
 from dmoe.metrics.unseen_rows import UnseenRows
 from dmoe.schema import Schema
+from dmoe.shards.files import EncodedRows
 from dmoe.shards.reader import SplitReader, read_once
 from dmoe.validation import validate
 
@@ -217,5 +218,5 @@ def _read(data: Path, split: str, memory_gb: float) -> EncodedRows:
     return EncodedRows(
         np.concatenate([batch.ids_BC.numpy() for batch in batches]),
         np.concatenate([batch.numeric_BN.numpy() for batch in batches]),
-        np.concatenate([batch.labels_B.numpy() for batch in batches]),
+        np.concatenate([batch.labels_B.numpy() for batch in batches]).astype(np.uint8),
     )

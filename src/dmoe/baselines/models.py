@@ -19,6 +19,7 @@ from dmoe.disk.files import give_usual_mode
 from dmoe.errors import DataError, MissingExtraError
 from dmoe.metrics.scores import logloss
 from dmoe.schema import Schema
+from dmoe.shards.files import EncodedRows
 
 Kind: TypeAlias = Literal["logistic", "lightgbm"]
 KINDS: tuple[Kind, ...] = ("logistic", "lightgbm")
@@ -26,18 +27,6 @@ NAMES: dict[str, str] = {"logistic": "logistic regression", "lightgbm": "gradien
 
 # Called with one line on what was just tried.
 Tell: TypeAlias = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRows:
-    """`ids_RC`, `numeric_RN`, `labels_R`."""
-
-    ids_RC: Ids
-    numeric_RN: Numbers
-    labels_R: Any
-
-    def __len__(self) -> int:
-        return len(self.labels_R)
 
 
 class Model(Protocol):

@@ -30,7 +30,7 @@ class Pair(BaseModel):
     p: float
 
 
-class Split(BaseModel):
+class PairedScores(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     auc: Pair
     logloss: Pair
@@ -43,7 +43,7 @@ class Beside(BaseModel):
     name: str
     kind: str
     chosen: dict[str, float | int | str]
-    splits: dict[str, Split]
+    splits: dict[str, PairedScores]
     unseen: dict[str, dict[str, Any] | None]
 
 

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.config.data import CategoricalOptions, DataConfig, MultiValuedOptions, NumericOptions
+from dmoe.config.data import DataConfig
+from dmoe.config.fields import CategoricalOptions, MultiValuedOptions, NumericOptions
 from dmoe.errors import ConfigError, DataError
 from dmoe.export.lookup import TokenTable
 from dmoe.schema import MISSING_ID, OOV_ID, CategoricalField, NumericField, Schema

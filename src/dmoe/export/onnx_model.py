@@ -23,7 +23,7 @@ from dmoe.schema import Schema, vocabulary_path
 from dmoe.sources.delimited import RawRows
 from dmoe.sources.inputs import expand_inputs
 from dmoe.sources.kept_columns import ScoredRows, set_apart
-from dmoe.sources.pieces import Source, needed_columns, table_rows
+from dmoe.sources.pieces import LogFile, needed_columns, table_rows
 from dmoe.sources.tables import as_arrow, as_paths, column_names
 from dmoe.tokens.unseen import Tallied, ValueCounts, warn
 
@@ -140,7 +140,7 @@ class OnnxModel:
                 yield from pool.map(score, self._table_pieces(rows))
                 return
             for path in expand_inputs([str(path) for path in paths]):
-                source = Source(path, self._config, scoring=True, keep=tuple(keep))
+                source = LogFile(path, self._config, scoring=True, keep=tuple(keep))
                 yield from pool.map(score, (piece.read for piece in source.pieces()))
 
     def raw_rows(self, table: pa.Table, where: str) -> RawRows:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from dmoe.config.data import DataConfig
 from dmoe.errors import DataError
 from dmoe.inspection.information import Integers
-from dmoe.sources.pieces import Source
+from dmoe.sources.pieces import LogFile
 from dmoe.values.coded_columns import MISSING, Codes, Column, as_text, codes_of, pc
 
 # Between the values of a list column: no text holds the unit separator.
@@ -74,7 +74,7 @@ def read_rows(paths: Sequence[Path], reading: DataConfig, names: Sequence[str], 
     left_out: dict[str, str] = {}
     types: dict[str, pa.DataType] = {}
     rows, rejected, cut = 0, 0, False
-    pieces = chain.from_iterable(Source(path, reading, scoring=True, labels=True).pieces() for path in paths)
+    pieces = chain.from_iterable(LogFile(path, reading, scoring=True, labels=True).pieces() for path in paths)
     for piece in pieces:
         raw = piece.read()
         taken = min(len(raw.lines_N), max_rows - rows)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dmoe.config.data import DELIMITERS, DataConfig, Label
+from dmoe.config.data import DataConfig
+from dmoe.config.raw_format import DELIMITERS, Label
 from dmoe.errors import DataError
 from dmoe.inspection.columns import LogRows, TextColumn, read_rows
 from dmoe.inspection.kinds import MISSING_WORDS, ColumnFacts, Found, Reader, left_out

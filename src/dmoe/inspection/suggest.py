@@ -9,7 +9,8 @@ import numpy.typing as npt
 import yaml
 from scipy.stats import chi2
 
-from dmoe.config.data import DataConfig, check_field_name
+from dmoe.config.data import DataConfig
+from dmoe.config.fields import check_field_name
 from dmoe.errors import DataError
 from dmoe.inspection.columns import TextColumn
 from dmoe.inspection.information import chance_divergence, jensen_shannon

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.config.data import DataConfig, MultiValuedOptions, PretrainedOptions
+from dmoe.config.data import DataConfig
+from dmoe.config.fields import MultiValuedOptions, PretrainedOptions
 from dmoe.machine.ordered_pool import OrderedPool
 from dmoe.prepare import splits
 from dmoe.prepare.engines.base import CountingEngine

@@ -40,7 +40,7 @@ from dmoe.shards.folder import DataFolder
 from dmoe.shards.writer import SHARD_ROWS
 from dmoe.sources import lines
 from dmoe.sources.inputs import check_outside, split_inputs
-from dmoe.sources.pieces import PARQUET_ROWS, Piece, Source
+from dmoe.sources.pieces import PARQUET_ROWS, LogFile, Piece
 from dmoe.sources.rejects import REASONS
 from dmoe.tokens.fields import categorical_names, convert, numeric_names, quantile_names, value_forms
 
@@ -225,7 +225,7 @@ class _Work:
         done = len(self.journal.of("piece", file=number))
 
         read = partial(_read_piece, self.config, self.stage.spill, number)
-        pieces = islice(enumerate(Source(path, self.config).pieces()), done, None)
+        pieces = islice(enumerate(LogFile(path, self.config).pieces()), done, None)
         for entry in engine.map(read, pieces, pool):
             self.note("piece", **entry)
             yield entry

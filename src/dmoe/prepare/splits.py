@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.config.data import SPLITS, Split
+from dmoe.config.data import SPLITS, SplitRule
 from dmoe.errors import DataError
 
 TRAIN, VALID, TEST = range(3)
@@ -23,13 +23,13 @@ def split_sizes(num_rows: int, shares: dict[str, Fraction]) -> dict[str, int]:
     return {"train": num_rows - sum(sizes.values()), **sizes}
 
 
-def ordered(num_rows: int, split: Split) -> SplitCodes:
+def ordered(num_rows: int, split: SplitRule) -> SplitCodes:
     """First rows train, then valid, then test."""
     sizes = split_sizes(num_rows, split.shares())
     return np.repeat(np.arange(3, dtype=np.uint8), [sizes[name] for name in SPLITS])
 
 
-def drawn(labels_N: Labels, split: Split) -> SplitCodes:
+def drawn(labels_N: Labels, split: SplitRule) -> SplitCodes:
     """`random`: the rows with the smallest keys are valid, the next test. `stratified`: so in each class.
 
     A row's key is splitmix64 of its number and the seed, a bijection, so no two rows share one.
@@ -51,7 +51,7 @@ def drawn(labels_N: Labels, split: Split) -> SplitCodes:
     return codes
 
 
-def by_rank(rows_in_order: Iterable[npt.NDArray[np.int64]], num_rows: int, split: Split) -> SplitCodes:
+def by_rank(rows_in_order: Iterable[npt.NDArray[np.int64]], num_rows: int, split: SplitRule) -> SplitCodes:
     """The rows given first are train, then valid, then test."""
     sizes = split_sizes(num_rows, split.shares())
     bounds = np.cumsum([sizes[name] for name in SPLITS])

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dmoe.config.data import DataConfig, Split
+from dmoe.config.data import DataConfig, SplitRule
 from dmoe.prepare.prepare import PrepareOptions, run
 from dmoe.prepare.restart import recover
 from dmoe.shards.folder import DataFolder
@@ -13,7 +13,7 @@ from dmoe.validation import validate
 
 
 def update(
-    data: Path, inputs: Sequence[str], output: Path | None = None, *, split: Split | None = None, **options: Any
+    data: Path, inputs: Sequence[str], output: Path | None = None, *, split: SplitRule | None = None, **options: Any
 ) -> dict[str, Any]:
     """Adds raw logs to the data set folder `data`; gives what summary.json then says.
 

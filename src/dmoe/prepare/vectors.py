@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from dmoe.config.data import PretrainedOptions
+from dmoe.config.fields import PretrainedOptions
 from dmoe.disk.files import give_usual_mode
 from dmoe.errors import DataError
 from dmoe.prepare.vocabulary import write_given

@@ -22,7 +22,7 @@ from dmoe.errors import DataError, Interrupted, NonFiniteLossError
 from dmoe.nn.experts.options import check_experts
 from dmoe.prepare.prepare import prepare
 from dmoe.scoring.estimator_input import (
-    Given,
+    GivenTable,
     InputError,
     as_given,
     as_input_errors,
@@ -108,7 +108,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             labels = labels_of(y, given.table.num_rows)
             return self._fit(given, labels, configuration)
 
-    def _fit(self, given: Given, labels: NDArray[Any], configuration: RunConfig) -> Self:
+    def _fit(self, given: GivenTable, labels: NDArray[Any], configuration: RunConfig) -> Self:
         classes = np.unique(labels)
         folder = self._temporary_folder()
         run = Path(self.run_folder) if self.run_folder else folder / "run"
@@ -197,7 +197,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def _prepare(self, given: Given, is_second_R: NDArray[np.bool_], seed: int, folder: Path) -> None:
+    def _prepare(self, given: GivenTable, is_second_R: NDArray[np.bool_], seed: int, folder: Path) -> None:
         table = given.table
         names = table.column_names
         if _LABEL in names:

@@ -46,7 +46,7 @@ def as_input_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GivenTable:
     """A table as pyarrow. `names`: of its columns if it had names and all are texts, else None; `categories`: the
     columns of a categorical dtype; `array`: whether its columns have a place only."""
 
@@ -56,7 +56,7 @@ class Given:
     array: bool
 
 
-def as_given(X: Any, names: Sequence[str] | None = None) -> Given:
+def as_given(X: Any, names: Sequence[str] | None = None) -> GivenTable:
     """A table of any kind; the columns of an array or list of rows are called `names`, by default x0, x1, ….
 
     Raises: DataError if it is none, has no column, or one that cannot be read.
@@ -72,14 +72,14 @@ def as_given(X: Any, names: Sequence[str] | None = None) -> Given:
             raise DataError(
                 f"X has {array.shape[1]} features, but DMoEClassifier is expecting {len(given)} features as input"
             ) from None
-        return Given(pa.table({name: _column(array[:, place], name) for place, name in enumerate(given)}),
+        return GivenTable(pa.table({name: _column(array[:, place], name) for place, name in enumerate(given)}),
                      None, frozenset(), array=True)  # fmt: skip
     if not table.num_columns:
         raise DataError(_no_columns((table.num_rows, 0)))
     schema = nw.from_native(X if not isinstance(X, pa.RecordBatch) else pa.Table.from_batches([X])).schema
     categories = [str(name) for name, kind in schema.items() if kind in (nw.Categorical, nw.Enum)]
     texts = all(isinstance(name, str) for name in schema)
-    return Given(table, table.column_names if texts else None, frozenset(categories), array=False)
+    return GivenTable(table, table.column_names if texts else None, frozenset(categories), array=False)
 
 
 def _no_columns(shape: tuple[int, ...]) -> str:
@@ -204,7 +204,7 @@ def _plain(values: NDArray[Any]) -> NDArray[Any]:
     raise DataError(f"y holds labels of types {names}; make them all numbers, texts or booleans")
 
 
-def numeric_of(given: Given, numeric: Sequence[str] | None) -> list[str]:
+def numeric_of(given: GivenTable, numeric: Sequence[str] | None) -> list[str]:
     """The columns taken as numbers: those asked for, or those of floats and decimals.
 
     Raises: InputError if one that was asked for is not there.

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dmoe.config.data import DELIMITERS, DataConfig
+from dmoe.config.data import DataConfig
+from dmoe.config.raw_format import DELIMITERS
 from dmoe.errors import DataError
 from dmoe.sources.delimited import Layout, RawRows, is_utf8, parse_lines
 from dmoe.sources.inputs import folder_columns
@@ -33,7 +34,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Source:
+class LogFile:
     """One input file under a data configuration.
 
     For `scoring` the label column is read only with `labels`, and only if the file has it; without `labels` a file

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from dmoe.config.data import DELIMITERS
+from dmoe.config.raw_format import DELIMITERS
 
 # A stray quote must not swallow the rest of a file: a record has at most so many lines and bytes.
 RECORD_LINES = 1000

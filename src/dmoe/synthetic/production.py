@@ -1,6 +1,6 @@
 """The planted log of an ad platform: 513 fields of every kind, in two groups."""
 
-from dmoe.synthetic.spec import Categorical, Given, Numeric, Preset, Several, Strengths
+from dmoe.synthetic.spec import Categorical, GivenVectors, Numeric, Preset, Several, Strengths
 
 # Sizes, skews and shares of missing values that the fields without a name of their own go through.
 _SIZES = (4, 12, 30, 80, 250, 700, 2_000, 6_000, 20_000, 60_000)
@@ -65,5 +65,5 @@ PRODUCTION = Preset(
     triple_mean=0.5,
     numeric_pairs=(("n00", "category"), ("n01", "device"), ("n07", "age"), ("n13", "hour")),
     min_count=2,
-    given=Given("picture", "item", width=16, noise=0.5, table_group="ad"),
+    given=GivenVectors("picture", "item", width=16, noise=0.5, table_group="ad"),
 )

@@ -58,7 +58,7 @@ class Several:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GivenVectors:
     """Vectors of the tokens of `column`: its planted effects under noise of this standard deviation."""
 
     name: str
@@ -99,7 +99,7 @@ class Preset:
     numeric_pairs: tuple[tuple[str, str], ...] = ()
     row_id: str | None = None
     min_count: int = field(default=1)
-    given: Given | None = None
+    given: GivenVectors | None = None
 
     @property
     def categorical(self) -> tuple[Categorical, ...]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dmoe.synthetic.draw import MISSING, Columns
 from dmoe.synthetic.logit import AFFINITY_RANK, affinity_purpose, bell, key, scramble
-from dmoe.synthetic.spec import Categorical, Given, Numeric, Preset, Several
+from dmoe.synthetic.spec import Categorical, GivenVectors, Numeric, Preset, Several
 
 Column: TypeAlias = "pa.Array[pa.Scalar[pa.DataType]]"
 
@@ -59,7 +59,7 @@ def _joined(law: Categorical, seed: int, token_RL: NDArray[np.int64]) -> Column:
     return cast(Column, joined)
 
 
-def given_vectors(preset: Preset, seed: int, given: Given) -> pa.Table:
+def given_vectors(preset: Preset, seed: int, given: GivenVectors) -> pa.Table:
     """`key` and `vector` of every token of the column: main effect, affinities, then nothing but noise."""
     column = next(one for one in preset.categorical if one.name == given.column)
     token_K = np.arange(column.size)

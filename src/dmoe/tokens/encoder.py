@@ -22,7 +22,7 @@ from dmoe.schema import MISSING_ID, OOV_ID, Schema
 from dmoe.sources.delimited import RawRows
 from dmoe.sources.inputs import expand_inputs
 from dmoe.sources.kept_columns import Kept, joined, set_apart
-from dmoe.sources.pieces import Piece, Source, needed_columns, table_rows
+from dmoe.sources.pieces import LogFile, Piece, needed_columns, table_rows
 from dmoe.sources.tables import as_arrow, column_names
 from dmoe.tokens.fields import FieldRows, convert, raw_valued
 from dmoe.tokens.numbers import encode_numbers
@@ -96,7 +96,7 @@ class RawEncoder:
         given = False
         with OrderedPool(usable_threads()) as pool:
             for path in files:
-                source = Source(path, self._config, scoring=True, labels=labels, keep=tuple(keep))
+                source = LogFile(path, self._config, scoring=True, labels=labels, keep=tuple(keep))
                 encode = partial(self._encode_piece, labels=labels, keep=keep, counts=counts)
                 for batch in pool.map(encode, source.pieces()):
                     held.append(batch)

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.config.data import CategoricalOptions, DataConfig, NumberFormat
+from dmoe.config.data import DataConfig
+from dmoe.config.fields import CategoricalOptions
+from dmoe.config.raw_format import NumberFormat
 from dmoe.errors import DataError
 from dmoe.sources.delimited import RawRows
 from dmoe.sources.rejects import NO_TIME, OUT_OF_RANGE, Reject, shorten

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.config.data import Label
+from dmoe.config.raw_format import Label
 from dmoe.errors import DataError
 from dmoe.sources.rejects import BAD_LABEL, NO_CLASS, NO_LABEL
 from dmoe.tokens.scalars import Fault, parse_number

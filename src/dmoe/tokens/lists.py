@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.config.data import MultiValuedOptions
+from dmoe.config.fields import MultiValuedOptions
 from dmoe.schema import MISSING_ID
 from dmoe.values.coded_columns import MISSING, CodedColumn, Codes, Column, as_text, codes_of, is_list, pc, without
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.config.data import NumberFormat
+from dmoe.config.raw_format import NumberFormat
 from dmoe.sources.rejects import NOT_A_NUMBER
 from dmoe.tokens.scalars import Fault, missing_numbers, parse_number
 from dmoe.values.coded_columns import Column, pc

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.config.data import NumericOptions
+from dmoe.config.fields import NumericOptions
 from dmoe.errors import DataError
 from dmoe.schema import NumericField
 from dmoe.values.coded_columns import Numbers

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-from dmoe.config.data import NumericOptions
+from dmoe.config.fields import NumericOptions
 from dmoe.sources.rejects import NOT_A_NUMBER, OUT_OF_RANGE
 
 FLOAT32_MAX = 3.4028234663852886e38

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dmoe.config.data import Derivation
+from dmoe.config.raw_format import Derivation
 from dmoe.config.time_patterns import UNITS
 from dmoe.errors import DataError
 from dmoe.sources.rejects import NOT_A_TIME
