@@ -334,9 +334,9 @@ def test_runs_must_be_given_once(make_run: MakeRun, tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("config.yaml", None, "has no config.yaml, so it is not a run folder"),
-        ("schema.json", None, "has no schema.json, so it is not a run folder"),
+        ("schema.json", None, "has no schema.json, so it is not a data set or run folder"),
         ("config.yaml", "model: [", r"config.yaml:\d+: not valid YAML"),
-        ("config.yaml", "training: {}", "config.yaml: key 'model' is missing"),
+        ("config.yaml", "modle: {}", "config.yaml: unknown key 'modle'; did you mean 'model'"),
         ("schema.json", "{", "schema.json: damaged"),
         ("metrics.json", "[]", "metrics.json: damaged"),
         ("metrics.jsonl", '{"epoch": 1, "step": 1}\n[]\n', r"metrics.jsonl:2: expected a JSON object, got list"),
@@ -371,7 +371,7 @@ def test_damaged_run_is_one_clear_error_and_no_page(
 
 
 def test_absent_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="absent: no such folder"):
+    with pytest.raises(DataError, match="absent: no such run folder"):
         write_report([tmp_path / "absent"], tmp_path / "report.html")
 
 

@@ -16,34 +16,6 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
 
-class ExpertConfigRecord(_Record):
-    kind: str
-
-
-class ModelConfigRecord(_Record):
-    experts: tuple[ExpertConfigRecord, ...] = Field(min_length=1)
-    tables: str | tuple[int, ...] = "per-expert"
-
-
-class DecorrelationConfigRecord(_Record):
-    loss: str = "corr"
-    location: str = "output"
-    alpha: float = 0.0
-
-
-class TrainingConfigRecord(_Record):
-    batch_size: int | None = None
-    seed: int | None = None
-
-
-class RunConfigRecord(_Record):
-    """The parts of config.yaml that the page says in words."""
-
-    model: ModelConfigRecord
-    decorrelation: tuple[DecorrelationConfigRecord, ...] = ()
-    training: TrainingConfigRecord = TrainingConfigRecord()
-
-
 class ScoresRecord(_Record):
     auc: Number = None
     logloss: Number = None

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from dmoe.baselines.folder import MARK as BASELINE_MARK
 from dmoe.baselines.folder import Baseline
 from dmoe.baselines.models import NAMES
+from dmoe.config.run import RunConfig
 from dmoe.disk.files import check_links, read_json, read_json_lines
 from dmoe.errors import ConfigError, DataError
 from dmoe.evaluation.baseline import read_beside
@@ -20,14 +21,13 @@ from dmoe.report.records import (
     EvaluationRecord,
     FinalMetrics,
     LinearShare,
-    RunConfigRecord,
     ScoresRecord,
     StepLine,
     Warnings,
 )
+from dmoe.runs.folder import RunFolder
 from dmoe.schema import Schema
 from dmoe.validation import validate
-from dmoe.yaml_text import read_yaml, settled
 
 EVALUATION_FORMAT_VERSION = 1
 # Of several evaluated splits the first in this order is shown in detail.
@@ -44,7 +44,7 @@ class ReportedRun:
     folder: Path
     config_text: str
     config_values: dict[str, Any]
-    config: RunConfigRecord
+    config: RunConfig
     schema: Schema
     epochs: tuple[EpochLine, ...]
     steps: tuple[StepLine, ...]
@@ -94,7 +94,7 @@ class ReportedRun:
     def expert_names(self) -> list[str]:
         """Names of the experts, told apart by their index where two are alike."""
         detail = self.detail
-        names = [expert.kind for expert in self.config.model.experts]
+        names = [str(expert["kind"]) for expert in self.config.model.experts]
         if detail is not None and len(detail.experts) == len(names):
             names = [expert.name for expert in sorted(detail.experts, key=lambda expert: expert.index)]
         return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
@@ -125,24 +125,18 @@ def read_run(folder: Path, name: str) -> ReportedRun:
 
     Raises: DataError if the folder is no run folder, or a file in it is damaged.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected a run folder made by `dmoe train`")
-    check_links(folder)
-    simple = Baseline.open(folder) if Baseline.is_one(folder) else None
-    settings = BASELINE_MARK if simple else "config.yaml"
-    for needed in (settings, "schema.json"):
-        if not (folder / needed).is_file():
-            raise DataError(f"{folder}: has no {needed}, so it is not a run folder of `dmoe train`")
-    baseline = None if simple is None else NAMES[simple.facts.kind]
-    if simple is not None:
+    if folder.is_dir():
+        check_links(folder)
+    if Baseline.is_one(folder):
+        simple = Baseline.open(folder)
+        baseline: str | None = NAMES[simple.facts.kind]
+        settings, schema = BASELINE_MARK, simple.schema
         values = simple.facts.model_dump(mode="json")
-        config = RunConfigRecord.model_validate({"model": {"experts": [{"kind": baseline}]}})
+        config = RunConfig.model_validate({"model": {"experts": [{"kind": baseline}]}})
     else:
-        try:
-            values = read_yaml(folder / "config.yaml")
-        except ConfigError as error:
-            raise DataError(str(error)) from None
-        config = _part(RunConfigRecord, values, str(folder / "config.yaml"))
+        run = RunFolder.open(folder)
+        baseline, settings, schema, config = None, "config.yaml", run.schema, run.config
+        values = config.values()
     evaluations = _evaluations(folder / "evaluation")
     for split, evaluation in evaluations.items():
         _check_experts(evaluation, len(config.model.experts), folder / "evaluation" / f"{split}.json")
@@ -150,9 +144,9 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         name=name,
         folder=folder,
         config_text=(folder / settings).read_text(encoding="utf-8"),
-        config_values=settled(values),
+        config_values=values,
         config=config,
-        schema=Schema.read(folder),
+        schema=schema,
         epochs=tuple(_lines(EpochLine, folder / "metrics.jsonl")),
         steps=tuple(_lines(StepLine, folder / "steps.jsonl")),
         metrics=_final_metrics(folder / "metrics.json"),
