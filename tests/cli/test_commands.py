@@ -16,7 +16,7 @@ import dmoe
 from dmoe.cli.main import main
 from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
 from dmoe.shards.reader import SplitReader
-from dmoe.training import loop
+from dmoe.training import finish
 from dmoe.weights.run import Run
 
 SMALL = [
@@ -188,9 +188,9 @@ def test_a_dead_expert_is_named(folder, call, tmp_path, monkeypatch):
     alive = call(*words, "--output", tmp_path / "alive")
     assert (alive.code, "is dead" in alive.err) == (0, False)
     # It takes a long training to lose an expert for sure, so what the evaluation finds is put in its place.
-    summary = loop.summary_of
+    summary = finish.summary_of
     found = {"dead_columns": [16, 15], "cec": None}
-    monkeypatch.setattr(loop, "summary_of", lambda evaluation: summary(evaluation) | found)
+    monkeypatch.setattr(finish, "summary_of", lambda evaluation: summary(evaluation) | found)
     lost = call(*words, "--output", tmp_path / "lost")
     assert "warning: expert 0 (cin) is dead: each of its 16 outputs is the same for every row" in lost.err
     assert "expert 1" not in lost.err

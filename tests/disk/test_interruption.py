@@ -172,7 +172,7 @@ def fitted(here: Path, run: Interrupter) -> Case:
     place = folder / "work" / "logistic"
     folder.mkdir()
     place.parent.mkdir()
-    command: list[str | Path] = ["baseline", "logistic", "--output", place, "--data"]
+    command: list[str | Path] = ["baseline", "--kind", "logistic", "--output", place]
     for name, rows in (("first", 200), ("second", 300)):
         write_data(folder / name, {"train": rows, "valid": 100})
     assert run.run([*command, folder / "first"]).code == 0

@@ -11,7 +11,8 @@ from dmoe.nn.experts import gwpfm as gwpfm_module
 from dmoe.nn.experts.pairs import PairProducts
 from dmoe.nn.model import DMoE
 from dmoe.nn.tables import fields as fields_module
-from dmoe.nn.tables.fields import FieldEmbedding, TokenField
+from dmoe.nn.tables.bank import TokenField
+from dmoe.nn.tables.fields import FieldEmbedding
 
 
 def value_and_gradients(run: nn.Module, leaves: list[Tensor], *inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dmoe import DMoE
 from dmoe.nn.experts import DNN, FM
-from dmoe.nn.tables.fields import Bank, FieldEmbedding, TokenField
+from dmoe.nn.tables.bank import Bank, TokenField
+from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.pooling import AttentionPooling, TargetPooling
 
 FIELDS = [

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoe.nn.linear import EDGES, LinearPart
-from dmoe.nn.tables.fields import TokenField
+from dmoe.nn.tables.bank import TokenField
 
 FIELDS = [TokenField(4), TokenField(5, length=3, multi_valued=True), TokenField(3)]
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmoe.nn.tables.fields import FieldEmbedding, TokenField
+from dmoe.nn.tables.bank import TokenField
+from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
 from dmoe.optim import make_embedding_optimiser
 

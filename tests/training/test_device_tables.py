@@ -15,7 +15,8 @@ from dmoe.errors import DataError, Interrupted
 from dmoe.kernels.row_access import rows_of
 from dmoe.nn.build import build_model, build_terms
 from dmoe.nn.model import Objective
-from dmoe.nn.tables.fields import FieldEmbedding, TokenField
+from dmoe.nn.tables.bank import TokenField
+from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
 from dmoe.optim import DeferredAdam, make_embedding_optimiser
 from dmoe.optim.deferred_device import DeferredAdamOnDevice

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dmoe.export.manifest import TableType
 from dmoe.nn.model import DMoE
-from dmoe.nn.tables.fields import FrozenTable
+from dmoe.nn.tables.bank import FrozenTable
 from dmoe.nn.tables.table import MultiTableEmbedding
 
 

@@ -12,7 +12,7 @@ from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts import Expert, expert_class
 from dmoe.nn.experts.options import check_experts
 from dmoe.nn.model import DecorrelationTerm, DMoE
-from dmoe.nn.tables.fields import TokenField
+from dmoe.nn.tables.bank import TokenField
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, MultiValuedField, NumericField, Schema
 
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn.tables.fields import TokenField
+from dmoe.nn.tables.bank import TokenField
 
 # Inner bounds of a numeric field's bins, at most.
 EDGES = 19

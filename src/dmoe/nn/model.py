@@ -31,7 +31,8 @@ from dmoe.nn.gate import Gate, GateOutput
 from dmoe.nn.linear import LinearPart
 from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.mlp import MLP, initialise_linear
-from dmoe.nn.tables.fields import FieldEmbedding, TokenField
+from dmoe.nn.tables.bank import TokenField
+from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
 
 Location = Literal["output", "pre-activation", "intermediate", "input"]
@@ -131,7 +132,7 @@ class DMoE(nn.Module):
     """De-correlated mixture of experts (arXiv 2505.17925, eq. 1-12).
 
     Args:
-        vocabulary_sizes: rows of each categorical field's vocabulary, or a `dmoe.nn.tables.fields.TokenField` for one
+        vocabulary_sizes: rows of each categorical field's vocabulary, or a `dmoe.nn.tables.bank.TokenField` for one
             that is multi-valued, has a width of its own or given vectors.
         num_numeric: numeric fields; each is its value times a learned vector, per table.
         embedding_dim: width D of every table, or one width for each table that experts read.

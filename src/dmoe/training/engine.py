@@ -14,7 +14,7 @@ from dmoe.config.run import OptimiserConfig
 from dmoe.errors import DataError, NonFiniteLossError
 from dmoe.kernels.row_parallel import HALF_DTYPES
 from dmoe.nn.model import DMoE, Losses, Objective
-from dmoe.nn.tables.fields import Bank
+from dmoe.nn.tables.bank import Bank
 from dmoe.nn.tables.lookup import BatchRows, TableRows
 from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.optim import EmbeddingOptimiser, RowClip, make_embedding_optimiser

@@ -1,16 +1,13 @@
 """Training from a data set folder to a run folder: the recipe of the benchmark lineage, resumable to the bit."""
 
-import json
-import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from dmoe.config.run import RunConfig, TrainingConfig
@@ -24,36 +21,32 @@ from dmoe.disk.files import (
     remove_leftovers,
     replaced_path,
     set_aside,
-    write_json,
     write_json_lines,
 )
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.evaluation.evaluate import (
     SCORING_ROWS,
     check_split,
-    evaluate_split,
-    labels_and_both_logits,
     quick_metrics,
 )
-from dmoe.machine.limits import peak_memory_bytes
 from dmoe.machine.stopping import StopRequest, stop_requests
 from dmoe.nn.build import build_model, build_terms, check_model
 from dmoe.nn.model import DMoE, Objective
 from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
 from dmoe.shards.prefetch import prefetch
-from dmoe.shards.reader import SplitReader, read_once
-from dmoe.training.calibrate import calibrate
-from dmoe.training.checkpoint import Checkpoint, load_checkpoint, remove_checkpoint, save_checkpoint
+from dmoe.shards.reader import SplitReader
+from dmoe.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dmoe.training.device import moved_ahead, with_following
 from dmoe.training.engine import Engine, StepLoss
-from dmoe.training.linear import add_share, fit_linear, mixed
+from dmoe.training.finish import finish
 from dmoe.training.log_facts import LogFacts, measure_log
+from dmoe.training.position import Position
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import l2_scales, needs_facts, resolved, shrink
 from dmoe.training.replacement import Replacement
 from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_start
-from dmoe.weights.run import FirstWeights, Run, choose_device, environment_facts, load_tensors
+from dmoe.weights.run import FirstWeights, Run, choose_device, load_tensors
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
 _MINIMAL_GAIN = 1e-6
@@ -61,57 +54,6 @@ _MINIMAL_GAIN = 1e-6
 _STEPS_UNREAD = 32
 # About this many points make the training curve of one epoch.
 _CURVE_POINTS = 100
-
-
-@dataclass(slots=True)
-class _Position:
-    """Where training is: all that is not a tensor."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0  # batches done in this epoch
-    evaluations: int = 0
-    lr: float = 0.0
-    best: float | None = None
-    best_step: int = 0
-    best_epoch: int = 0
-    failures: int = 0
-    finished: bool = False
-    seconds: float = 0.0
-    # Sums over the steps since the last evaluation.
-    rows: int = 0
-    total: float = 0.0
-    logloss: float = 0.0
-    decorrelation: float = 0.0
-    training_seconds: float = 0.0
-    all_rows: int = 0
-    all_training_seconds: float = 0.0
-
-    @staticmethod
-    def read(values: dict[str, Any], epochs: int) -> "_Position":
-        """Raises: TypeError or ValueError for what no training of so many epochs wrote."""
-        found = _Position(**values)
-        TypeAdapter(_Position).validate_json(json.dumps(asdict(found)), strict=True)
-        counts = (value for name, value in asdict(found).items() if name != "best")
-        if min(counts) < 0 or found.epoch > epochs:
-            raise ValueError("its state.json counts below 0, or beyond the last epoch")
-        return found
-
-    def add(self, loss: StepLoss, rows: int) -> None:
-        self.rows += rows
-        self.all_rows += rows
-        self.total += loss.total * rows
-        self.logloss += loss.logloss * rows
-        self.decorrelation += loss.decorrelation * rows
-
-    def add_seconds(self, seconds: float) -> None:
-        self.seconds += seconds
-        self.training_seconds += seconds
-        self.all_training_seconds += seconds
-
-    def restart_sums(self) -> None:
-        self.rows = 0
-        self.total = self.logloss = self.decorrelation = self.training_seconds = 0.0
 
 
 def train(
@@ -260,7 +202,7 @@ class _Trainer:
             host_tables=recipe.tables == "host",
         )
         self.unread: list[tuple[int, Tensor]] = []  # rows and losses of steps that nobody has looked at
-        self.at = _Position(lr=config.optimiser.lr)
+        self.at = Position(lr=config.optimiser.lr)
         # Dropout draws from torch's global stream.
         torch.manual_seed(recipe.seed)
 
@@ -284,7 +226,7 @@ class _Trainer:
         checkpoint = load_checkpoint(self.run.path)
         if checkpoint is not None:
             try:
-                self.at = _Position.read(checkpoint.position, self.recipe.epochs)
+                self.at = Position.read(checkpoint.position, self.recipe.epochs)
                 if not self.at.finished:
                     self.engine.load_state(checkpoint.tensors)
             except (RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -424,94 +366,16 @@ class _Trainer:
     def _save_checkpoint(self) -> None:
         save_checkpoint(self.run.path, Checkpoint(self.engine.state(), asdict(self.at)))
 
-    def _fit_on_valid(self, model: DMoE, requests: StopRequest, at_batch: Callable[[], None]) -> None:
-        """The linear part's share of the logit, then the map from logits to calibrated ones; kept with the weights."""
-        how, rate = self.recipe.calibration, self.recipe.negative_sampling_rate
-        if how == "none" and rate == 1 and model.linear is None:
-            return
-        # A kill may have come after the map of an earlier attempt was saved.
-        model.calibration.set(0.0, 1.0)
-        model.calibration.offset.fill_(math.log(rate))
-        facts = None
-        if model.linear is not None:
-            with requests.at_once(at_batch):
-                facts = fit_linear(model.linear, self.data, self.recipe.memory_gb)
-        if how != "none" or facts is not None:
-            held_out = {
-                split: labels_and_both_logits(
-                    model, read_once(self.data, split, batch_size=SCORING_ROWS), self.device, at_batch
-                )
-                for split in ("valid", "test")
-                if (self.data / split).is_dir()
-            }
-            share = 0.0
-            if facts is not None and model.linear is not None:
-                found = add_share(model.linear, held_out) if facts["used"] else {"share": 0.0}
-                share = found["share"]
-                write_json(self.run.path / "linear.json", {**facts, **found})
-            together = {
-                split: (labels_R, logits_R if linear_R is None else mixed(logits_R, linear_R, share))
-                for split, (labels_R, logits_R, linear_R) in held_out.items()
-            }
-            if how != "none":
-                write_json(self.run.path / "calibration.json", calibrate(model, how, together))
-        self.run.save_weights(model.state_dict())
-
     def _finish(self, requests: StopRequest) -> None:
         """Reloads the best weights, evaluates them on every held-out split and writes the final figures.
 
         The optimisers and the rows in memory go first, so that this takes no more memory than training did.
         """
-
-        def stop_if_asked() -> None:
-            if requests.made:
-                raise Interrupted(
-                    f"interrupted in the final evaluation; `dmoe train … --output {self.run.path} --resume` does "
-                    "only that"
-                )
-
         self.engine.release()
         del self.engine, self.reader, self.valid
         self.model.embedding.end_shrinkage()  # the weights are saved folded
         self.run.load_weights_into(self.model)
-        model = self.model.eval()
-        self._fit_on_valid(model, requests, stop_if_asked)
-        (self.run.path / "evaluation").mkdir(exist_ok=True)
-        final: dict[str, Any] = {}
-        for split in ("valid", "test"):
-            if not (self.data / split).is_dir():
-                continue
-            found = evaluate_split(model, self.run.path, self.data, split, device=self.device, at_batch=stop_if_asked)
-            write_json(self.run.path / "evaluation" / f"{split}.json", found)
-            final[split] = summary_of(found)
-        final |= {
-            "best_epoch": self.at.best_epoch,
-            "best_step": self.at.best_step,
-            "steps": self.at.step,
-            "seconds": self.at.seconds,
-            "rows_per_second": self.at.all_rows / max(self.at.all_training_seconds, 1e-9),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        }
-        self.run.update_environment(
-            **environment_facts(), wall_seconds=self.at.seconds, peak_memory_bytes=peak_memory_bytes()
-        )
-        write_json(self.run.path / "metrics.json", final)
-        self.run.first_weights.unlink(missing_ok=True)
-        remove_checkpoint(self.run.path)
-
-
-def summary_of(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The few figures of an evaluation that `metrics.json` keeps."""
-    output = evaluation["correlation"].get("output")
-    return {
-        "rows": evaluation["rows"],
-        "auc": evaluation["auc"],
-        "logloss": evaluation["logloss"],
-        "relative_information_gain": evaluation["relative_information_gain"],
-        "cec": output["total"] if output else None,
-        "cec_noise_floor": output["total_noise_floor"] if output else None,
-        "dead_columns": output["dead_columns"] if output else None,
-    }
+        finish(self.run, self.model.eval(), self.data, self.device, self.at, requests)
 
 
 def _curve_point(loss: StepLoss) -> dict[str, float]:
