@@ -3,14 +3,14 @@
 The step runs on the CPU in the form that other devices take, under a mode that refuses the operations that wait there.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dmoe.config.run import OptimiserConfig, load_config
+from dmoe.config.run import DecorrelationConfig, OptimiserConfig, load_config
 from dmoe.nn.build import build_model, build_terms
 from dmoe.nn.experts import EXPERTS
 from dmoe.nn.model import Objective
@@ -52,7 +52,7 @@ SCHEMA = Schema(
 EVERY_EXPERT = [[f"model.experts=[{{kind: {kind}}}, {{kind: fm}}]"] for kind in sorted(EXPERTS)]
 EVERY_LOSS = [
     [f"decorrelation=[{{loss: {loss}, location: {location}, alpha: 1}}]"]
-    for loss in ("corr", "cov", "barlow-twins", "vicreg")
+    for loss in get_args(DecorrelationConfig.model_fields["loss"].annotation)
     for location in ("output", "input", "intermediate")
 ]
 EVERY_GATE = [

@@ -1,7 +1,7 @@
 """From configuration to modules, so that no module has to hold a configuration."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -164,7 +164,9 @@ def _loss(config: DecorrelationConfig) -> nn.Module:
         return CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale)
     if config.loss == "barlow-twins":
         return BarlowTwinsLoss()
-    return VICRegLoss(1.0 if config.variance_weight is None else config.variance_weight)
+    if config.loss == "vicreg":
+        return VICRegLoss(1.0 if config.variance_weight is None else config.variance_weight)
+    assert_never(config.loss)
 
 
 def _has_intermediates(model: DMoE) -> bool:

@@ -29,7 +29,7 @@ class Expert(nn.Module):
 
     kind: ClassVar[str] = ""
     out_features: int
-    # In the benchmark form (docs/experts.md): leading outputs that enter the logit as they are, and whether a
+    # In the benchmark form (docs/benchmark-form.md): leading outputs that enter the logit as they are, and whether a
     # first-order term comes beside them.
     summed_features: int = 0
     first_order: ClassVar[bool] = False
