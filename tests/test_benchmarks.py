@@ -142,6 +142,7 @@ def test_profile_sees_every_part_and_changes_nothing() -> None:
         assert torch.equal(value, watched.state()[name]), name
 
 
+@pytest.mark.slow
 def test_a_run_from_start_to_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results.json"
     words = ["score", "growth-vocabulary-100000", "--only-ours", "--vocabulary-rows", "1000", "--batch-size", "32"]
@@ -199,6 +200,7 @@ def test_cases_fit_together() -> None:
     assert {line.partition("==")[0] for line in pinned()} == {"torch", "numpy"}
 
 
+@pytest.mark.slow
 def test_preparing_is_measured_at_growing_sizes(tmp_path: Path) -> None:
     log = preparing.generated(tmp_path, 400)
     results: dict[str, Any] = {"memory": "1GB", "growth": list(preparing.growth(log, [200, 400], tmp_path, "1GB"))}
@@ -245,6 +247,7 @@ def test_both_contestants_get_the_same_rows_and_fields(tmp_path: Path) -> None:
         assert values["click"] == cells[header.index("click")]
 
 
+@pytest.mark.slow
 def test_the_production_benchmark_reports_ours_by_fields_and_experts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

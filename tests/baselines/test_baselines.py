@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from signal import SIGINT, raise_signal
+from signal import SIGINT, default_int_handler, raise_signal, signal
 
 import numpy as np
 import pyarrow as pa
@@ -272,7 +272,12 @@ def test_a_kept_regression_of_other_rows_is_fitted_again(
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_the_first_interrupt_ends_a_fit_and_leaves_what_was(
-    earlier: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    earlier: bool,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     if earlier:
         fit_baseline("logistic", data, tmp_path / "lr")
@@ -281,6 +286,9 @@ def test_the_first_interrupt_ends_a_fit_and_leaves_what_was(
     def interrupted(*_: object) -> None:
         raise_signal(SIGINT)
 
+    # Where these tests run in the background, a shell had the signal ignored.
+    before_this = signal(SIGINT, default_int_handler)
+    request.addfinalizer(lambda: signal(SIGINT, before_this))
     for at in ("dmoe.baselines.models._fit_quietly", "dmoe.baselines.folder.write_evaluations"):
         with monkeypatch.context() as patch:
             patch.setattr(at, interrupted)

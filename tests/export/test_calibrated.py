@@ -11,7 +11,7 @@ from dmoe.training import calibrate
 from tests.export.conftest import trained
 
 
-@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+@pytest.mark.parametrize("kind", ["platt", pytest.param("isotonic", marks=pytest.mark.slow)])
 def test_a_calibrated_run_of_sampled_negatives_exports(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

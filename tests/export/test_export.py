@@ -217,6 +217,7 @@ def test_an_id_out_of_range_is_unseen_and_not_another_row(looked_up: Path) -> No
 
 
 # Nine in a model: each export takes seconds.
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [sorted(EXPERTS)[start::3] for start in range(3)], ids="-".join)
 def test_every_expert_exports_and_survives_an_empty_batch(run: Run, tmp_path: Path, kinds: list[str]) -> None:
     """Einsum on an empty batch ends an ONNX Runtime process, so this asks in a process of its own."""
@@ -254,7 +255,7 @@ def test_every_expert_exports_and_survives_an_empty_batch(run: Run, tmp_path: Pa
 @pytest.mark.parametrize(
     "gate",
     [
-        "{kind: top-k, k: 1, balance: switch}",
+        pytest.param("{kind: top-k, k: 1, balance: switch}", marks=pytest.mark.slow),
         "{kind: noisy-top-k, k: 2}",
         "{kind: per-unit}",
         "{fields: [site], dropout: 0.2}",

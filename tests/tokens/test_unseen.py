@@ -47,7 +47,7 @@ def test_what_is_far_above(count: int, of: int, expected: float, far: bool) -> N
 @given(st.floats(0, 1))
 def test_the_limit_leaves_room_for_all_values_unseen(expected: float) -> None:
     assert expected <= limit(expected) <= 1
-    assert limit(expected) < 1 or expected == 1
+    assert limit(expected) < 1 or expected > 1 - 1e-15  # half of the way rounds to all of it
 
 
 def schema(**coverage: Coverage) -> Schema:

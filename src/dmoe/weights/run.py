@@ -100,6 +100,11 @@ class Run(RunFolder):
         Raises: DataError.
         """
         path = self.weights_file()
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: damaged or unreadable ({error})") from None
         own = [field for field in self.schema.categorical if field.vocabulary_name == field.name]
         if sum(field.vocabulary_size for field in own) > path.stat().st_size:
             raise DataError(f"{path}: does not fit schema.json: it is too small for so many ids")
