@@ -10,7 +10,7 @@ import torch
 
 from dmoe.evaluation.evaluate import labels_and_logits
 from dmoe.shards.reader import SplitReader
-from dmoe.training import loop
+from dmoe.training import finish
 from dmoe.training.loop import train
 from dmoe.weights.run import Run
 from tests.small_runs import small_config
@@ -54,7 +54,7 @@ def test_an_interrupted_calibration_is_done_again_from_the_start(
     def fails(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(loop, "evaluate_split", fails)
+    monkeypatch.setattr(finish, "evaluate_split", fails)
     with pytest.raises(MemoryError):
         train(config, small_data, tmp_path / "cut")
     monkeypatch.undo()

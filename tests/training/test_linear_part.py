@@ -19,7 +19,7 @@ from dmoe.nn.linear import LinearPart
 from dmoe.report import write_report
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
 from dmoe.shards.reader import SplitReader, read_once
-from dmoe.training import linear, loop
+from dmoe.training import finish, linear
 from dmoe.training.linear import best_share
 from dmoe.training.loop import train
 from dmoe.weights.run import Run
@@ -116,7 +116,7 @@ def test_it_is_fitted_again_when_the_end_was_interrupted(
     def fails(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(loop, "evaluate_split", fails)
+    monkeypatch.setattr(finish, "evaluate_split", fails)
     with pytest.raises(MemoryError):
         train(run.config, small_data, tmp_path / "cut")
     monkeypatch.undo()

@@ -21,7 +21,7 @@ from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.evaluation import evaluate
 from dmoe.evaluation.evaluate import correlate_run, evaluate_run
 from dmoe.shards.reader import SplitReader
-from dmoe.training import loop
+from dmoe.training import finish, loop
 from dmoe.training.engine import StepLoss
 from dmoe.training.loop import train
 from dmoe.training.progress import Silent
@@ -65,7 +65,7 @@ def assert_equal_runs(one: Run, other: Run) -> None:
     "error", [MemoryError("none left"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 )
 def test_only_the_final_evaluation_is_done_again_after_it_failed(small_data, tmp_path, monkeypatch, whole, error):
-    monkeypatch.setattr(loop, "evaluate_split", fail(error))
+    monkeypatch.setattr(finish, "evaluate_split", fail(error))
     with pytest.raises(type(error)):
         train(small_config(), small_data, tmp_path / "run")
     monkeypatch.undo()
