@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
@@ -118,19 +119,15 @@ def _on_device(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: column.to("cuda") for name, column in columns.items()}
 
 
-class tf32:
+@contextmanager
+def tf32(wanted: bool) -> Iterator[None]:
     """Inside, float32 matrix products take TF32 inputs."""
-
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
-
-    def __enter__(self) -> None:
-        self.before = torch.get_float32_matmul_precision()
-        if self.wanted:
-            torch.set_float32_matmul_precision("high")
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_float32_matmul_precision(self.before)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if wanted else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def contestants(peers: bool) -> list[Contestant]:

@@ -9,7 +9,7 @@ environment.json          versions, hardware, wall time
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from dmoe.baselines.models import MODELS, Kind, Model, Tell
 from dmoe.config.data import SPLITS
 from dmoe.disk.files import check_in_place, check_links, put_back, read_json, write_json, written_aside
 from dmoe.errors import ConfigError, DataError
-from dmoe.metrics.scores import auc, calibration, logloss, relative_information_gain
+from dmoe.metrics.scores import scores_of_split
 from dmoe.metrics.unseen_rows import UnseenRows
 from dmoe.schema import Schema
 from dmoe.shards.files import EncodedRows
@@ -185,14 +185,7 @@ def evaluate_model(model: Model, data: Path, split: str) -> dict[str, Any]:
         unseen.update(batch)
     labels_R, logits_R = np.concatenate(labels), np.concatenate(logits)
     return {
-        "format_version": 1,
-        "split": split,
-        "rows": len(labels_R),
-        "positives": int(labels_R.sum()),
-        "auc": auc(labels_R, logits_R),
-        "logloss": logloss(labels_R, logits_R),
-        "relative_information_gain": relative_information_gain(labels_R, logits_R),
-        "calibration": asdict(calibration(labels_R, 1 / (1 + np.exp(-logits_R)))),
+        **scores_of_split(split, labels_R, logits_R),
         "unseen": unseen.result(labels_R, logits_R),
     }
 

@@ -4,7 +4,6 @@ Shape suffixes: B rows of a batch, R rows of the split, M experts, H units of th
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
 from dmoe.disk.files import only_writer, write_json
 from dmoe.errors import DataError, DmoeError, UserError
-from dmoe.metrics.scores import auc, calibration, logloss, relative_information_gain
+from dmoe.metrics.scores import auc, logloss, scores_of_split
 from dmoe.metrics.unseen_rows import UnseenRows
 from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
@@ -33,8 +32,6 @@ SCORING_ROWS = 8192
 
 # Field values shown one by one: missing, out of vocabulary and the most frequent tokens.
 SHOWN_VALUES = 12
-
-EVALUATION_FORMAT = 1
 
 # What the unbiased estimate of CKA needs.
 _LEAST_ROWS = 4
@@ -202,14 +199,7 @@ def evaluate_split(
     labels_R, logits_R = np.concatenate(labels), _joined(logits)
     several = num_experts > 1
     return {
-        "format_version": EVALUATION_FORMAT,
-        "split": split,
-        "rows": len(labels_R),
-        "positives": int(labels_R.sum()),
-        "auc": auc(labels_R, logits_R),
-        "logloss": logloss(labels_R, logits_R),
-        "relative_information_gain": relative_information_gain(labels_R, logits_R),
-        "calibration": asdict(calibration(labels_R, 1 / (1 + np.exp(-logits_R)))),
+        **scores_of_split(split, labels_R, logits_R),
         "unseen": unseen.result(labels_R, logits_R),
         "experts": _describe_experts(model),
         "correlation": correlations.result() if correlations else {},

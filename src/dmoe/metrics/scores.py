@@ -5,7 +5,7 @@ not depend on the order of rows beyond rounding. Labels are 0 or 1. Higher is be
 information gain, lower for logloss and calibration error.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from sklearn.metrics import roc_auc_score
 from dmoe.errors import DataError
 
 Floats = NDArray[np.float64]
+
+EVALUATION_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,23 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
         expected_calibration_error=float((rows * np.abs(predicted - observed)).sum() / len(sorted_N)),
         predicted_to_observed=float(probabilities_N.sum() / labels_N.sum()),
     )
+
+
+def scores_of_split(split: str, labels_N: NDArray[Any], logits_N: NDArray[Any]) -> dict[str, Any]:
+    """What `evaluation/<split>.json` begins with, whatever model it is of.
+
+    Raises: DataError as the measures do.
+    """
+    return {
+        "format_version": EVALUATION_FORMAT,
+        "split": split,
+        "rows": len(labels_N),
+        "positives": int(labels_N.sum()),
+        "auc": auc(labels_N, logits_N),
+        "logloss": logloss(labels_N, logits_N),
+        "relative_information_gain": relative_information_gain(labels_N, logits_N),
+        "calibration": asdict(calibration(labels_N, 1 / (1 + np.exp(-logits_N)))),
+    }
 
 
 def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> GroupedAUC:

@@ -76,6 +76,13 @@ class EmbeddingOptimiser(ABC):
         self.eps = eps
         self.l2 = l2
         self.step_count = 0
+        self._begin()
+
+    def _begin(self) -> None:  # noqa: B027 (nothing to do without further settings and state)
+        """Checks what this kind alone asks of the settings, and makes its state.
+
+        Raises: ConfigError if they are not for it.
+        """
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the steps to come; steps already taken keep theirs."""

@@ -20,7 +20,6 @@ from dmoe.errors import ConfigError
 from dmoe.kernels.row_parallel import HALF_DTYPES, empty_table, map_chunks
 from dmoe.optim import deferred_kernels
 from dmoe.optim.base import EmbeddingOptimiser
-from dmoe.optim.row_clip import RowClip
 from dmoe.optim.row_storage import row_storage
 
 Array = npt.NDArray[Any]
@@ -46,24 +45,14 @@ class DeferredAdam(EmbeddingOptimiser):
     kind: ClassVar[str] = "deferred"
     growing = frozenset({"history"})
 
-    def __init__(
-        self,
-        weight: Tensor,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        l2: float = 0.0,
-        l2_scale_V: Tensor | None = None,
-        clip: RowClip | None = None,
-    ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
+    def _begin(self) -> None:
+        weight = self.weight
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64, *HALF_DTYPES):
             raise ConfigError(
                 f"'deferred' needs a table of floats on the CPU, got {weight.dtype} on {weight.device}; "
                 "use embedding: dense, which is the same model"
             )
-        if betas[0] >= math.sqrt(betas[1]):
-            raise ConfigError(f"'deferred' needs beta1 < sqrt(beta2), got {betas}; use embedding: dense")
+        check_betas(self.betas)
         self._storage = row_storage(weight)
         self._dtype = self._storage.dtype
         moment_dtype = torch.float32 if weight.dtype in HALF_DTYPES else weight.dtype
@@ -76,7 +65,7 @@ class DeferredAdam(EmbeddingOptimiser):
         scale_V = torch.ones(1) if self.l2_scale_V is None else self.l2_scale_V
         self._scales = scale_V.numpy().astype(self._dtype)
         self._history = self._new_history()
-        self._powers1, self._roots2 = _powers(betas, self._dtype)
+        self._powers1, self._roots2 = _powers(self.betas, self._dtype)
         self._norm_squared: float | None = None
 
     @torch.no_grad()
@@ -253,6 +242,12 @@ class DeferredAdam(EmbeddingOptimiser):
     def _add_to_norm(self, rows: Array, before: float) -> None:
         if self._norm_squared is not None:
             self._norm_squared += self._rows_norm_squared(rows) - before
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    """That the moves held back die out. Raises: ConfigError."""
+    if betas[0] >= math.sqrt(betas[1]):
+        raise ConfigError(f"'deferred' needs beta1 < sqrt(beta2), got {betas}; use embedding: dense")
 
 
 class _History:

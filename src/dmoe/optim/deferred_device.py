@@ -3,17 +3,15 @@
 Shape suffixes: V table rows, S table width, U places for distinct rows of a batch, J steps since the last flush.
 """
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dmoe.errors import ConfigError
 from dmoe.optim.base import EmbeddingOptimiser
+from dmoe.optim.deferred import check_betas
 from dmoe.optim.deferred_triton import DeferredRows
-from dmoe.optim.row_clip import RowClip
 
 # Steps between two looks at the norm of a whole table.
 NORM_STEPS = 32
@@ -31,20 +29,10 @@ class DeferredAdamOnDevice(EmbeddingOptimiser):
     kind: ClassVar[str] = "deferred"
     growing = frozenset({"history"})
 
-    def __init__(
-        self,
-        weight: Tensor,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        l2: float = 0.0,
-        l2_scale_V: Tensor | None = None,
-        clip: RowClip | None = None,
-    ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
-        if betas[0] >= math.sqrt(betas[1]):
-            raise ConfigError(f"'deferred' needs beta1 < sqrt(beta2), got {betas}; use embedding: dense")
-        self.rows = DeferredRows(weight.detach(), lr, betas, eps, l2, l2_scale_V)
+    def _begin(self) -> None:
+        check_betas(self.betas)
+        weight = self.weight
+        self.rows = DeferredRows(weight.detach(), self.lr, self.betas, self.eps, self.l2, self.l2_scale_V)
         # ‖scale · weight‖² when it was last looked at, -1 before.
         self._norm_squared = torch.full((), -1.0, dtype=torch.float64, device=weight.device)
         self._looked = False

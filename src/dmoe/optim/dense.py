@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dmoe.kernels.row_access import set_rows
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
-from dmoe.optim.row_clip import RowClip
 
 
 class DenseAdam(EmbeddingOptimiser):
@@ -16,19 +15,10 @@ class DenseAdam(EmbeddingOptimiser):
 
     kind: ClassVar[str] = "dense"
 
-    def __init__(
-        self,
-        weight: Tensor,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        l2: float = 0.0,
-        l2_scale_V: Tensor | None = None,
-        clip: RowClip | None = None,
-    ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
-        self._scale_V1 = None if l2_scale_V is None else l2_scale_V.to(weight).unsqueeze(1)
-        self._adam = torch.optim.Adam([weight], lr=lr, betas=betas, eps=eps, fused=True)
+    def _begin(self) -> None:
+        weight, scale_V = self.weight, self.l2_scale_V
+        self._scale_V1 = None if scale_V is None else scale_V.to(weight).unsqueeze(1)
+        self._adam = torch.optim.Adam([weight], lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
         # What `weight.grad` was made of.
         self._made_of: Tensor | None = None
 

@@ -19,18 +19,8 @@ from dmoe.optim.row_clip import RowClip
 class _BatchRowsOptimiser(EmbeddingOptimiser):
     """Base of the optimisers whose step is a function of the rows of the batch alone."""
 
-    def __init__(
-        self,
-        weight: Tensor,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        l2: float = 0.0,
-        l2_scale_V: Tensor | None = None,
-        clip: RowClip | None = None,
-    ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
-        if l2 > 0:
+    def _begin(self) -> None:
+        if self.l2 > 0:
             raise ConfigError(
                 f"embedding_l2 acts on every row at every step, which '{self.kind}' does not do; "
                 "use 'deferred' or embedding_l2: 0"
@@ -50,19 +40,10 @@ class LazyAdam(_BatchRowsOptimiser):
 
     kind: ClassVar[str] = "lazy"
 
-    def __init__(
-        self,
-        weight: Tensor,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        l2: float = 0.0,
-        l2_scale_V: Tensor | None = None,
-        clip: RowClip | None = None,
-    ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
-        self._first_moment = torch.zeros_like(weight, requires_grad=False)
-        self._second_moment = torch.zeros_like(weight, requires_grad=False)
+    def _begin(self) -> None:
+        super()._begin()
+        self._first_moment = torch.zeros_like(self.weight, requires_grad=False)
+        self._second_moment = torch.zeros_like(self.weight, requires_grad=False)
 
     @torch.no_grad()
     def write(self, rows_U: Tensor, gradient_US: Tensor, grad_scale: float | Tensor = 1.0) -> None:
