@@ -87,6 +87,8 @@ class Engine:
         self.autocast, self.host_tables = autocast, host_tables
         # Reading a value costs nothing on the CPU; elsewhere it would wait for all that was asked for so far.
         self.at_once = device.type == "cpu"
+        # The next batch and its rows, where tables on the host work ahead.
+        self._ahead: tuple[Batch, list[BatchRows]] | None = None
         self.tables = list(model.embedding.row_tables())
         scales: Sequence[Tensor | None] = l2_scales or [None] * len(self.tables)
         banks = [bank for bank in model.embedding.each_bank() if isinstance(bank.tables, MultiTableEmbedding)]
@@ -133,8 +135,9 @@ class Engine:
             ids_BC, bad_id = self.model.embedding.in_range(batch.ids_BC)
             batch = replace(batch, ids_BC=ids_BC)
         # Rows on the host are found there, where their ids are.
-        looked_up = self.model.embedding.batch_rows((batch if self.host_tables else batch.to(self.device)).ids_BC)
-        batch = batch.to(self.device)
+        moved = batch.to(self.device)
+        looked_up = self._looked_up(batch if self.host_tables else moved)
+        batch = moved
         rows = [self._read(one, store) for one, store in zip(looked_up, self.embeddings, strict=True)]
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             output = self.model(batch.ids_BC, batch.numeric_BN, rows)
@@ -153,6 +156,12 @@ class Engine:
             self.adam.zero_grad(set_to_none=True)
         return torch.cat([_values(losses), norm.unsqueeze(0), bad_id.double()])
 
+    def _looked_up(self, batch: Batch) -> list[BatchRows]:
+        """The rows that a batch reads; of one that was worked ahead on they are known."""
+        if self._ahead is not None and self._ahead[0] is batch:
+            return self._ahead[1]
+        return self.model.embedding.batch_rows(batch.ids_BC)
+
     def _read(self, batch_rows: BatchRows, store: EmbeddingOptimiser) -> TableRows:
         if not self.host_tables:
             return TableRows.read(batch_rows, store)
@@ -170,9 +179,8 @@ class Engine:
 
     def _catch_up(self, batch: Batch) -> None:
         """Takes the steps so far at the rows of a batch to come, which leaves one for when it is read."""
-        for table, batch_rows, store in zip(
-            self.tables, self.model.embedding.batch_rows(batch.ids_BC), self.embeddings, strict=True
-        ):
+        self._ahead = batch, self._looked_up(batch)
+        for table, batch_rows, store in zip(self.tables, self._ahead[1], self.embeddings, strict=True):
             if table.weight.dtype not in HALF_DTYPES:  # which each write rounds once more
                 store.catch_up(batch_rows.rows_U)
 
