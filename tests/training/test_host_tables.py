@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmoe.config.run import CowClipConfig, OptimiserConfig
-from dmoe.errors import Interrupted
+from dmoe.errors import DataError, Interrupted
 from dmoe.nn.build import build_model
 from dmoe.nn.model import Objective
 from dmoe.schema import Schema
@@ -59,3 +59,15 @@ def test_working_ahead_changes_no_bit(small_data, clip):
     for other in found[1:]:
         for name, tensor in found[0].items():
             assert torch.equal(tensor, other[name]), name
+
+
+def test_a_bad_id_of_the_next_batch_is_named_before_its_rows_are_touched(small_data):
+    config, schema = small_config(), Schema.read(small_data)
+    model = build_model(config.model, schema, seed=1)
+    engine = Engine(model, Objective(), OptimiserConfig(), clip_norm=1.0, device=torch.device("cpu"), host_tables=True)
+    good = Batch(torch.zeros(4, 3, dtype=torch.int32), torch.zeros(4, 1), torch.tensor([0.0, 1, 0, 1]))
+    bad = Batch(torch.full((4, 3), 99, dtype=torch.int32), good.numeric_BN, good.labels_B)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(DataError, match="row 0 of the batch: categorical field 0 has id 99"):
+        engine.step(good, 0, bad)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

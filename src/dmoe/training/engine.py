@@ -134,6 +134,8 @@ class Engine:
         else:
             ids_BC, bad_id = self.model.embedding.in_range(batch.ids_BC)
             batch = replace(batch, ids_BC=ids_BC)
+        if self.host_tables and following is not None:  # whose rows are written to before its own step
+            self.model.embedding.check_ids(following.ids_BC)
         # Rows on the host are found there, where their ids are.
         moved = batch.to(self.device)
         looked_up = self._looked_up(batch if self.host_tables else moved)
