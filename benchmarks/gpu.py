@@ -152,7 +152,7 @@ def batches_of(case: Case) -> list[Batch]:
     for start in range(0, len(ids_RF), case.batch_size):
         rows = slice(start, start + case.batch_size)
         ids_BC = torch.from_numpy(ids_RF[rows].copy())
-        found.append(Batch(ids_BC, torch.empty(len(ids_BC), 0), torch.from_numpy(labels_R[rows].copy())))
+        found.append(Batch(ids_BC, torch.empty(len(ids_BC), 0), torch.from_numpy(labels_R[rows][:, None].copy())))
     return found
 
 

@@ -40,7 +40,7 @@ def small_case(*experts: str, head: str) -> Case:
 def first_batch(case: Case) -> Batch:
     sizes = batches.vocabulary_sizes(case.vocabulary_rows, case.num_fields)
     ids_BC = torch.from_numpy(batches.draw_ids(sizes, case.batch_size, seed=1))
-    return Batch(ids_BC, torch.empty(case.batch_size, 0), (torch.rand(case.batch_size) < 0.5).float())
+    return Batch(ids_BC, torch.empty(case.batch_size, 0), (torch.rand(case.batch_size, 1) < 0.5).float())
 
 
 def test_vocabularies_have_avazus_rows() -> None:

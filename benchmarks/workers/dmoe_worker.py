@@ -107,7 +107,10 @@ class Contestant:
         self.done = 0
         empty = torch.empty(job["batch_size"], 0)
         self.prebuilt = cycle(
-            [Batch(torch.from_numpy(ids), empty[: len(ids)], torch.from_numpy(y)) for ids, y in load_batches(job)]
+            [
+                Batch(torch.from_numpy(ids), empty[: len(ids)], torch.from_numpy(y)[:, None])
+                for ids, y in load_batches(job)
+            ]
         )
         self.steps: dict[str, Step] = {
             "train": lambda: self.train(next(self.prebuilt)),

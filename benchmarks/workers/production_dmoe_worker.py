@@ -56,7 +56,7 @@ def make_engine(job: Job) -> Engine:
 
 
 def as_batch(rows: Rows) -> Batch:
-    return Batch(torch.from_numpy(rows.ids), torch.from_numpy(rows.numeric), torch.from_numpy(rows.labels))
+    return Batch(torch.from_numpy(rows.ids), torch.from_numpy(rows.numeric), torch.from_numpy(rows.labels)[:, None])
 
 
 def prepare(job: Job) -> tuple[dict[str, Step], int]:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from dmoe.disk.files import check_in_place, read_json, write_text
 from dmoe.errors import ConfigError, DataError
@@ -125,8 +132,39 @@ class Coverage(BaseModel):
         return max(self.missing.get(split, 0.0) for split in ("train", "valid"))
 
 
+class Task(BaseModel):
+    """A label that is predicted. With `given`, the name of another, it is defined on the rows that have that one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    given: str | None = None
+
+
+class Domain(BaseModel):
+    """Which of the S domains a row is of, by its id in a categorical field that holds one value a row.
+
+    `names`: by falling count in train, with `other` last where rare values have rows of their own there; `of_id`: the
+    domain's number for each id of the field's vocabulary.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    field: str
+    names: tuple[str, ...] = Field(min_length=1)
+    of_id: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> "Domain":
+        outside = [number for number in self.of_id if not 0 <= number < len(self.names)]
+        if outside:
+            raise ValueError(f"domain number {outside[0]} is none of {len(self.names)}")
+        return self
+
+
 class Schema(BaseModel):
     """The fields of an encoded row and the recipe that made them.
+
+    `label` is the main label. With several, `labels` has them all, the main one first, and the order is that of the
+    columns of a batch. `weight` is the shards' column of the rows' weights.
 
     `source` is the resolved data configuration (delimiter, columns, derivations): with the vocabularies it
     is all that is needed to encode another raw row. `coverage` says by field what later rows are to show; it is
@@ -139,10 +177,50 @@ class Schema(BaseModel):
     fields: tuple[AnyField, ...]
     source: dict[str, Any] = Field(default_factory=dict)
     coverage: dict[str, Coverage] = Field(default_factory=dict)
+    labels: tuple[Task, ...] = ()
+    domain: Domain | None = None
+    weight: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if value or name not in ("labels", "domain", "weight")}
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> "Schema":
+        if not self.labels:
+            return self
+        names = [task.name for task in self.labels]
+        if len(names) < 2 or names[0] != self.label:
+            raise ValueError("'labels' lists two labels or more, the first of them 'label'")
+        for task in self.labels:
+            seen = [task.name]
+            while task.given is not None:
+                if task.given not in names:
+                    raise ValueError(f"label '{task.name}' is given '{task.given}', which is no label")
+                if task.given in seen:
+                    raise ValueError(f"label '{task.name}' is given itself: {' given '.join([*seen, task.given])}")
+                seen.append(task.given)
+                task = self.labels[names.index(task.given)]
+        return self
+
+    @model_validator(mode="after")
+    def _domain_fits(self) -> "Schema":
+        if self.domain is None:
+            return self
+        found = [field for field in self.categorical if field.name == self.domain.field]
+        if not found or isinstance(found[0], MultiValuedField):
+            raise ValueError(f"domain '{self.domain.field}' is no categorical field")
+        if len(self.domain.of_id) != found[0].vocabulary_size:
+            raise ValueError(
+                f"domain '{self.domain.field}' has {len(self.domain.of_id)} numbers for {found[0].vocabulary_size} ids"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Schema":
-        names = [field.name for field in self.fields] + [self.label]
+        names = [field.name for field in self.fields] + [task.name for task in self.tasks]
+        names += [] if self.weight is None else [self.weight]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"these names appear twice: {', '.join(repeated)}")
@@ -156,6 +234,26 @@ class Schema(BaseModel):
             if shares is not None and sizes.get(shares) != field.vocabulary_size:
                 raise ValueError(f"field '{field.name}' shares the vocabulary of '{shares}', which differs")
         return self
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What is predicted, the main label first."""
+        return self.labels or (Task(name=self.label),)
+
+    def chain(self, name: str) -> tuple[int, ...]:
+        """The numbers of the tasks whose probabilities multiply to the joint one of a task, itself last."""
+        names = [task.name for task in self.tasks]
+        task = self.tasks[names.index(name)]
+        before = () if task.given is None else self.chain(task.given)
+        return (*before, names.index(name))
+
+    @property
+    def domain_column(self) -> int | None:
+        """The id column that says the domain, None without domains."""
+        if self.domain is None:
+            return None
+        names = [field.name for field in self.categorical]
+        return int(self.id_columns[names.index(self.domain.field)].start)
 
     @property
     def categorical(self) -> tuple[CategoricalField, ...]:

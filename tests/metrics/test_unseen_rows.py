@@ -26,7 +26,7 @@ def test_rows_with_and_without_unseen_values_are_scored_apart() -> None:
     labels, logits = (draw.random(900) < 0.3).astype(np.float32), draw.normal(size=900)
     rows = UnseenRows(schema)
     for part in np.array_split(np.arange(900), 4):
-        of = Batch(torch.from_numpy(ids[part]), torch.zeros(len(part), 1), torch.from_numpy(labels[part]))
+        of = Batch(torch.from_numpy(ids[part]), torch.zeros(len(part), 1), torch.from_numpy(labels[part])[:, None])
         rows.update(of)
     found = rows.result(labels, logits)
     assert found is not None
@@ -59,7 +59,9 @@ def check(apart: dict[str, dict[str, float]], unseen: np.ndarray, labels: np.nda
 def test_few_rows_of_one_class_have_no_auc() -> None:
     schema = Schema(label="y", fields=(CategoricalField(name="a", vocabulary_size=4),))
     rows = UnseenRows(schema)
-    rows.update(Batch(torch.tensor([[1], [2], [2]], dtype=torch.int32), torch.zeros(3, 0), torch.tensor([0.0, 1, 0])))
+    rows.update(
+        Batch(torch.tensor([[1], [2], [2]], dtype=torch.int32), torch.zeros(3, 0), torch.tensor([[0.0], [1], [0]]))
+    )
     found = rows.result(np.array([0.0, 1, 0]), np.zeros(3))
     assert found is not None
     assert found["any"]["with"] == {
@@ -68,5 +70,5 @@ def test_few_rows_of_one_class_have_no_auc() -> None:
     }  # fmt: skip
     assert found["any"]["without"]["auc"] == 0.5
     none = UnseenRows(Schema(label="y", fields=(NumericField(name="n"),)))
-    none.update(Batch(torch.zeros(1, 0, dtype=torch.int32), torch.zeros(1, 1), torch.zeros(1)))
+    none.update(Batch(torch.zeros(1, 0, dtype=torch.int32), torch.zeros(1, 1), torch.zeros(1, 1)))
     assert none.result(np.zeros(1), np.zeros(1)) is None

@@ -60,7 +60,7 @@ def batches(count: int, rows: int = 9) -> list[Batch]:
         Batch(
             torch.stack([(torch.rand(rows, generator=generator) ** 3 * size).int() for size in SIZES], 1),
             torch.randn(rows, 1, generator=generator),
-            torch.randint(0, 2, (rows,), generator=generator).float(),
+            torch.randint(0, 2, (rows, 1), generator=generator).float(),
         )
         for _ in range(count)
     ]
@@ -233,7 +233,7 @@ def test_the_device_is_not_waited_for(settings: dict[str, Any], precision: torch
 @needs_device
 def test_batches_moved_ahead_stay_as_they_are_while_the_device_is_behind() -> None:
     ids, numeric = torch.zeros(100_000, 3, dtype=torch.int32), torch.zeros(100_000, 1)
-    made = (Batch(ids + number, numeric + number, numeric[:, 0] + number) for number in range(12))
+    made = (Batch(ids + number, numeric + number, numeric[:, :1] + number) for number in range(12))
     found = []
     for batch in moved_ahead(made, torch.device("cuda")):
         torch.cuda._sleep(20_000_000)

@@ -42,7 +42,7 @@ def test_working_ahead_changes_no_bit(small_data, clip):
         Batch(
             torch.stack([torch.randint(0, size, (9,), generator=generator) for size in (12, 7, 5)], 1).int(),
             torch.randn(9, 1, generator=generator),
-            torch.randint(0, 2, (9,), generator=generator).float(),
+            torch.randint(0, 2, (9, 1), generator=generator).float(),
         )
         for _ in range(30)
     ]
@@ -65,8 +65,8 @@ def test_a_bad_id_of_the_next_batch_is_named_before_its_rows_are_touched(small_d
     config, schema = small_config(), Schema.read(small_data)
     model = build_model(config.model, schema, seed=1)
     engine = Engine(model, Objective(), OptimiserConfig(), clip_norm=1.0, device=torch.device("cpu"), host_tables=True)
-    good = Batch(torch.zeros(4, 3, dtype=torch.int32), torch.zeros(4, 1), torch.tensor([0.0, 1, 0, 1]))
-    bad = Batch(torch.full((4, 3), 99, dtype=torch.int32), good.numeric_BN, good.labels_B)
+    good = Batch(torch.zeros(4, 3, dtype=torch.int32), torch.zeros(4, 1), torch.tensor([[0.0], [1], [0], [1]]))
+    bad = Batch(torch.full((4, 3), 99, dtype=torch.int32), good.numeric_BN, good.labels_BT)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(DataError, match="row 0 of the batch: categorical field 0 has id 99"):
         engine.step(good, 0, bad)

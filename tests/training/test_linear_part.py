@@ -33,7 +33,7 @@ def drawn(schema: Schema, count: int, seed: int) -> EncodedRows:
     ]
     ids_RC = np.stack(columns, axis=1).astype(np.int32)
     labels_R = draw.random(count) < (0.2 + 0.6 * (ids_RC[:, 0] % 2))
-    return EncodedRows(ids_RC, draw.normal(size=(count, 1)).astype(np.float32), labels_R.astype(np.float64))
+    return EncodedRows(ids_RC, draw.normal(size=(count, 1)).astype(np.float32), labels_R.astype(np.uint8)[:, None])
 
 
 def schema_of(*, lists: bool) -> Schema:

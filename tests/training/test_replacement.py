@@ -38,7 +38,7 @@ FACTS = LogFacts(
 
 def batch(rows: int) -> Batch:
     ids = np.array([[2, 3, 0, 4, 2], [3, 2, 2, 0, 3], [4, 0, 0, 0, 2]], np.int32)
-    return Batch(torch.from_numpy(np.tile(ids, (rows // 3, 1))), torch.zeros(rows, 1), torch.zeros(rows))
+    return Batch(torch.from_numpy(np.tile(ids, (rows // 3, 1))), torch.zeros(rows, 1), torch.zeros(rows, 1))
 
 
 def test_the_share_of_each_field_is_its_rate_and_rare_tokens_go_more_often():

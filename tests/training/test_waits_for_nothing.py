@@ -76,7 +76,7 @@ def test_a_step_waits_for_nothing(overrides: list[str], monkeypatch: Any) -> Non
     objective = Objective(build_terms(config.decorrelation, model))
     engine = Engine(model, objective, optimiser, clip_norm=1.0, device=torch.device("cpu"))
     engine.at_once = False
-    batch = Batch(torch.randint(0, 6, (9, 4)).int(), torch.randn(9, 1), torch.randint(0, 2, (9,)).float())
+    batch = Batch(torch.randint(0, 6, (9, 4)).int(), torch.randn(9, 1), torch.randint(0, 2, (9, 1)).float())
     engine.step(batch, 0)
     rows: list[BatchRows] = model.embedding.batch_rows(batch.ids_BC)
     for one in rows:

@@ -211,5 +211,5 @@ def _read(data: Path, split: str, memory_gb: float) -> EncodedRows:
     return EncodedRows(
         np.concatenate([batch.ids_BC.numpy() for batch in batches]),
         np.concatenate([batch.numeric_BN.numpy() for batch in batches]),
-        np.concatenate([batch.labels_B.numpy() for batch in batches]).astype(np.uint8),
+        np.concatenate([batch.labels_B.numpy() for batch in batches]).astype(np.uint8)[:, None],
     )

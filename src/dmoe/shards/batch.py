@@ -1,5 +1,6 @@
 """One batch of encoded rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,26 +9,44 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B rows of C categorical and N numeric fields.
+    """B rows of C categorical and N numeric fields with T labels.
 
-    `ids_BC` int32 (B, C), each column within its own field's vocabulary; `numeric_BN` float32 (B, N);
-    `labels_B` float32 (B,) of 0 and 1.
+    `ids_BC` int32 (B, C), each column within its own field's vocabulary; `numeric_BN` float32 (B, N); `labels_BT`
+    float32 (B, T) of 0 and 1, 0 where unknown; `known_BT` bool (B, T), None where all are known; `weights_B` float32
+    (B,), None where all rows weigh 1.
     """
 
     ids_BC: Tensor
     numeric_BN: Tensor
-    labels_B: Tensor
+    labels_BT: Tensor
+    known_BT: Tensor | None = None
+    weights_B: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.ids_BC.shape[0])
 
+    @property
+    def labels_B(self) -> Tensor:
+        """Those of the main label."""
+        return self.labels_BT[:, 0]
+
+    def tensors(self) -> list[Tensor]:
+        every = (self.ids_BC, self.numeric_BN, self.labels_BT, self.known_BT, self.weights_B)
+        return [one for one in every if one is not None]
+
     def pinned(self) -> "Batch":
         """In memory that a device can copy from by itself."""
-        return Batch(self.ids_BC.pin_memory(), self.numeric_BN.pin_memory(), self.labels_B.pin_memory())
+        return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        known, weights = self.known_BT, self.weights_B
         return Batch(
-            self.ids_BC.to(device, non_blocking=True),
-            self.numeric_BN.to(device, non_blocking=True),
-            self.labels_B.to(device, non_blocking=True),
+            change(self.ids_BC),
+            change(self.numeric_BN),
+            change(self.labels_BT),
+            None if known is None else change(known),
+            None if weights is None else change(weights),
         )

@@ -4,9 +4,10 @@ Shape suffixes: R rows, C categorical fields, N numeric fields.
 """
 
 import hashlib
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,9 @@ from dmoe.schema import CategoricalField, MultiValuedField, Schema
 from dmoe.shards.writer import arrow_schema
 from dmoe.tokens.lists import as_ids
 from dmoe.values.coded_columns import Column
+
+# A label that a row does not say, among 0 and 1.
+UNKNOWN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +38,21 @@ class ShardFile:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """Encoded rows: `ids_RC` int32, `numeric_RN` float32, `labels_R` uint8, each row contiguous."""
+    """Encoded rows: `ids_RC` int32, `numeric_RN` float32, `labels_RT` uint8 (`UNKNOWN` where not known), each row
+    contiguous; `weights_R` float32, None where all rows weigh 1."""
 
     ids_RC: NDArray[np.int32]
     numeric_RN: NDArray[np.float32]
-    labels_R: NDArray[np.uint8]
+    labels_RT: NDArray[np.uint8]
+    weights_R: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        return len(self.labels_R)
+        return len(self.labels_RT)
+
+    @property
+    def labels_R(self) -> NDArray[np.uint8]:
+        """Those of the main label."""
+        return self.labels_RT[:, 0]
 
     @staticmethod
     def empty(num_rows: int, schema: Schema) -> "EncodedRows":
@@ -49,7 +60,8 @@ class EncodedRows:
         return EncodedRows(
             np.empty((num_rows, schema.num_ids), np.int32),
             np.empty((num_rows, len(schema.numeric)), np.float32),
-            np.empty(num_rows, np.uint8),
+            np.empty((num_rows, len(schema.tasks)), np.uint8),
+            None if schema.weight is None else np.empty(num_rows, np.float32),
         )
 
     def fill(self, start: int, rows: "EncodedRows") -> None:
@@ -57,29 +69,27 @@ class EncodedRows:
         stop = start + len(rows)
         self.ids_RC[start:stop] = rows.ids_RC
         self.numeric_RN[start:stop] = rows.numeric_RN
-        self.labels_R[start:stop] = rows.labels_R
+        self.labels_RT[start:stop] = rows.labels_RT
+        if self.weights_R is not None and rows.weights_R is not None:
+            self.weights_R[start:stop] = rows.weights_R
 
     def slice(self, start: int, stop: int) -> "EncodedRows":
         """Rows `start` to `stop`, sharing memory with these."""
-        return EncodedRows(self.ids_RC[start:stop], self.numeric_RN[start:stop], self.labels_R[start:stop])
+        return self._each(lambda array: array[start:stop])
 
     def take(self, index_R: NDArray[np.signedinteger]) -> "EncodedRows":
         """The rows at these positions, in memory of their own."""
         # np.take copies whole rows without the interpreter lock and without torch's thread pool, which
         # the training step needs for itself.
-        return EncodedRows(
-            self.ids_RC.take(index_R, axis=0),
-            self.numeric_RN.take(index_R, axis=0),
-            self.labels_R.take(index_R),
-        )
+        return self._each(lambda array: array.take(index_R, axis=0))
 
     def copy(self, start: int, stop: int) -> "EncodedRows":
         """Rows `start` to `stop`, in memory of their own."""
-        return EncodedRows(
-            self.ids_RC[start:stop].copy(),
-            self.numeric_RN[start:stop].copy(),
-            self.labels_R[start:stop].copy(),
-        )
+        return self._each(lambda array: array[start:stop].copy())
+
+    def _each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "EncodedRows":
+        weights = None if self.weights_R is None else change(self.weights_R)
+        return EncodedRows(change(self.ids_RC), change(self.numeric_RN), change(self.labels_RT), weights)
 
 
 def find_parts(data: Path, split: str, schema: Schema) -> list[ShardFile]:
@@ -177,9 +187,10 @@ def _record_batches(path: Path, group: int, chunk_rows: int) -> Generator[pa.Rec
 
 def _decode(table: pa.RecordBatch, path: Path, schema: Schema) -> EncodedRows:
     rows = EncodedRows.empty(table.num_rows, schema)
+    may_be_null = [task.name for task in schema.labels]
     for column in table.schema.names:
         nulls = table.column(column).null_count
-        if nulls:
+        if nulls and column not in may_be_null:
             raise DataError(f"{path}: column '{column}' has {nulls} nulls; prepare the data again")
     for field, columns in zip(schema.categorical, schema.id_columns, strict=True):
         ids_R = _ids(table.column(field.name), field, path)
@@ -196,13 +207,25 @@ def _decode(table: pa.RecordBatch, path: Path, schema: Schema) -> EncodedRows:
         if not np.isfinite(values_R).all():
             raise DataError(f"{path}: column '{number.name}' holds a NaN or infinity; prepare the data again")
         rows.numeric_RN[:, index] = values_R
-    labels_R = table.column(schema.label).to_numpy()
-    if labels_R.max() > 1:
-        raise DataError(
-            f"{path}: label '{schema.label}' holds {labels_R.max()}, expected 0 or 1; prepare the data again"
-        )
-    rows.labels_R[:] = labels_R
+    for place, task in enumerate(schema.tasks):
+        rows.labels_RT[:, place] = _label(table.column(task.name), task.name, path)
+    if rows.weights_R is not None and schema.weight is not None:
+        weights_R = table.column(schema.weight).to_numpy()
+        if not (np.isfinite(weights_R) & (weights_R >= 0)).all():
+            raise DataError(
+                f"{path}: column '{schema.weight}' holds a weight that is below 0 or not finite; prepare the data again"
+            )
+        rows.weights_R[:] = weights_R
     return rows
+
+
+def _label(column: Column, name: str, path: Path) -> NDArray[np.uint8]:
+    """(R,) of 0, 1 and `UNKNOWN`."""
+    known = column.drop_null().to_numpy() if column.null_count else column.to_numpy()
+    if len(known) and known.max() > 1:
+        raise DataError(f"{path}: label '{name}' holds {known.max()}, expected 0 or 1; prepare the data again")
+    labels_R: NDArray[np.uint8] = column.fill_null(UNKNOWN).to_numpy() if column.null_count else known
+    return labels_R
 
 
 def _ids(column: Column, field: CategoricalField, path: Path) -> NDArray[np.int32]:

@@ -26,7 +26,7 @@ from dmoe.schema import (
     Schema,
     vocabulary_path,
 )
-from dmoe.shards.files import EncodedRows, find_parts, read_chunks
+from dmoe.shards.files import UNKNOWN, EncodedRows, find_parts, read_chunks
 from dmoe.shards.reader import CHUNK_ROWS
 from dmoe.shards.writer import ShardWriter, arrow_schema
 from dmoe.tokens.lists import as_lists
@@ -73,7 +73,7 @@ def write_latest(data: Path, rows: int, output: Path) -> None:
             for chunk in _chunks(data, split, schema, rows if split == "train" else None):
                 _renumber(chunk, schema, vocabularies, tally)
                 writer.append(_table(chunk, new))
-                positives += int(chunk.labels_R.sum())
+                positives += int((chunk.labels_R == 1).sum())
                 written += len(chunk)
             writer.close()
             splits[split] = {"rows": written, "positives": positives}
@@ -143,7 +143,12 @@ def _renumber(chunk: EncodedRows, schema: Schema, vocabularies: dict[str, Ids], 
 
 
 def _table(chunk: EncodedRows, schema: Schema) -> pa.Table:
-    columns: dict[str, Any] = {schema.label: pa.array(chunk.labels_R)}
+    columns: dict[str, Any] = {
+        task.name: pa.array(labels_R, mask=labels_R == UNKNOWN)
+        for task, labels_R in zip(schema.tasks, chunk.labels_RT.T, strict=True)
+    }
+    if schema.weight is not None and chunk.weights_R is not None:
+        columns[schema.weight] = pa.array(chunk.weights_R)
     for field, ids in zip(schema.categorical, schema.id_columns, strict=True):
         ids_RL = np.ascontiguousarray(chunk.ids_RC[:, ids])
         columns[field.name] = as_lists(ids_RL) if isinstance(field, MultiValuedField) else pa.array(ids_RL[:, 0])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dmoe.errors import ConfigError
 from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
-from dmoe.shards.files import EncodedRows, ShardFile, find_parts, read_chunks
+from dmoe.shards.files import UNKNOWN, EncodedRows, ShardFile, find_parts, read_chunks
 from dmoe.shards.prefetch import prefetch
 
 CHUNK_ROWS = 65_536
@@ -59,9 +59,10 @@ class SplitReader:
         self._parts = find_parts(data, split, self.schema)
         self.num_rows = sum(part.num_rows for part in self._parts)
         self.num_batches = -(-self.num_rows // batch_size)
-        # ids, numerics, label, and the position in the epoch's order
+        # ids, numerics and weight, labels, and the position in the epoch's order
         self._order_type: type[np.int32 | np.int64] = np.int32 if self.num_rows <= np.iinfo(np.int32).max else np.int64
-        bytes_per_row = 4 * (self.schema.num_ids + len(self.schema.numeric)) + 1 + np.dtype(self._order_type).itemsize
+        numbers = self.schema.num_ids + len(self.schema.numeric) + (self.schema.weight is not None)
+        bytes_per_row = 4 * numbers + len(self.schema.tasks) + np.dtype(self._order_type).itemsize
         self.in_memory = self.num_rows * bytes_per_row <= memory_bytes
         self.used_bytes = self.num_rows * bytes_per_row if self.in_memory else memory_bytes
         window_rows = memory_bytes // WINDOWS_AT_ONCE // bytes_per_row if shuffle else CHUNK_ROWS
@@ -172,8 +173,13 @@ def read_once(data: Path, split: str, *, batch_size: int) -> SplitReader:
 
 def _batch(rows: EncodedRows) -> Batch:
     """Tensors over the memory of `rows`, which nothing else may use: the consumer may write to it."""
+    known_RT = rows.labels_RT != UNKNOWN
+    all_known = bool(known_RT.all())
+    labels_RT = rows.labels_RT if all_known else np.where(known_RT, rows.labels_RT, 0)
     return Batch(
         ids_BC=torch.from_numpy(rows.ids_RC),
         numeric_BN=torch.from_numpy(rows.numeric_RN),
-        labels_B=torch.from_numpy(rows.labels_R.astype(np.float32)),
+        labels_BT=torch.from_numpy(labels_RT.astype(np.float32)),
+        known_BT=None if all_known else torch.from_numpy(known_RT),
+        weights_B=None if rows.weights_R is None else torch.from_numpy(rows.weights_R),
     )

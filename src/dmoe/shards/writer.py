@@ -16,7 +16,8 @@ SHARD_ROWS = 1 << 20
 def arrow_schema(schema: Schema) -> pa.Schema:
     """The columns of an encoded shard."""
     columns = [(field.name, _column_type(field)) for field in schema.fields]
-    return pa.schema([*columns, (schema.label, pa.uint8())])
+    weight = [] if schema.weight is None else [(schema.weight, pa.float32())]
+    return pa.schema([*columns, *((task.name, pa.uint8()) for task in schema.tasks), *weight])
 
 
 def _column_type(field: AnyField) -> pa.DataType:

@@ -24,7 +24,7 @@ def moved_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Bat
         # The copy is waited for here, in this thread: the training one and its stream are not held up.
         stream.synchronize()
         # Training may be behind: its memory is not to be given to a later batch before it was read.
-        for tensor in (moved.ids_BC, moved.numeric_BN, moved.labels_B):
+        for tensor in moved.tensors():
             tensor.record_stream(torch.cuda.default_stream(device))
         yield moved
 

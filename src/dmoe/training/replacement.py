@@ -4,6 +4,7 @@ Shape suffixes: B rows of a batch, C id columns, V rows of a vocabulary.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Replacement:
         drawn_BC = generator.random(ids_BC.shape, dtype=np.float32)
         replaced_BC = drawn_BC < self._probabilities[ids_BC + self._offsets_C]
         ids_BC = np.where(replaced_BC, np.int32(OOV_ID), ids_BC)
-        return Batch(torch.from_numpy(ids_BC), batch.numeric_BN, batch.labels_B)
+        return replace(batch, ids_BC=torch.from_numpy(ids_BC))
 
 
 def check_rates(rates: Mapping[str, float], schema: Schema) -> None:
