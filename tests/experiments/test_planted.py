@@ -42,11 +42,26 @@ def test_parts_across_blocks_are_in_order(truth: Path) -> None:
     from dmoe.synthetic.draw import blocks
 
     whole = np.concatenate(
-        [known.planted.parts(columns)["triple"] for columns in blocks(known.planted.preset, known.planted.seed, 70_000)]
+        [
+            known.planted.parts(columns)[0]["triple"]
+            for columns in blocks(known.planted.preset, known.planted.seed, 70_000)
+        ]
     )
     first, last = split_bounds(70_000)["valid"]
     np.testing.assert_array_equal(known.parts("valid")["triple"], whole[first:last])
-    assert sum_parts(known.planted.parts(next(iter(blocks(known.planted.preset, 5, 70_000))))).std() > 0
+    assert sum_parts(known.planted.parts(next(iter(blocks(known.planted.preset, 5, 70_000))))[0]).std() > 0
+
+
+def test_the_domains_of_the_log_are_those_of_its_truth(tmp_path: Path) -> None:
+    """A similarity other than the preset's is read from the file: the probabilities come out as written."""
+    files, _ = generate(tmp_path / "log.csv", rows=500, preset="domains", seed=5, similarity=0.2)
+    from dmoe.synthetic.draw import blocks
+
+    known = Truth.read(files.truth).planted
+    drawn = known.draw(next(iter(blocks(known.preset, known.seed, 500))))
+    written = parquet.read_table(files.probabilities)
+    for name in ("click", "conversion"):
+        assert np.array_equal(drawn.probabilities[name], written[f"probability.{name}"].to_numpy())
 
 
 def test_specialists_separate_and_twins_do_not() -> None:

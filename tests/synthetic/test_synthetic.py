@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import subprocess
@@ -86,7 +87,7 @@ def test_splits_are_those_of_prepare() -> None:
             assert np.array_equal(np.flatnonzero(codes == code), np.arange(first, last))
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(name for name, spec in PRESETS.items() if not spec.further_tasks))
 def test_data_configuration_is_one_of_prepare(tmp_path: Path, preset: str) -> None:
     files, _ = generate(tmp_path / "log.tsv", rows=200, preset=preset)
     config = read_data_config(files.config)
@@ -229,6 +230,18 @@ def test_equal_seeds_give_equal_files(tmp_path: Path, suffix: str) -> None:
         results.append(all_bytes(files))
     assert results[0] == results[1]
     assert results[0][0] != results[2][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "log_hash", "config_hash"),
+    [("toy.csv", "9118afaa423bc2d6", "22c63b21cfcf481a"), ("criteo.tsv", "91e5020101ba1922", "6785c166b447b468")],
+)
+def test_logs_of_one_label_stay_what_they_were(tmp_path: Path, name: str, log_hash: str, config_hash: str) -> None:
+    files, truth = generate(tmp_path / name, rows=3000, preset=name.partition(".")[0], seed=3)
+    assert hashlib.sha256(files.log.read_bytes()).hexdigest()[:16] == log_hash
+    assert hashlib.sha256(files.config.read_bytes()).hexdigest()[:16] == config_hash
+    assert "tasks" not in truth
+    assert not {"further_tasks", "domains"} & set(truth["parameters"])
 
 
 def test_all_formats_hold_the_same_rows(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from dmoe.disk.files import read_json
 from dmoe.errors import DataError
 from dmoe.synthetic.draw import blocks
-from dmoe.synthetic.logit import PlantedLogit
-from dmoe.synthetic.presets import PRESETS
+from dmoe.synthetic.presets import PRESETS, with_relations
+from dmoe.synthetic.tasks import PlantedTasks
 from dmoe.synthetic.truth import split_bounds
 
 Floats = NDArray[np.float64]
@@ -36,7 +36,7 @@ MAX_ROWS = 100_000
 class Truth:
     """A generated log, known again from its `.truth.json`."""
 
-    planted: PlantedLogit
+    planted: PlantedTasks
     rows: int
 
     @staticmethod
@@ -45,14 +45,16 @@ class Truth:
         values = read_json(path)
         try:
             preset, seed, rows = str(values["preset"]), int(values["seed"]), int(values["rows"])
-        except (KeyError, TypeError, ValueError):
+            domains = values.get("parameters", {}).get("domains")
+            similarity = None if domains is None else float(domains["similarity"])
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise DataError(f"{path}: not a truth file of `dmoe generate`; expected keys preset, seed, rows") from None
         if preset not in PRESETS:
             raise DataError(f"{path}: preset '{preset}' is not known to this dmoe; generate the log again")
-        return Truth(PlantedLogit.calibrate(PRESETS[preset], seed), rows)
+        return Truth(PlantedTasks.calibrate(with_relations(PRESETS[preset], None, similarity), seed), rows)
 
     def parts(self, split: str) -> dict[str, Floats]:
-        """What each structure adds to the logit of the split's rows, in order; at most MAX_ROWS of them."""
+        """What each structure adds to the main task's logit of the split's rows, in order; at most MAX_ROWS of them."""
         first, last = split_bounds(self.rows)[split]
         last = min(last, first + MAX_ROWS)
         found: dict[str, list[Floats]] = {part: [] for part in STRUCTURES}
@@ -62,7 +64,7 @@ class Truth:
             if columns.start + len(columns) <= first:
                 continue
             here = slice(max(first - columns.start, 0), last - columns.start)
-            for part, value_R in self.planted.parts(columns).items():
+            for part, value_R in self.planted.parts(columns)[0].items():
                 if part in found:
                     found[part].append(value_R[here])
         return {part: np.concatenate(values) for part, values in found.items()}

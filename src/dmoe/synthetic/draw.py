@@ -33,6 +33,15 @@ class Columns:
     def __len__(self) -> int:
         return len(self.uniform_R)
 
+    def where(self, chosen_R: NDArray[np.bool_]) -> "Columns":
+        """The chosen rows alone; `start` stays that of the whole."""
+        return Columns(
+            self.start,
+            {name: token_R[chosen_R] for name, token_R in self.tokens.items()},
+            {name: number_R[chosen_R] for name, number_R in self.numbers.items()},
+            self.uniform_R[chosen_R],
+        )
+
 
 def blocks(
     preset: Preset, seed: int, rows: int, stream: int = LOG_STREAM, *, telling: bool = False
@@ -67,6 +76,13 @@ def draw_block(
             tokens[column.name] = _categorical(column, random, number_R)[:keep]
     uniform_R = np.random.Generator(np.random.PCG64([seed, stream, block, 0])).random(BLOCK_ROWS)
     return Columns(start, tokens, numbers, uniform_R[:keep])
+
+
+def task_uniforms(seed: int, columns: Columns, task: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For a whole block of the log: what decides task number `task` (from 1), and what decides if it is known, (R,)."""
+    stream = [seed, LOG_STREAM, columns.start // BLOCK_ROWS, 0, task]
+    label_R, known_R = np.random.Generator(np.random.PCG64(stream)).random((2, BLOCK_ROWS))
+    return label_R[: len(columns)], known_R[: len(columns)]
 
 
 def _categorical(column: Categorical, random: np.random.Generator, number_R: NDArray[np.int64]) -> NDArray[np.int64]:

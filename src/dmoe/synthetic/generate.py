@@ -3,7 +3,7 @@
 import contextlib
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -16,12 +16,12 @@ import yaml
 
 from dmoe.disk.together import written_together
 from dmoe.errors import ConfigError, nearest
-from dmoe.synthetic.draw import blocks
-from dmoe.synthetic.logit import PlantedLogit
-from dmoe.synthetic.presets import PRESETS
+from dmoe.synthetic.draw import Columns, blocks
+from dmoe.synthetic.log_truth import LogTruth
+from dmoe.synthetic.presets import PRESETS, with_relations
 from dmoe.synthetic.spec import Categorical, Preset
+from dmoe.synthetic.tasks import Drawn, Joint, PlantedTasks
 from dmoe.synthetic.text import given_vectors, render
-from dmoe.synthetic.truth import PartVariances, SplitTruth, split_bounds
 
 FORMAT_VERSION = 1
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -47,17 +47,28 @@ class GeneratedFiles:
         return [path for path in asdict(self).values() if path is not None]
 
 
-def generate(out: Path, *, rows: int, preset: str, seed: int = 0) -> tuple[GeneratedFiles, dict[str, Any]]:
+def generate(
+    out: Path,
+    *,
+    rows: int,
+    preset: str,
+    seed: int = 0,
+    relatedness: float | None = None,
+    similarity: float | None = None,
+) -> tuple[GeneratedFiles, dict[str, Any]]:
     """Writes the log `out`, and `.truth.json`, `.truth.parquet` and `.data.yaml` beside it.
 
-    The format is that of the suffix: .csv, .tsv or .txt (tab), each with .gz or not, or .parquet. Returns
-    the files and the content of `.truth.json`. Memory does not grow with `rows`. If it does not finish, files of these
+    The format is that of the suffix: .csv, .tsv or .txt (tab), each with .gz or not, or .parquet. `relatedness` of all
+    further tasks with the main one, and `similarity` of the domains, are the preset's own unless given. Returns the
+    files and the content of `.truth.json`. Memory does not grow with `rows`. If it does not finish, files of these
     names stay as they were; `dmoe.disk.together` says what a kill leaves while they are replaced.
 
-    Raises: ConfigError for an unknown preset, suffix or folder, fewer than 100 rows or a negative seed;
-    OSError if the disk is full or not writable.
+    Raises: ConfigError for an unknown preset, suffix or folder, fewer than 100 rows, a negative seed, or a relatedness
+    or similarity outside 0 to 1 or of a preset without further tasks or domains; OSError if the disk is full or not
+    writable.
     """
     spec, suffix = _check(out, rows, preset, seed)
+    spec = with_relations(spec, relatedness, similarity)
     stem = out.name.removesuffix(suffix)
     files = GeneratedFiles(
         log=out,
@@ -66,11 +77,11 @@ def generate(out: Path, *, rows: int, preset: str, seed: int = 0) -> tuple[Gener
         config=out.with_name(f"{stem}.data.yaml"),
         vectors=out.with_name(f"{stem}.vectors.parquet") if spec.given is not None else None,
     )
-    planted = PlantedLogit.calibrate(spec, seed)
+    planted = PlantedTasks.calibrate(spec, seed)
     # The log last: where it is, the others are.
     with written_together([*files.all()[1:], files.log]) as aside:
-        splits, variances = _write_rows(planted, rows, aside[files.log], aside[files.probabilities], suffix)
-        truth = _truth(planted, rows, files, splits, variances)
+        found = _write_rows(planted, rows, aside[files.log], aside[files.probabilities], suffix)
+        truth = _truth(planted, rows, files, found)
         aside[files.truth].write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
         aside[files.config].write_text(_data_config(spec, suffix, files), encoding="utf-8")
         if files.vectors is not None and spec.given is not None:
@@ -95,23 +106,17 @@ def _check(out: Path, rows: int, preset: str, seed: int) -> tuple[Preset, str]:
     return PRESETS[preset], fitting[0]
 
 
-def _write_rows(
-    planted: PlantedLogit, rows: int, log: Path, probabilities: Path, suffix: str
-) -> tuple[dict[str, SplitTruth], PartVariances]:
+def _write_rows(planted: PlantedTasks, rows: int, log: Path, probabilities: Path, suffix: str) -> LogTruth:
     spec = planted.preset
-    bounds = split_bounds(rows)
-    splits = {split: SplitTruth() for split in bounds}
-    variances = PartVariances()
+    truth = LogTruth(planted, rows)
     with contextlib.ExitStack() as stack:
         writers: list[_TableWriter] = []
         for columns in blocks(spec, planted.seed, rows):
-            parts = planted.parts(columns)
-            probability_R = planted.probability_of(parts)
-            clicked_R = columns.uniform_R < probability_R
-            row_R = np.arange(columns.start, columns.start + len(columns))
+            drawn = planted.draw(columns)
+            joints = {name: planted.joint(drawn, name) for name in planted.chains}
             tables = [
-                render(spec, planted.seed, columns, clicked_R),
-                pa.table({"row": pa.array(row_R), "probability": pa.array(probability_R)}),
+                render(spec, planted.seed, columns, drawn.labels),
+                _probabilities(planted, columns, drawn, joints),
             ]
             if not writers:
                 kinds = zip((log, probabilities), (suffix, ".parquet"), tables, strict=True)
@@ -120,11 +125,19 @@ def _write_rows(
                 ]
             for writer, table in zip(writers, tables, strict=True):
                 writer.write_table(table)
-            variances.add(parts)
-            for split, (first, last) in bounds.items():
-                here = slice(max(first - columns.start, 0), max(last - columns.start, 0))
-                splits[split].add(probability_R[here], clicked_R[here])
-    return splits, variances
+            truth.add(columns, drawn, joints)
+    return truth
+
+
+def _probabilities(planted: PlantedTasks, columns: Columns, drawn: Drawn, joints: Mapping[str, Joint]) -> pa.Table:
+    found: dict[str, Any] = {"row": np.arange(columns.start, columns.start + len(columns))}
+    if not planted.preset.further_tasks:
+        return pa.table(found | {"probability": drawn.probabilities[planted.preset.label]})
+    for name, probability_R in drawn.probabilities.items():
+        found[f"probability.{name}"] = probability_R
+    for name, joint in joints.items():
+        found[f"probability.{'+'.join(planted.chains[name])}"] = joint.probability_R
+    return pa.table(found)
 
 
 _TableWriter = pa.csv.CSVWriter | pq.ParquetWriter
@@ -151,13 +164,8 @@ def _table_writer(path: Path, suffix: str, spec: Preset, schema: pa.Schema) -> I
             yield stack.enter_context(pa.csv.CSVWriter(sink, schema, write_options=options))
 
 
-def _truth(
-    planted: PlantedLogit,
-    rows: int,
-    files: GeneratedFiles,
-    splits: dict[str, SplitTruth],
-    variances: PartVariances,
-) -> dict[str, Any]:
+def _truth(planted: PlantedTasks, rows: int, files: GeneratedFiles, found: LogTruth) -> dict[str, Any]:
+    tasks = found.tasks()
     return {
         "format_version": FORMAT_VERSION,
         "log": files.log.name,
@@ -165,16 +173,22 @@ def _truth(
         "seed": planted.seed,
         "rows": rows,
         "split": {"kind": "ordered", "train": 0.8, "valid": 0.1, "test": 0.1},
-        "splits": {split: truth.result() for split, truth in splits.items()},
-        "logit_variance": variances.result(),
-        "bias": planted.bias,
+        "splits": found.splits(),
+        **({"tasks": tasks} if tasks else {}),
+        "logit_variance": found.variances.result(),
+        "bias": planted.biases[0],
         "note": (
             "bayes_auc and bayes_logloss are those of the true probabilities against the drawn labels. No "
             "model can expect to do better; one trained on a finite log stays below, also because values "
             "first seen in the test part have effects that nothing in the training part tells."
         ),
-        "parameters": asdict(planted.preset),
+        "parameters": _parameters(planted.preset),
     }
+
+
+def _parameters(preset: Preset) -> dict[str, Any]:
+    absent = {name for name in ("further_tasks", "domains") if not getattr(preset, name)}
+    return {name: value for name, value in asdict(preset).items() if name not in absent}
 
 
 def _delimiter(suffix: str) -> str:
@@ -194,7 +208,7 @@ def _data_config(spec: Preset, suffix: str, files: GeneratedFiles) -> str:
     for number in spec.numeric:
         numeric[number.name] = {} if number.count is None else {"transform": "log", "standardise": True}
         numeric[number.name] |= _named(table_group=number.table_group)
-    config: dict[str, Any] = {"label": spec.label}
+    config: dict[str, Any] = _labels(spec)
     config["split"] = {"kind": "ordered", "train": 0.8, "valid": 0.1, "test": 0.1}
     config["fields"] = {"min_count": spec.min_count, "numeric": numeric, "categorical": categorical}
     if spec.several:
@@ -219,8 +233,16 @@ def _data_config(spec: Preset, suffix: str, files: GeneratedFiles) -> str:
     if suffix != ".parquet":
         config["format"] = {"kind": "csv", "header": spec.header, "delimiter": _delimiter(suffix)}
         if not spec.header:
-            config["format"]["columns"] = [spec.label, *(column.name for column in spec.columns)]
+            config["format"]["columns"] = [*spec.tasks, *(column.name for column in spec.columns)]
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def _labels(spec: Preset) -> dict[str, Any]:
+    if not spec.further_tasks and spec.domains is None:
+        return {"label": spec.label}
+    labels: dict[str, Any] = {spec.label: {"column": spec.label}}
+    labels |= {task.name: {"column": task.name, **_named(given=task.given)} for task in spec.further_tasks}
+    return {"labels": labels, **_named(domain=spec.domains.column if spec.domains is not None else None)}
 
 
 def _options(column: Categorical) -> dict[str, Any]:

@@ -6,7 +6,7 @@ many tokens there are. Shape suffix: R rows.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -82,19 +82,23 @@ class PlantedLogit:
     @staticmethod
     def calibrate(preset: Preset, seed: int) -> "PlantedLogit":
         """Parts of the preset's strengths, and the bias of its click rate, on a pilot of other rows."""
-        pilot = list(blocks(preset, seed, PILOT_ROWS, PILOT_STREAM, telling=True))
+        return PlantedLogit.fitted(preset, seed, pilot(preset, seed))
+
+    @staticmethod
+    def fitted(preset: Preset, seed: int, pilot: Sequence[Columns]) -> "PlantedLogit":
+        """`calibrate` on given rows; `seed` is that of the effects alone."""
         wanted = asdict(preset.strengths)
         raw = [raw_parts(preset, seed, columns) for columns in pilot]
         means = {part: float(np.mean([values[part].mean() for values in raw])) for part in PARTS}
         unscaled = PlantedLogit(preset, seed, 0.0, means, dict.fromkeys(PARTS, 1.0))
         parts = [unscaled.parts(columns) for columns in pilot]
         scales = {}
-        logit_R = np.zeros(PILOT_ROWS)
+        logit_R = np.zeros(sum(map(len, pilot)))
         for part in PARTS:
             value_R = np.concatenate([values[part] for values in parts])
             scales[part] = wanted[part] / float(value_R.std()) if wanted[part] else 0.0
             logit_R += scales[part] * value_R
-        return PlantedLogit(preset, seed, _bias(logit_R, preset.click_rate), means, scales)
+        return PlantedLogit(preset, seed, bias_for(logit_R, preset.click_rate), means, scales)
 
     def parts(self, columns: Columns) -> dict[str, Floats]:
         """Each part's contribution to the logit of these rows (R,), context weight included."""
@@ -109,6 +113,11 @@ class PlantedLogit:
     def probability_of(self, parts: Mapping[str, Floats]) -> NDArray[np.float32]:
         """P(click) of rows with these parts (R,), cut to 16 bits of mantissa: labels are drawn with it."""
         return cut(sigmoid(self.bias + sum_parts(parts)))
+
+
+def pilot(preset: Preset, seed: int) -> list[Columns]:
+    """The rows that a preset is calibrated on, of streams that no row of the log comes from."""
+    return list(blocks(preset, seed, PILOT_ROWS, PILOT_STREAM, telling=True))
 
 
 def raw_parts(preset: Preset, seed: int, columns: Columns) -> dict[str, Floats]:
@@ -185,12 +194,12 @@ def rank_key(probability_R: NDArray[np.float32]) -> NDArray[np.int64]:
 NUM_RANK_KEYS = 20 << 16
 
 
-def _bias(logit_R: Floats, click_rate: float) -> float:
-    """The b for which the mean of sigmoid(b + logit) is the click rate, by bisection."""
+def bias_for(logit_R: Floats, rate: float, weight_R: Floats | None = None) -> float:
+    """The b for which the (weighted) mean of sigmoid(b + logit) is the rate, by bisection."""
     low, high = -30.0, 30.0
     for _ in range(60):
         middle = (low + high) / 2
-        if float(sigmoid(middle + logit_R).mean()) < click_rate:
+        if float(np.average(sigmoid(middle + logit_R), weights=weight_R)) < rate:
             low = middle
         else:
             high = middle

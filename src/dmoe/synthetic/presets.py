@@ -1,36 +1,11 @@
 """The planted logs that `dmoe generate` offers."""
 
+from dataclasses import replace
+
+from dmoe.errors import ConfigError
 from dmoe.synthetic.production import PRODUCTION
 from dmoe.synthetic.spec import Categorical, Numeric, Preset, Strengths
-
-_TOY = Preset(
-    name="toy",
-    label="click",
-    label_after=0,
-    header=True,
-    columns=(
-        Categorical("slot", 8, 0.5, 4, text="number"),
-        Categorical("hour", 24, 0.3, 5, text="number"),
-        Categorical("device", 8, 0.5, 4),
-        Categorical("category", 12, 0.5, 4, missing=0.02),
-        Categorical("region", 16, 0.6, 3, missing=0.02),
-        Categorical("site", 30, 0.7, 4),
-        Categorical("ad", 40, 0.7, 5),
-        Categorical("user", 2000, 1.4, 5, fresh=0.015, main=0.35),
-        Numeric("price"),
-        Numeric("age", missing=0.05),
-    ),
-    click_rate=0.25,
-    strengths=Strengths(main=0.6, inner=0.9, triple=0.9, numeric=0.3),
-    context="slot",
-    context_contrast=0.6,
-    pairs=(("site", "ad"), ("region", "ad"), ("region", "site")),
-    rank=2,
-    triples=(("device", "category", "hour"),),
-    triple_mean=0.5,
-    numeric_pairs=(("price", "category"), ("age", "device")),
-    min_count=2,
-)
+from dmoe.synthetic.toy import DOMAINS, TASKS, TOY
 
 _AVAZU = Preset(
     name="avazu",
@@ -133,4 +108,26 @@ _CRITEO = Preset(
     min_count=10,
 )
 
-PRESETS = {preset.name: preset for preset in (_AVAZU, _CRITEO, PRODUCTION, _TOY)}
+PRESETS = {preset.name: preset for preset in (_AVAZU, _CRITEO, DOMAINS, PRODUCTION, TASKS, TOY)}
+
+
+def with_relations(preset: Preset, relatedness: float | None, similarity: float | None) -> Preset:
+    """The preset with these instead of its own, where given.
+
+    Raises: ConfigError if one is outside 0 to 1, or the preset has no further tasks, or no domains, to apply it to.
+    """
+    for option, value in (("--relatedness", relatedness), ("--similarity", similarity)):
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(f"{option} must be from 0 (unrelated) to 1 (the same), got {value}")
+    if relatedness is not None:
+        if not preset.further_tasks:
+            raise ConfigError(
+                f"--relatedness: preset '{preset.name}' has one label; presets tasks and domains have more"
+            )
+        tasks = tuple(replace(task, relatedness=relatedness) for task in preset.further_tasks)
+        preset = replace(preset, further_tasks=tasks)
+    if similarity is not None:
+        if preset.domains is None:
+            raise ConfigError(f"--similarity: preset '{preset.name}' has no domains; preset domains has")
+        preset = replace(preset, domains=replace(preset.domains, similarity=similarity))
+    return preset

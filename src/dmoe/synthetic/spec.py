@@ -80,6 +80,34 @@ class Strengths:
 
 
 @dataclass(frozen=True, slots=True)
+class FurtherTask:
+    """A label beside the preset's own, the main one.
+
+    `rate` is its share of ones, of rows whose parent `given` is 1 if it has one. `relatedness` is the correlation of
+    its logit with the main task's: 0 unrelated, 1 the same. A share `unknown` of its cells is empty.
+    """
+
+    name: str
+    rate: float
+    relatedness: float
+    given: str | None = None
+    unknown: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Domains:
+    """A column whose tokens differ in what makes a click.
+
+    Token k adds `shifts[k]` to every task's logit. `similarity` is the correlation of a domain's logits with those that
+    all domains share: 1 no structure of its own, 0 nothing else.
+    """
+
+    column: str
+    shifts: tuple[float, ...]
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
 class Preset:
     """Columns in file order and the planted structure over them (`docs/generated-logs.md` has the equations)."""
 
@@ -100,6 +128,13 @@ class Preset:
     row_id: str | None = None
     min_count: int = field(default=1)
     given: GivenVectors | None = None
+    further_tasks: tuple[FurtherTask, ...] = ()
+    domains: Domains | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of all labels, the main one first."""
+        return (self.label, *(task.name for task in self.further_tasks))
 
     @property
     def categorical(self) -> tuple[Categorical, ...]:
@@ -118,7 +153,8 @@ class Preset:
         pairs = (*self.pairs, *self.triples, *self.numeric_pairs, (self.context,))
         effects = {column.name for column in self.categorical if column.main}
         several = {name for column in self.several for name in (column.name, column.shares) if name is not None}
-        return {name for names in pairs for name in names} | effects | several
+        domain = {self.domains.column} if self.domains is not None else set()
+        return {name for names in pairs for name in names} | effects | several | domain
 
     def law(self, column: Several) -> Categorical:
         """How the tokens of a column of several are distributed and written."""

@@ -1,5 +1,6 @@
 """Turns drawn rows into the text of a log: hashes, numbers, hours, empty cells. Shape suffix: R rows."""
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from dmoe.synthetic.draw import MISSING, Columns
 from dmoe.synthetic.logit import AFFINITY_RANK, affinity_purpose, bell, key, scramble
 from dmoe.synthetic.spec import Categorical, GivenVectors, Numeric, Preset, Several
+from dmoe.synthetic.tasks import UNKNOWN
 
 Column: TypeAlias = "pa.Array[pa.Scalar[pa.DataType]]"
 
@@ -17,8 +19,8 @@ FIRST_HOUR = 14_10_21_00  # YYMMDDHH: the first hour of the Avazu log
 _HEX_PAIRS = np.array([f"{byte:02x}" for byte in range(256)], dtype="S2").view(np.uint16)
 
 
-def render(preset: Preset, seed: int, columns: Columns, clicked_R: NDArray[np.bool_]) -> pa.Table:
-    """The rows as a table in file order, row id and label included; missing cells are null."""
+def render(preset: Preset, seed: int, columns: Columns, labels: Mapping[str, NDArray[np.uint8]]) -> pa.Table:
+    """The rows as a table in file order, row id and labels included; missing cells and unknown labels are null."""
     names: list[str] = []
     arrays: list[Column] = []
     if preset.row_id is not None:
@@ -34,9 +36,14 @@ def render(preset: Preset, seed: int, columns: Columns, clicked_R: NDArray[np.bo
             arrays.append(_joined(preset.law(column), seed, columns.tokens[column.name]))
         else:
             arrays.append(_tokens(column, seed, columns.tokens[column.name]))
-    names.insert(position, preset.label)
-    arrays.insert(position, pa.array(clicked_R.astype(np.uint8)))
+    names[position:position] = labels
+    arrays[position:position] = [_labels(label_R) for label_R in labels.values()]
     return pa.Table.from_arrays(arrays, names=names)
+
+
+def _labels(label_R: NDArray[np.uint8]) -> Column:
+    unknown_R = label_R == UNKNOWN
+    return pa.array(label_R, mask=unknown_R if unknown_R.any() else None)
 
 
 def _numbers(column: Numeric, z_R: NDArray[np.float64]) -> Column:

@@ -62,8 +62,8 @@ class SplitTruth:
         return {
             "rows": self.rows,
             "positives": self.positives,
-            "click_rate": self.positives / self.rows,
-            "expected_click_rate": self._expected / self.rows,
+            "rate": self.positives / self.rows,
+            "expected_rate": self._expected / self.rows,
             "bayes_auc": ordered / (2 * pairs) if pairs else None,
             "bayes_logloss": self._loss / self.rows,
             "entropy": self._entropy / self.rows,
