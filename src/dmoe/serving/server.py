@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import select
 import signal
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,55 +17,73 @@ from dmoe.serving.guard import log
 from dmoe.serving.settings import Settings
 
 _MAX_HEAD_BYTES = 64 * 1024
-_LAST_REQUESTS_S = 0.3
+_LAST_REQUESTS_S = 1.0
+_LOOK_AGAIN_S = 0.01
 
 
-def bounded_protocol(head_timeout_s: float) -> type[HttpToolsProtocol]:
+class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with a bound on the time and bytes of a request's head, which it has not."""
 
-    class BoundedProtocol(HttpToolsProtocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+    head_timeout_s: ClassVar[float]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._head_bytes > _MAX_HEAD_BYTES:
+            self._refuse_head(b"431 Request Header Fields Too Large")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        super().on_headers_complete()
+
+    @property
+    def request_on_its_way(self) -> bool:
+        """Whether bytes wait to be read, or a request's head is expected: a new connection's, or the rest of one."""
+        if self.transport.is_closing():
+            return False
+        return self._head_timer is not None or _readable(self.transport.get_extra_info("socket").fileno())
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
             self._head_bytes = 0
-            self._head_timer: asyncio.TimerHandle | None = None
-            self._expect_head()
+            self._head_timer = self.loop.call_later(self.head_timeout_s, self._refuse_head, b"408 Request Timeout")
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._head_arrived()
-            super().connection_lost(exc)
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-        def data_received(self, data: bytes) -> None:
-            if self._head_timer is not None:
-                self._head_bytes += len(data)
-            super().data_received(data)
-            if self._head_timer is not None and self._head_bytes > _MAX_HEAD_BYTES:
-                self._refuse_head(b"431 Request Header Fields Too Large")
+    def _refuse_head(self, status: bytes) -> None:
+        self._head_arrived()
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._expect_head()
 
-        def on_headers_complete(self) -> None:
-            self._head_arrived()
-            super().on_headers_complete()
+def bounded_protocol(head_timeout_s: float) -> type[BoundedProtocol]:
+    """The protocol with its bound; uvicorn makes one of the class for each connection."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"head_timeout_s": head_timeout_s})
 
-        def _expect_head(self) -> None:
-            if self._head_timer is None:
-                self._head_bytes = 0
-                self._head_timer = self.loop.call_later(head_timeout_s, self._refuse_head, b"408 Request Timeout")
 
-        def _head_arrived(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-
-        def _refuse_head(self, status: bytes) -> None:
-            self._head_arrived()
-            if not self.transport.is_closing():
-                self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-                self.transport.close()
-
-    return BoundedProtocol
+def _readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class Server(uvicorn.Server):
@@ -84,11 +103,19 @@ class Server(uvicorn.Server):
         log("ready", host=address[0], port=address[1], model=self._application.settings.name, version=served.version)
 
     async def shutdown(self, sockets: Any = None) -> None:
+        # The kernel resets what waits in the queue of a listening socket that closes, and a connection that closes
+        # before what has arrived is read: both are taken in first.
+        until = self._loop.time() + _LAST_REQUESTS_S
         for server in self.servers:
+            while any(_readable(one.fileno()) for one in server.sockets) and self._loop.time() < until:
+                await asyncio.sleep(0)
             server.close()
-        # A connection that was only just accepted has its request on the way; uvicorn would cut it off.
-        await asyncio.sleep(_LAST_REQUESTS_S)
+        while self._requests_on_their_way() and self._loop.time() < until:
+            await asyncio.sleep(_LOOK_AGAIN_S)
         await super().shutdown(sockets)
+
+    def _requests_on_their_way(self) -> bool:
+        return any(isinstance(one, BoundedProtocol) and one.request_on_its_way for one in self.server_state.connections)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._loop.call_soon_threadsafe(self._drain)
