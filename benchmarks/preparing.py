@@ -166,10 +166,10 @@ def write_splits(log: Path, rows: int, folder: Path) -> dict[str, Any]:
     with log.open(encoding="utf-8") as source:
         columns = next(source).rstrip("\n").split(",")
         places = [columns.index(plan.source_column(name)) for name in names]
-        label = columns.index(plan.label.column)
+        label = columns.index(plan.label_columns()[0])
         for split, size in bounds.items():
             with (folder / f"{split}.csv").open("w", encoding="utf-8") as out:
-                out.write(",".join([plan.label.column, *names]) + "\n")
+                out.write(",".join([plan.label_columns()[0], *names]) + "\n")
                 for line in islice(source, size):
                     values = line.rstrip("\n").split(",")
                     cells = [values[place] for place in places]
@@ -178,7 +178,7 @@ def write_splits(log: Path, rows: int, folder: Path) -> dict[str, Any]:
                         for name, cell in zip(names, cells, strict=True)
                     ]
                     out.write(",".join([values[label], *made]) + "\n")
-    return {"label": plan.label.column, "categorical": names, "min_count": plan.fields.min_count}
+    return {"label": plan.label_columns()[0], "categorical": names, "min_count": plan.fields.min_count}
 
 
 def growth(log: Path, sizes: Sequence[int], folder: Path, memory: str) -> Iterator[dict[str, Any]]:

@@ -45,5 +45,5 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_configurations_are_valid(page: Path) -> None:
     for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         values = yaml.safe_load(text)
-        kind = DataConfig if "label" in values else RunConfig
+        kind = DataConfig if {"label", "labels"} & set(values) else RunConfig
         validate(kind, values, f"{page.name}: {text[:40]!r}")

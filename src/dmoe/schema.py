@@ -7,7 +7,7 @@ import hashlib
 import re
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 from pydantic import (
@@ -28,6 +28,8 @@ FORMAT_VERSION = 3
 MISSING_ID = 0
 OOV_ID = 1
 FIRST_TOKEN_ID = 2
+# A label that a row does not say, among 0 and 1.
+UNKNOWN: Final = 2
 
 # Of a row in one field, and of numbers in an embedding: far above any use, and small enough to be made.
 MOST_VALUES = 1 << 16

@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -63,7 +63,7 @@ def _model_at(model: type[BaseModel], location: list[Any]) -> type[BaseModel] | 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (list, tuple, dict, Union, types.UnionType):
+    if get_origin(annotation) in (list, tuple, dict, Annotated, Union, types.UnionType):
         for argument in get_args(annotation):
             found = _inner_model(argument)
             if found is not None:

@@ -232,7 +232,7 @@ def test_the_command_says_them_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert captured.err.count("warning: 'outcome' is the label under another name") == 1
     (tmp_path / "data.yaml").write_text(captured.out)
     assert "outcome" in yaml.safe_load(captured.out)["fields"]["categorical"]
-    assert read_data_config(tmp_path / "data.yaml").label.column == "click"
+    assert read_data_config(tmp_path / "data.yaml").label_columns() == ["click"]
     words = ["prepare", "--config", tmp_path / "data.yaml", "--input", log, "--output", tmp_path / "data"]
     with pytest.raises(SystemExit) as done:
         main([str(word) for word in words])

@@ -69,8 +69,8 @@ def read(path: Path, plan: DataConfig) -> Read:
     found = Read([], [], 0)
     for piece in LogFile(path, plan).pieces():
         rows = convert(piece.read(), plan)
-        assert rows.labels_N is not None
-        found.rows += zip(rows.lines_N.tolist(), rows.labels_N.tolist(), strict=True)
+        assert rows.labels is not None
+        found.rows += zip(rows.lines_N.tolist(), rows.labels.labels_NT[:, 0].tolist(), strict=True)
         found.rejects += [(reject.line, reject.reason) for reject in rows.rejects]
         found.blank_lines += rows.blank_lines
         assert all(len(column.codes_N) == len(rows) for column in rows.categorical.values())

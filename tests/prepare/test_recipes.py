@@ -218,7 +218,7 @@ def test_avazu_on_the_real_sample(real_data: Path, tmp_path: Path) -> None:
 def write_encoded(folder: Path, name: str, sizes: dict[str, int], rows: dict[str, int]) -> list[str]:
     """Files like those of a recipe of given splits; field f has `sizes[f] - 2` tokens in train, each often enough."""
     config, inputs = read_recipe(name), []
-    columns = [config.label.column, *(config.source_column(field) for field in config.field_columns())]
+    columns = [*config.label_columns(), *(config.source_column(field) for field in config.field_columns())]
     for split, count in rows.items():
         lines = [",".join(columns)]
         for row in range(count):

@@ -25,8 +25,8 @@ def naive_draw(labels: list[int], seed: int, shares: tuple[float, float], strati
     """Sort the rows of each group by key with Python's integers and cut."""
     key = [splitmix((row * 0x9E3779B97F4A7C15 + splitmix(seed)) & MASK) for row in range(len(labels))]
     codes = [0] * len(labels)
-    for group in ([0, 1], [2])[not stratified]:
-        rows = sorted((row for row in range(len(labels)) if group in (2, labels[row])), key=lambda row: key[row])
+    for group in ([0, 1, 2], [None])[not stratified]:
+        rows = sorted((row for row in range(len(labels)) if group in (None, labels[row])), key=lambda row: key[row])
         valid, test = (int(len(rows) * Fraction(str(share)) + Fraction(1, 2)) for share in shares)
         for row in rows[:valid]:
             codes[row] = 1
@@ -37,7 +37,7 @@ def naive_draw(labels: list[int], seed: int, shares: tuple[float, float], strati
 
 @settings(max_examples=100, deadline=None)
 @given(
-    labels=st.lists(st.integers(0, 1), min_size=1, max_size=60),
+    labels=st.lists(st.integers(0, 2), min_size=1, max_size=60),
     seed=st.integers(0, 2**63 - 1),
     shares=st.sampled_from([(0.1, 0.1), (0.0, 0.3), (0.3, 0.0), (0.45, 0.45), (0.25, 0.5)]),
     stratified=st.booleans(),
@@ -90,9 +90,21 @@ def test_rank_split_follows_the_order_given() -> None:
 
 
 def test_checks_name_the_split_at_fault() -> None:
-    labels = np.array([0, 1, 0, 0], dtype=np.uint8)
+    labels = {"click": np.array([0, 1, 0, 0], dtype=np.uint8)}
     with pytest.raises(DataError, match="split 'valid' would hold only rows of label 0"):
         splits.check_splits(np.array([0, 0, 1, 1], dtype=np.uint8), labels, ["train", "valid"])
     with pytest.raises(DataError, match="split 'test' would hold no row of 4"):
         splits.check_splits(np.array([0, 0, 0, 0], dtype=np.uint8), labels, ["train", "test"])
-    assert splits.check_splits(np.zeros(4, dtype=np.uint8), labels, ["train"]) == {"train": (4, 1)}
+    assert splits.check_splits(np.zeros(4, dtype=np.uint8), labels, ["train"]) == {"train": splits.SplitSize(4, 1, 4)}
+
+
+def test_checks_name_the_label_at_fault() -> None:
+    codes = np.array([0, 0, 1, 1], dtype=np.uint8)
+    click, buy = np.array([0, 1, 0, 1], dtype=np.uint8), np.array([2, 1, 2, 0], dtype=np.uint8)
+    labels = {"click": click, "buy": buy}
+    with pytest.raises(DataError, match=r"split 'train' would hold only rows of label 'buy' 1 where it is known"):
+        splits.check_splits(codes, labels, ["train", "valid"])
+    with pytest.raises(DataError, match="label 'buy' is unknown in every row of split 'train'"):
+        splits.check_splits(codes, {**labels, "buy": np.full(4, 2, dtype=np.uint8)}, ["train"])
+    found = splits.check_splits(codes, {"buy": buy, "click": click}, ["train", "valid"], required=0)
+    assert found == {"train": splits.SplitSize(2, 1, 1), "valid": splits.SplitSize(2, 0, 1)}

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoe.config.data import SplitRule, read_data_config
-from dmoe.config.raw_format import Derivation, Label, NumberFormat
+from dmoe.config.labels import Label
+from dmoe.config.raw_format import Derivation, NumberFormat
 from dmoe.errors import ConfigError, DataError
 from dmoe.prepare.prepare import prepare
 from dmoe.schema import vocabulary_path

@@ -1,14 +1,11 @@
-"""How raw logs are written: labels, numbers, times, delimited text."""
+"""How raw logs are written: numbers, times, delimited text."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -27,43 +24,6 @@ def check_no_repeats(what: str, names: tuple[str, ...] | list[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{what}: these names appear twice: {', '.join(repeated)}")
-
-
-class Label(_Strict):
-    """The label column. Without `positive` it holds 0 and 1, or true and false, in any spelling; with it, these values
-    are clicks and `negative`, by default all others, are none. Values compare by value: 1 is "1" and 1.0.
-
-    `missing`: rows without a label are rejected, or count as `negative`.
-    """
-
-    named_by_text: ClassVar[bool] = True
-    column: str = Field(min_length=1)
-    positive: tuple[str, ...] | None = None
-    negative: tuple[str, ...] | None = None
-    missing: Literal["reject", "negative"] = "reject"
-
-    @field_validator("positive", "negative", mode="before")
-    @classmethod
-    def _texts(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [str(one).lower() if isinstance(one, bool) else str(one) for one in value]
-        return value
-
-    @model_validator(mode="after")
-    def _classes_differ(self) -> "Label":
-        if self.positive is None and self.negative is not None:
-            raise ValueError("'negative' goes with 'positive', the values that are a click")
-        if self.positive is not None and not self.positive:
-            raise ValueError("'positive' names no value; name those that are a click, as in positive: [yes]")
-        both = set(self.positive or ()) & set(self.negative or ())
-        if both:
-            raise ValueError(f"'{min(both)}' is both positive and negative")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _short(self, serialise: SerializerFunctionWrapHandler) -> Any:
-        """Its name alone where nothing else is said."""
-        return self.column if self == Label(column=self.column) else serialise(self)
 
 
 class NumberFormat(_Strict):

@@ -229,7 +229,7 @@ def _batches(
         yield from RawEncoder(run.path).encode_files(logs, batch_size=SCORING_ROWS, labels=True, counts=counts)
         return
     for batch in read_once(run.data_folder(data), split, batch_size=SCORING_ROWS).batches():
-        yield RawBatch(batch.ids_BC, batch.numeric_BN, batch.labels_B)
+        yield RawBatch(batch.ids_BC, batch.numeric_BN, batch.labels_BT, batch.known_BT)
 
 
 def _segment(

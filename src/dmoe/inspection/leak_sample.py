@@ -1,6 +1,7 @@
 """Suspicions about a data set folder, from a sample of its encoded rows."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,21 @@ from dmoe.inspection.leaks import (
     SampleColumn,
     Suspicion,
     copies_suspicion,
-    field_suspicions,
     label_suspicions,
+    order_suspicions,
+    telling_suspicions,
     unseen_suspicion,
 )
 from dmoe.inspection.trial import ReadingTrial
-from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, AnyField, CategoricalField, MultiValuedField, vocabulary_path
+from dmoe.schema import (
+    FIRST_TOKEN_ID,
+    MISSING_ID,
+    UNKNOWN,
+    AnyField,
+    CategoricalField,
+    MultiValuedField,
+    vocabulary_path,
+)
 from dmoe.shards.folder import DataFolder
 from dmoe.values.coded_columns import Column, pc
 
@@ -43,26 +53,74 @@ def suspicions(data: DataFolder) -> list[Suspicion]:
 
 def _suspicions(data: DataFolder) -> Iterator[Suspicion]:
     sample = _Sample(data)
-    held_N = sample.split_N > 0
-    labels_N = sample.column(data.schema.label).to_numpy().astype(np.int64)
-    yield from label_suspicions((split, labels_N[sample.split_N == code]) for code, split in enumerate(SPLITS))
-    # One held-out split judges: test, or else valid.
-    judging = max(set(sample.split_N.tolist()))
-    rows_N = (sample.split_N == 0) | (sample.split_N == judging)
-    judge = ReadingTrial(labels_N[rows_N], sample.split_N[rows_N] == 0)
-    if not judge.able:
-        judge = ReadingTrial.of_rows(labels_N[rows_N])
-    hashes_N = np.zeros(len(labels_N), dtype=np.uint64)
+    several = len(data.schema.tasks) > 1
+    tasks = [_judged(sample, task.name) for task in data.schema.tasks]
+    for one in tasks:
+        known = ((split, one.labels_N[(sample.split_N == code) & one.known_N]) for code, split in enumerate(SPLITS))
+        yield from (found.of_label(one.name if several else None) for found in label_suspicions(known))
+    yield from _domain_suspicions(data)
+    hashes_N = np.zeros(len(sample.split_N), dtype=np.uint64)
     found: list[Suspicion] = []
     for field in data.schema.fields:
         column = sample.column(field.name)
         hashes_N = _mixed(hashes_N * np.uint64(0x9E3779B97F4A7C15) + _hashes(column))
-        told = field_suspicions(_sample_column(data, field, column.filter(pa.array(rows_N))), judge, judge.fit_N)
+        told: list[Suspicion] = []
+        for one in tasks:
+            values = _sample_column(data, field, column.filter(pa.array(one.rows_N)))
+            new = order_suspicions(values, one.judge.fit_N) if one is tasks[0] else []
+            told += [
+                *new,
+                *(found.of_label(one.name if several else None) for found in telling_suspicions(values, one.judge)),
+            ]
         found += told or _unseen(data, field)
-    copies = copies_suspicion(hashes_N, labels_N, held_N) if held_N.any() else None
-    if copies is not None:
-        yield copies
+    main, held_N = tasks[0], sample.split_N > 0
+    if (held_N & main.known_N).any():
+        copies = copies_suspicion(hashes_N[main.known_N], main.labels_N[main.known_N], held_N[main.known_N])
+        if copies is not None:
+            yield copies
     yield from found
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A label in all rows of a sample, and the judge of the chosen ones."""
+
+    name: str
+    labels_N: npt.NDArray[np.int64]
+    known_N: npt.NDArray[np.bool_]
+    rows_N: npt.NDArray[np.bool_]
+    judge: ReadingTrial
+
+
+def _judged(sample: "_Sample", name: str) -> _Judged:
+    labels_N = sample.column(name).fill_null(UNKNOWN).to_numpy().astype(np.int64)
+    known_N = labels_N != UNKNOWN
+    # One held-out split judges: test, or else valid.
+    judging = max(set(sample.split_N[known_N].tolist()), default=0)
+    rows_N = ((sample.split_N == 0) | (sample.split_N == judging)) & known_N
+    judge = ReadingTrial(labels_N[rows_N], sample.split_N[rows_N] == 0)
+    if not judge.able:
+        judge = ReadingTrial.of_rows(labels_N[rows_N])
+    return _Judged(name, labels_N, known_N, rows_N, judge)
+
+
+def _domain_suspicions(data: DataFolder) -> Iterator[Suspicion]:
+    """Labels of which a domain has one class only in train, or no known row."""
+    domain = data.schema.domain
+    for name, counts in data.summary.get("labels", {}).items() if domain is not None else ():
+        train = {one: splits["train"] for one, splits in counts["domains"].items() if "train" in splits}
+        poor = {one: (of["known"], of["positives"]) for one, of in train.items() if of["positives"] in (0, of["known"])}
+        if domain is None or not poor:
+            continue
+        shown = [f"'{one}' ({positives:,} of {known:,} rows)" for one, (known, positives) in list(poor.items())[:5]]
+        more = ", …" if len(poor) > 5 else ""
+        yield Suspicion(
+            "one class in a domain",
+            domain.field,
+            len(poor),
+            f"label '{name}' has one class only in the training rows of {len(poor)} of {len(train)} domains of "
+            f"'{domain.field}': {', '.join(shown)}{more}; a larger domain.min_count makes them one domain",
+        )
 
 
 class _Sample:

@@ -7,7 +7,7 @@ N rows of a sample, V codes of a column, E values of all rows of a multi-valued 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,10 @@ class Suspicion:
     def values(self) -> dict[str, Any]:
         return asdict(self)
 
+    def of_label(self, name: str | None) -> "Suspicion":
+        """The same about one of several labels."""
+        return self if name is None else replace(self, text=f"label '{name}': {self.text}")
+
 
 @dataclass(frozen=True, slots=True)
 class SampleColumn:
@@ -71,14 +75,18 @@ class SampleColumn:
 
 def field_suspicions(column: SampleColumn, judge: ReadingTrial, train_N: npt.NDArray[np.bool_]) -> list[Suspicion]:
     """What one field gives away; `train_N` are the rows whose order and values are looked at."""
-    found = _order(column, train_N)
+    return [*order_suspicions(column, train_N), *telling_suspicions(column, judge)]
+
+
+def telling_suspicions(column: SampleColumn, judge: ReadingTrial) -> list[Suspicion]:
+    """What one field tells of the label that `judge` knows."""
     if not judge.able:
-        return found
+        return []
     if column.row_of_E is not None:
         score = judge.auc(judge.bag(column.codes_N, column.row_of_E, column.size))
-        return [*found, *([_telling(column, judge, score)] if score > TELLING_AUC else [])]
+        return [_telling(column, judge, score)] if score > TELLING_AUC else []
     told = _renamed(column, judge) or _tells(column, judge) or _value(column, judge)
-    return [*found, *([told] if told is not None else [])]
+    return [told] if told is not None else []
 
 
 def _telling(column: SampleColumn, judge: ReadingTrial, score: float) -> Suspicion:
@@ -183,7 +191,7 @@ def _told_by_all(counts_V: Integers, positives_V: Integers, entropy: float, rows
     return found
 
 
-def _order(column: SampleColumn, train_N: npt.NDArray[np.bool_]) -> list[Suspicion]:
+def order_suspicions(column: SampleColumn, train_N: npt.NDArray[np.bool_]) -> list[Suspicion]:
     """Values that differ in every row, or rise with the rows."""
     if column.row_of_E is not None:
         return []

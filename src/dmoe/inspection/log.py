@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmoe.config.data import DataConfig
-from dmoe.config.raw_format import DELIMITERS, Label
+from dmoe.config.labels import Label
+from dmoe.config.raw_format import DELIMITERS
 from dmoe.errors import DataError
 from dmoe.inspection.columns import LogRows, TextColumn, read_rows
 from dmoe.inspection.kinds import MISSING_WORDS, ColumnFacts, Found, Reader, left_out

@@ -1,6 +1,6 @@
 """What is learnt from the training rows: bucket edges, vocabularies, scalings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain
@@ -14,13 +14,24 @@ from dmoe.config.data import DataConfig
 from dmoe.config.fields import MultiValuedOptions, PretrainedOptions
 from dmoe.machine.ordered_pool import OrderedPool
 from dmoe.prepare import splits
+from dmoe.prepare.domains import fit_domain, grown_domain
 from dmoe.prepare.engines.base import CountingEngine
 from dmoe.prepare.restart import Journal
 from dmoe.prepare.stage import Stage, StagedChunk, array_again, array_on_disk
 from dmoe.prepare.summary import Progress
 from dmoe.prepare.vectors import key_forms, take_vectors
 from dmoe.prepare.vocabulary import Counts, Ids, build_vocabulary
-from dmoe.schema import MISSING_ID, AnyField, CategoricalField, MultiValuedField, Schema, Vectors, vocabulary_path
+from dmoe.schema import (
+    MISSING_ID,
+    AnyField,
+    CategoricalField,
+    Domain,
+    MultiValuedField,
+    Schema,
+    Task,
+    Vectors,
+    vocabulary_path,
+)
 from dmoe.shards.folder import DataFolder
 from dmoe.tokens.fields import categorical_names, numeric_names, quantile_names, token_of
 from dmoe.tokens.numbers import encode_numbers, fit_field
@@ -99,12 +110,27 @@ class Fitter:
         for name in numeric_names(self.config):
             options, training = self.config.fields.numeric[name], partial(self._training, name)
             fields[name] = self.base.field(name) if self.base else fit_field(name, options, training)
+        tasks = tuple(Task(name=name, given=label.given) for name, label in self.config.tasks.items())
         schema = Schema(
-            label=self.config.label.column,
+            label=tasks[0].name,
             fields=tuple(fields[name] for name in self.config.fields.names()),
             source=self.base.schema.source if self.base else self.config.model_dump(mode="json"),
+            labels=tasks if len(tasks) > 1 else (),
+            domain=self._domain(fields),
+            weight=None if self.config.weight is None else self.config.weight.column,
         )
         return Fitted(self.config, schema, self.stage, distinct, ids)
+
+    def _domain(self, fields: Mapping[str, AnyField]) -> Domain | None:
+        name = self.config.domain_field()
+        if name is None or self.config.domain is None:
+            return None
+        field = fields[name]
+        assert isinstance(field, CategoricalField)
+        if self.base is not None and self.base.schema.domain is not None:
+            return grown_domain(self.base.schema.domain, field.vocabulary_size)
+        train_rows = int(np.count_nonzero(self.codes == splits.TRAIN))
+        return fit_domain(self.config.domain, field, self.folder, train_rows)
 
     def _form(self, owner: str, names: list[str]) -> ValueForm:
         """The type of the raw values of a field and of those that read its vocabulary.

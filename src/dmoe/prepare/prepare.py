@@ -6,7 +6,7 @@ whether the work was interrupted.
 
 import errno
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,7 @@ from dmoe.shards.writer import SHARD_ROWS
 from dmoe.sources import lines
 from dmoe.sources.inputs import check_outside, split_inputs
 from dmoe.sources.pieces import PARQUET_ROWS, LogFile, Piece
-from dmoe.sources.rejects import REASONS
+from dmoe.sources.rejects import CONTRADICTION, REASONS
 from dmoe.tokens.fields import categorical_names, convert, numeric_names, quantile_names, value_forms
 
 _LEAST_MEMORY = 1 << 30
@@ -150,12 +150,17 @@ class _Work:
     ) -> None:
         self.config, self.sources, self.folder, self.journal = config, sources, folder, journal
         self.options, self.progress = options, options.progress
-        self.judge = RejectLimits(options.max_rejects, options.allow_rejects)
+        asked = (CONTRADICTION,) if config.contradictions == "reject" else ()
+        self.judge = RejectLimits(options.max_rejects, (*options.allow_rejects, *asked))
         self.rejects = self.judge.log
         self.stage = Stage(
-            work.resolve(),
-            [name for name in categorical_names(config) if name not in quantile_names(config)],
-            [*numeric_names(config), *quantile_names(config)],
+            Spill(
+                work.resolve(),
+                tuple(name for name in categorical_names(config) if name not in quantile_names(config)),
+                (*numeric_names(config), *quantile_names(config)),
+                len(config.tasks),
+                config.weight is not None,
+            )
         )
         self._earlier, self._started = journal.seconds, time.perf_counter()
 
@@ -180,16 +185,21 @@ class _Work:
         )
         with OrderedPool(threads) as pool, open_engine(engine_options) as engine:
             files, runs = self._stage_rows(engine, pool)
-            labels = self.stage.labels()
+            labels = {name: self.stage.labels(task) for task, name in enumerate(self.config.tasks)}
             codes = self._assign(labels, runs, engine)
             shares = dict(runs) if runs else self.config.split.shares()
             wanted = [name for name in SPLITS if name in shares and (runs or shares[name])]
-            summary = PrepareSummary(files, self.rejects.by_reason(), splits.check_splits(codes, labels, wanted))
+            # A rare label may have no click in an update: with the rows before it has.
+            sizes = splits.check_splits(codes, labels, wanted, required=None if base is None else 1)
+            weights = self._weights(codes, wanted)
+            summary = PrepareSummary(files, self.rejects.by_reason(), sizes, weights)
             fitter = Fitter(self.config, self.stage, codes, self.folder, engine, self.journal, base)
             fitted = fitter.fit(pool, self.progress, self.note)
             summary.distinct = fitted.distinct
             parts = {name: 0 if base is None else base.num_parts(name) for name in wanted}
-            writer = SplitWriter(fitted, codes, labels, self.folder, self.options.shard_rows, parts, self.journal, base)
+            writer = SplitWriter(
+                fitted, codes, list(labels.values()), self.folder, self.options.shard_rows, parts, self.journal, base
+            )
             writer.write(summary, pool, self.progress, self.note)
         self.rejects.write(self.folder / "rejects.parquet")
         values = summary.values(fitted.schema, self.seconds)
@@ -231,7 +241,26 @@ class _Work:
             yield entry
         self.note("file", file=number)
 
-    def _assign(self, labels: splits.Labels, runs: list[tuple[str, int]], engine: CountingEngine) -> splits.SplitCodes:
+    def _weights(self, codes_N: splits.SplitCodes, wanted: Sequence[str]) -> dict[str, float]:
+        """The sum of the weights of each split, none without a column of them.
+
+        Raises: DataError if it is 0.
+        """
+        if self.config.weight is None:
+            return {}
+        sums = np.zeros(len(SPLITS))
+        for chunk in self.stage.chunks:
+            rows = slice(chunk.start, chunk.start + chunk.num_rows)
+            sums += np.bincount(codes_N[rows], weights=self.stage.weights(chunk), minlength=len(SPLITS))
+        found = {name: float(sums[SPLITS.index(name)]) for name in wanted}
+        for name, total in found.items():
+            if total == 0:
+                raise DataError(f"every row of split '{name}' has weight 0 in column '{self.config.weight.column}'")
+        return found
+
+    def _assign(
+        self, labels: Mapping[str, splits.Labels], runs: list[tuple[str, int]], engine: CountingEngine
+    ) -> splits.SplitCodes:
         kind = self.config.split.kind
         if kind == "given":
             names, sizes = zip(*runs, strict=True)
@@ -244,7 +273,7 @@ class _Work:
             times = pa.RecordBatchReader.from_batches(first.schema, chain([first], batches))
             rows = (batch.column(0).to_numpy() for batch in engine.order(times))
             return splits.by_rank(rows, self.stage.num_rows, self.config.split)
-        return splits.drawn(labels, self.config.split)
+        return splits.drawn(labels[self.config.split.label or next(iter(labels))], self.config.split)
 
 
 def _read_piece(config: DataConfig, spill: Spill, file: int, numbered: tuple[int, Piece]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Which rows go to train, valid and test: exact counts, whatever the thread count or engine."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 from dmoe.config.data import SPLITS, SplitRule
 from dmoe.errors import DataError
+from dmoe.schema import UNKNOWN
 
 TRAIN, VALID, TEST = range(3)
 _BLOCK_ROWS = 1 << 20
@@ -15,6 +17,15 @@ _TOP_BITS = 20
 
 SplitCodes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSize:
+    """Rows of a split; rows whose main label is 1, and is known."""
+
+    rows: int
+    positives: int
+    known: int
 
 
 def split_sizes(num_rows: int, shares: dict[str, Fraction]) -> dict[str, int]:
@@ -30,14 +41,17 @@ def ordered(num_rows: int, split: SplitRule) -> SplitCodes:
 
 
 def drawn(labels_N: Labels, split: SplitRule) -> SplitCodes:
-    """`random`: the rows with the smallest keys are valid, the next test. `stratified`: so in each class.
+    """`random`: the rows with the smallest keys are valid, the next test. `stratified`: so in each class, and in the
+    rows whose label is unknown.
 
     A row's key is splitmix64 of its number and the seed, a bijection, so no two rows share one.
     """
     codes = np.full(len(labels_N), TRAIN, dtype=np.uint8)
-    groups = [0, 1] if split.kind == "stratified" else [None]
+    groups = [0, 1, UNKNOWN] if split.kind == "stratified" else [None]
     for group in groups:
         total = len(labels_N) if group is None else int(np.count_nonzero(labels_N == group))
+        if not total:
+            continue
         sizes = split_sizes(total, split.shares())
         counts = (sizes["valid"], sizes["valid"] + sizes["test"])
         last_valid, last_test = _largest_of_smallest(labels_N, group, counts, split.seed)
@@ -64,29 +78,50 @@ def by_rank(rows_in_order: Iterable[npt.NDArray[np.int64]], num_rows: int, split
     return codes
 
 
-def check_splits(codes_N: SplitCodes, labels_N: Labels, wanted: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Rows and positives of each split that was asked for.
+def check_splits(
+    codes_N: SplitCodes, labels: Mapping[str, Labels], wanted: Iterable[str], *, required: int | None = None
+) -> dict[str, SplitSize]:
+    """The size of each split that was asked for; the labels by name, the main one first.
 
-    Raises: DataError if one has no rows or only one class.
+    Raises: DataError if one has no rows, or of one of the first `required` labels (all by default) no row where it is
+    known, or only one class.
     """
-    counts = np.zeros((3, 2), dtype=np.int64)
-    for start in range(0, len(codes_N), _BLOCK_ROWS):  # bincount makes 8 bytes of each
-        block = slice(start, start + _BLOCK_ROWS)
-        counts += np.bincount(codes_N[block] * np.uint8(2) + labels_N[block], minlength=6).reshape(3, 2)
-    found: dict[str, tuple[int, int]] = {}
+    counts = {name: _class_counts(codes_N, labels_N) for name, labels_N in labels.items()}
+    main = next(iter(counts.values()))
+    found: dict[str, SplitSize] = {}
     for name in wanted:
-        negatives, positives = counts[SPLITS.index(name)].tolist()
-        rows = negatives + positives
+        negatives, positives, unknown = main[SPLITS.index(name)].tolist()
+        rows = negatives + positives + unknown
         if rows == 0:
             raise DataError(f"split '{name}' would hold no row of {len(codes_N)}; give more rows or a larger share")
-        if not negatives or not positives:
-            label = 1 if positives else 0
-            raise DataError(
-                f"split '{name}' would hold only rows of label {label} ({rows} of {len(codes_N)} rows); "
-                "use split kind 'stratified', a larger share or more rows"
-            )
-        found[name] = (rows, positives)
+        for label in list(counts)[:required]:
+            classes = counts[label][SPLITS.index(name)].tolist()
+            _check_classes(name, label if len(counts) > 1 else None, classes, len(codes_N))
+        found[name] = SplitSize(rows, positives, negatives + positives)
     return found
+
+
+def _check_classes(split: str, label: str | None, counts: list[int], total: int) -> None:
+    negatives, positives, _ = counts
+    if negatives and positives:
+        return
+    rows = f"{sum(counts)} of {total} rows"
+    if not negatives + positives:
+        raise DataError(f"label '{label}' is unknown in every row of split '{split}' ({rows}); leave the label out")
+    what, known = ("label", "") if label is None else (f"label '{label}'", " where it is known")
+    raise DataError(
+        f"split '{split}' would hold only rows of {what} {1 if positives else 0}{known} ({rows}); use split kind "
+        f"'stratified'{'' if label is None else ' with split.label'}, a larger share or more rows"
+    )
+
+
+def _class_counts(codes_N: SplitCodes, labels_N: Labels) -> npt.NDArray[np.int64]:
+    """(3 splits, 3): rows of label 0, 1 and unknown."""
+    counts = np.zeros((3, 3), dtype=np.int64)
+    for start in range(0, len(codes_N), _BLOCK_ROWS):  # bincount makes 8 bytes of each
+        block = slice(start, start + _BLOCK_ROWS)
+        counts += np.bincount(codes_N[block] * np.uint8(3) + labels_N[block], minlength=9).reshape(3, 3)
+    return counts
 
 
 def _key_blocks(num_rows: int, seed: int) -> Iterator[tuple[int, int, npt.NDArray[np.uint64]]]:

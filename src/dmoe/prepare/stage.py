@@ -21,6 +21,8 @@ from dmoe.values.canonical import Forms, merged
 from dmoe.values.coded_columns import Codes, Column, Numbers
 
 _TEXT: pa.DataType = pa.string()
+# A bit beside the label.
+_CONTRADICTS = np.uint8(4)
 
 
 def array_on_disk(path: Path, size: int) -> npt.NDArray[np.int32]:
@@ -56,12 +58,15 @@ class StagedChunk:
 class Spill:
     """Writes rows into the folder of a stage, on any thread or machine that sees it.
 
-    `coded` are the categorical fields whose codes come with the rows, `numeric` the fields that come as numbers.
+    `coded` are the categorical fields whose codes come with the rows, `numeric` the fields that come as numbers. Beside
+    them `num_labels` labels, and a weight where the rows are `weighted`.
     """
 
     folder: Path
     coded: tuple[str, ...]
     numeric: tuple[str, ...]
+    num_labels: int = 1
+    weighted: bool = False
 
     def write(self, piece: str, rows: FieldRows) -> list[int]:
         """Writes the rows of a piece of work; gives how many values each coded field has in it.
@@ -70,8 +75,11 @@ class Spill:
         """
         columns = {f"c{i}": _as_column(rows.categorical[name].codes_N) for i, name in enumerate(self.coded)}
         columns |= {f"n{i}": pa.array(rows.numeric[name]) for i, name in enumerate(self.numeric)}
-        assert rows.labels_N is not None  # absent only when scoring
-        columns["label"] = pa.array(rows.labels_N)
+        assert rows.labels is not None  # absent only when scoring
+        marks_NT = rows.labels.labels_NT | (rows.labels.contradicts_NT * _CONTRADICTS)
+        columns |= {f"l{task}": pa.array(marks_N) for task, marks_N in enumerate(marks_NT.T)}
+        if rows.weights_N is not None:
+            columns["weight"] = pa.array(rows.weights_N)
         if rows.times_N is not None:
             columns["time"] = rows.times_N
         self._write(f"rows-{piece}.arrow", [pa.record_batch(columns)], "lz4")
@@ -86,8 +94,9 @@ class Spill:
 
     def place(self, column: str) -> int:
         """Where a column stands in a file of rows."""
-        names = [f"c{i}" for i in range(len(self.coded))] + [f"n{i}" for i in range(len(self.numeric))]
-        return [*names, "label", "time"].index(column)
+        counts = {"c": len(self.coded), "n": len(self.numeric), "l": self.num_labels}
+        names = [f"{letter}{i}" for letter, count in counts.items() for i in range(count)]
+        return [*names, *(["weight"] if self.weighted else []), "time"].index(column)
 
     def _write(self, name: str, batches: list[pa.RecordBatch], compression: Literal["lz4", "zstd"]) -> None:
         options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
@@ -108,14 +117,13 @@ def _as_column(codes: Codes) -> Column:
 class Stage:
     """Takes rows piece by piece, then gives them back as often as wanted."""
 
-    def __init__(self, folder: Path, coded: Sequence[str], numeric: Sequence[str]) -> None:
-        self.folder = folder
-        self.coded, self.numeric = list(coded), list(numeric)
-        self.spill = Spill(folder, tuple(coded), tuple(numeric))
+    def __init__(self, spill: Spill) -> None:
+        self.folder, self.spill = spill.folder, spill
+        self.coded, self.numeric = list(spill.coded), list(spill.numeric)
         self.chunks: list[StagedChunk] = []
         self.num_rows = 0
         self.forms: dict[str, Forms] = {}
-        self._offsets: dict[str, list[int]] = {name: [0] for name in coded}
+        self._offsets: dict[str, list[int]] = {name: [0] for name in self.coded}
         self._tokens: set[str] = set()
         self._edges: dict[str, tuple[float, ...]] = {}
 
@@ -152,12 +160,23 @@ class Stage:
     def offsets(self, name: str) -> list[int]:
         return self._offsets[name]
 
-    def labels(self) -> npt.NDArray[np.uint8]:
-        """Those of all rows."""
-        labels = np.empty(self.num_rows, dtype=np.uint8)
+    def labels(self, task: int) -> npt.NDArray[np.uint8]:
+        """Those of a task in all rows: 0, 1 and `UNKNOWN`."""
+        labels_N = np.empty(self.num_rows, dtype=np.uint8)
         for chunk in self.chunks:
-            labels[chunk.start : chunk.start + chunk.num_rows] = self._read(chunk, "label").to_numpy()
-        return labels
+            marks = self._read(chunk, f"l{task}").to_numpy()
+            labels_N[chunk.start : chunk.start + chunk.num_rows] = marks & ~_CONTRADICTS
+        return labels_N
+
+    def contradicts(self, chunk: StagedChunk, task: int) -> npt.NDArray[np.bool_]:
+        """Where the column of a label said 1 and that of the label that it is given 0."""
+        marks: npt.NDArray[np.uint8] = self._read(chunk, f"l{task}").to_numpy()
+        return (marks & _CONTRADICTS) > 0
+
+    def weights(self, chunk: StagedChunk) -> npt.NDArray[np.float32]:
+        """Those of the rows of a chunk."""
+        weights: npt.NDArray[np.float32] = self._read(chunk, "weight").to_numpy()
+        return weights
 
     def codes(self, chunk: StagedChunk, name: str) -> Codes:
         """The codes of a categorical field, -1 where missing; (N, L) of a multi-valued one."""

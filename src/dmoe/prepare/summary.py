@@ -10,7 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from dmoe.config.data import SPLITS
-from dmoe.schema import FIRST_TOKEN_ID, FORMAT_VERSION, MISSING_ID, CategoricalField, Coverage, NumericField, Schema
+from dmoe.prepare.label_counts import LabelCounts, label_values
+from dmoe.prepare.splits import SplitSize
+from dmoe.schema import (
+    FIRST_TOKEN_ID,
+    FORMAT_VERSION,
+    MISSING_ID,
+    OOV_ID,
+    CategoricalField,
+    Coverage,
+    NumericField,
+    Schema,
+)
 from dmoe.tokens.unseen import Tallied, ValueCounts
 
 # Called with the step ("read", "count" or "write"), the rows (or fields) of it that are done, and their share.
@@ -64,30 +75,31 @@ def tally_missing(missing: npt.NDArray[np.bool_], split_codes: npt.NDArray[np.ui
 
 @dataclass
 class PrepareSummary:
-    """Filled while preparing. `splits`: rows and positives by split; `distinct`: training values by field;
-    `tallies`: those of each chunk."""
+    """Filled while preparing. `weights`: the sum of them by split, empty without; `distinct`: training values by field;
+    `tallies` and `labels`: those of each chunk."""
 
     files: list[FileTally]
     rejects: dict[str, int]
-    splits: dict[str, tuple[int, int]]
+    splits: dict[str, SplitSize]
+    weights: dict[str, float] = field(default_factory=dict)
     distinct: dict[str, int] = field(default_factory=dict)
     tallies: dict[int, Tally] = field(default_factory=dict)
+    labels: dict[int, LabelCounts] = field(default_factory=dict)
 
-    def add(self, chunk: int, tally: Tally) -> None:
-        """Takes the tally of a chunk, perhaps once more."""
+    def add(self, chunk: int, tally: Tally, labels: LabelCounts | None) -> None:
+        """Takes the tallies of a chunk, perhaps once more."""
         self.tallies[chunk] = tally
+        if labels is not None:
+            self.labels[chunk] = labels
 
     def values(self, schema: Schema, seconds: float) -> dict[str, Any]:
         """What summary.json says."""
         encoded = sum(tally.encoded for tally in self.files)
         rejected = sum(tally.rejected for tally in self.files)
-        return {
+        values = {
             "format_version": FORMAT_VERSION,
             "rows": {"read": encoded + rejected, "encoded": encoded, "rejected": rejected},
-            "splits": {
-                name: {"rows": rows, "positives": positives, "click_rate": positives / rows}
-                for name, (rows, positives) in self.splits.items()
-            },
+            "splits": {name: self._split(name, size) for name, size in self.splits.items()},
             "rejects": self.rejects,
             "files": [vars(tally) for tally in self.files],
             "fields": {field.name: self._field(field) for field in schema.fields},
@@ -98,13 +110,23 @@ class PrepareSummary:
                 **{name: version(name) for name in ("dmoe", "duckdb", "pyarrow", "numpy")},
             },
         }
+        if self.labels:
+            values["labels"] = label_values(schema, np.stack(list(self.labels.values())).sum(0), self.splits)
+        if schema.domain is not None:
+            other = schema.domain.names[schema.domain.of_id[OOV_ID]]
+            values["domain"] = {"field": schema.domain.field, "names": schema.domain.names, "unseen_as": other}
+        return values
+
+    def _split(self, name: str, size: SplitSize) -> dict[str, Any]:
+        values = {"rows": size.rows, "positives": size.positives, "click_rate": size.positives / max(size.known, 1)}
+        return {**values, "weight": self.weights[name]} if self.weights else values
 
     def against(self, schema: Schema) -> list[dict[str, Any]]:
         """The fields in which the rows of an update are far above what the data set of `schema` showed before."""
         counts = ValueCounts(schema)
         by_field = [self._counts(name).sum(0) for name in counts.fields]
         missing_F, oov_F, known_F, new_F = np.array(by_field).T
-        rows = sum(rows for rows, _ in self.splits.values())
+        rows = sum(size.rows for size in self.splits.values())
         tallied: Tallied = rows, missing_F, oov_F + known_F + new_F, oov_F + new_F
         return [finding.values() for finding in counts.findings_of(tallied)]
 
@@ -113,7 +135,7 @@ class PrepareSummary:
 
     def _field(self, field: CategoricalField | NumericField) -> dict[str, Any]:
         counts = self._counts(field.name)
-        rows = {name: self.splits[name][0] for name in self.splits}
+        rows = {name: size.rows for name, size in self.splits.items()}
         values: dict[str, Any] = {"kind": field.kind}
         if isinstance(field, CategoricalField):
             values["distinct_in_train"] = self.distinct[field.name]

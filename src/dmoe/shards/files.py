@@ -15,13 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dmoe.errors import DataError
+from dmoe.schema import UNKNOWN as UNKNOWN
 from dmoe.schema import CategoricalField, MultiValuedField, Schema
 from dmoe.shards.writer import arrow_schema
 from dmoe.tokens.lists import as_ids
 from dmoe.values.coded_columns import Column
-
-# A label that a row does not say, among 0 and 1.
-UNKNOWN = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,10 +83,16 @@ def merged(old: dict[str, Any], added: dict[str, Any], old_parts: dict[str, int]
     Distinct values are known for the updates only: those below the least count are not kept.
     """
     rows = {name: (_rows(old, name), _rows(added, name)) for name in SPLITS if sum(_counts(old, added, name))}
+    labels = _added_up(old.get("labels"), added.get("labels"))
+    main = next(iter(labels), None)
     splits = {}
     for name, (before, new) in rows.items():
-        positives = sum(summary["splits"].get(name, {"positives": 0})["positives"] for summary in (old, added))
-        splits[name] = {"rows": before + new, "positives": positives, "click_rate": positives / (before + new)}
+        of_both = [summary["splits"].get(name, {}) for summary in (old, added)]
+        positives = sum(one.get("positives", 0) for one in of_both)
+        known = before + new if main is None else labels[main]["splits"][name]["known"]
+        splits[name] = {"rows": before + new, "positives": positives, "click_rate": positives / max(known, 1)}
+        if any("weight" in one for one in of_both):
+            splits[name]["weight"] = sum(one.get("weight", 0.0) for one in of_both)
     fields: dict[str, Any] = {}
     for field, values in added["fields"].items():
         fields[field] = {key: values[key] for key in ("kind", "vocabulary_size") if key in values}
@@ -98,16 +104,26 @@ def merged(old: dict[str, Any], added: dict[str, Any], old_parts: dict[str, int]
             fields[field]["unseen"] = _weighted([one["unseen"] for one in both], of)
     reasons = sorted({*old["rejects"], *added["rejects"]})
     first_parts = {name: old_parts[name] for name in added["splits"]}
-    update = {key: added[key] for key in ("rows", "splits", "rejects", "files", "fields", "far_above", "seconds")}
+    keys = ("rows", "splits", "labels", "rejects", "files", "fields", "far_above", "seconds")
+    update = {key: added[key] for key in keys if key in added}
     return {
         **{key: value for key, value in added.items() if key != "far_above"},
         "rows": {key: old["rows"][key] + added["rows"][key] for key in added["rows"]},
         "splits": splits,
+        **({"labels": labels} if labels else {}),
         "rejects": {reason: old["rejects"].get(reason, 0) + added["rejects"].get(reason, 0) for reason in reasons},
         "files": [*old["files"], *added["files"]],
         "fields": fields,
         "updates": [*old.get("updates", []), {"first_parts": first_parts, **update}],
     }
+
+
+def _added_up(first: Any, second: Any) -> Any:
+    """The counts of both, whatever they are by; what one of them lacks counts 0."""
+    if isinstance(first, int) or isinstance(second, int):
+        return (first or 0) + (second or 0)
+    one, other = first or {}, second or {}
+    return {name: _added_up(one.get(name), other.get(name)) for name in dict.fromkeys([*one, *other])}
 
 
 def _weighted(shares: list[dict[str, float]], counts: Mapping[str, tuple[int, ...]]) -> dict[str, float]:

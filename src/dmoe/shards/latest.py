@@ -22,6 +22,7 @@ from dmoe.schema import (
     OOV_ID,
     CategoricalField,
     Coverage,
+    Domain,
     MultiValuedField,
     Schema,
     vocabulary_path,
@@ -62,7 +63,7 @@ def write_latest(data: Path, rows: int, output: Path) -> None:
             else field
             for field in schema.fields
         )
-        new = schema.model_copy(update={"fields": fields})
+        new = schema.model_copy(update={"fields": fields, "domain": _domain(schema, vocabularies)})
         splits: dict[str, dict[str, int]] = {}
         unseen: dict[str, dict[str, float]] = {field.name: {} for field in schema.categorical}
         missing: dict[str, dict[str, float]] = {field.name: {} for field in schema.categorical}
@@ -127,6 +128,19 @@ def _renumbered(data: Path, schema: Schema, counts: dict[str, Counts], output: P
         pq.write_table(table, vocabulary_path(output, field.name), compression="zstd")
         ids[field.name] = new_V
     return ids
+
+
+def _domain(schema: Schema, vocabularies: dict[str, Ids]) -> Domain | None:
+    """The same domains by the part's ids; a value that it lost is where unseen ones are."""
+    domain = schema.domain
+    if domain is None:
+        return None
+    new_V = vocabularies[domain.field]
+    of_id = np.full(int(new_V.max()) + 1, domain.of_id[OOV_ID])
+    of_id[MISSING_ID] = domain.of_id[MISSING_ID]
+    kept_V = new_V >= FIRST_TOKEN_ID
+    of_id[new_V[kept_V]] = np.array(domain.of_id)[kept_V]
+    return domain.model_copy(update={"of_id": tuple(of_id.tolist())})
 
 
 def _renumber(chunk: EncodedRows, schema: Schema, vocabularies: dict[str, Ids], tally: Counts) -> None:

@@ -122,9 +122,7 @@ class LogFile:
         quoting = Quoting(delimiter, form.quote, form.escape is not None, form.line_breaks)
         values = split_line(line, delimiter, form.quote, escape=quoting.escape)
         if form.columns is not None:
-            names = form.columns
-            if self.scoring and values is not None and len(values) == len(names) - 1:
-                names = tuple(name for name in names if name != self.config.label.column)
+            names = next((one for one in self._layouts(form.columns) if len(one) == len(values or ())), form.columns)
             wanted, beside = self._wanted(names)
             return Layout(names, quoting, wanted), beside, 0
         if values is None:
@@ -132,11 +130,20 @@ class LogFile:
         wanted, beside = self._wanted(values)
         return Layout(tuple(values), quoting, wanted, raw), beside, number + 1
 
+    def _layouts(self, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """The columns that a file without a header may have: rows to be scored may lack the labels, or these and the
+        weight."""
+        if not self.scoring:
+            return [columns]
+        labels, weight = self.config.label_columns(), self.config.weight
+        unknown = [labels] if weight is None else [labels, [*labels, weight.column]]
+        return [columns, *(tuple(name for name in columns if name not in one) for one in unknown)]
+
     def _fits(self, line: str, delimiter: str) -> bool:
         values = split_line(line, delimiter, self.config.format.quote) or []
         columns = self.config.format.columns
         if columns is not None:
-            return len(values) == len(columns) or (self.scoring and len(values) == len(columns) - 1)
+            return any(len(values) == len(names) for names in self._layouts(columns))
         needed = self.config.field_columns() if self.scoring else self.config.columns()
         return set(needed) <= {*values, *folder_columns(self.path)}
 
@@ -193,8 +200,8 @@ def needed_columns(
     needed = config.columns()
     if scoring:
         needed = config.field_columns()
-        if labels and config.label.column in names:
-            needed = [config.label.column, *needed]
+        if labels:
+            needed = [*(column for column in config.label_columns() if column in names), *needed]
     needed = list(dict.fromkeys([*needed, *keep]))
     for column in needed:
         if column not in names:

@@ -20,6 +20,10 @@ WRONG_COLUMNS = "wrong number of columns"
 BAD_LABEL = "label is not 0 or 1"
 NO_LABEL = "label is missing"
 NO_CLASS = "label is neither positive nor negative"
+NONE_KNOWN = "no label is known"
+CONTRADICTION = "label is 1 where the one it is given is 0"
+NO_WEIGHT = "weight is missing or NaN"
+NEGATIVE_WEIGHT = "weight is below 0"
 NOT_A_NUMBER = "not a number"
 OUT_OF_RANGE = "number out of range"
 NOT_A_TIME = "not a time of the declared format"
@@ -27,7 +31,8 @@ NO_TIME = "time of the split is missing"
 
 REASONS = (
     NOT_UTF8, NUL_BYTE, CARRIAGE_RETURN, STRAY_QUOTE, LEFT_OPEN, NEVER_CLOSED, REPEATED_HEADER, WRONG_COLUMNS,
-    BAD_LABEL, NOT_A_NUMBER, OUT_OF_RANGE, NOT_A_TIME, NO_TIME,
+    BAD_LABEL, NO_LABEL, NO_CLASS, NONE_KNOWN, CONTRADICTION, NO_WEIGHT, NEGATIVE_WEIGHT,
+    NOT_A_NUMBER, OUT_OF_RANGE, NOT_A_TIME, NO_TIME,
 )  # fmt: skip
 
 # What the user may do about the rows of a reason.

@@ -18,7 +18,7 @@ from dmoe.config.data import DataConfig
 from dmoe.errors import ConfigError, DataError
 from dmoe.machine.limits import usable_threads
 from dmoe.machine.ordered_pool import OrderedPool
-from dmoe.schema import MISSING_ID, OOV_ID, Schema
+from dmoe.schema import MISSING_ID, OOV_ID, UNKNOWN, Schema
 from dmoe.sources.delimited import RawRows
 from dmoe.sources.inputs import expand_inputs
 from dmoe.sources.kept_columns import Kept, joined, set_apart
@@ -35,16 +35,22 @@ from dmoe.values.coded_columns import MISSING, CodedColumn
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """`ids_BC` int32, `numeric_BN` float32, `labels_B` float32 of 0 and 1, or None if they were not read; `kept` has
-    the raw columns that were asked for."""
+    """`ids_BC` int32, `numeric_BN` float32; `labels_BT` float32 of 0 and 1, 0 where unknown, or None if no label was
+    read; `known_BT` bool, None where all are known; `kept` has the raw columns that were asked for."""
 
     ids_BC: Tensor
     numeric_BN: Tensor
-    labels_B: Tensor | None = None
+    labels_BT: Tensor | None = None
+    known_BT: Tensor | None = None
     kept: Kept | None = None
 
     def __len__(self) -> int:
         return int(self.ids_BC.shape[0])
+
+    @property
+    def labels_B(self) -> Tensor | None:
+        """Those of the main label."""
+        return None if self.labels_BT is None else self.labels_BT[:, 0]
 
 
 class RawEncoder:
@@ -139,7 +145,7 @@ class RawEncoder:
         numeric_BN = np.empty((len(rows), len(self.schema.numeric)), dtype=np.float32)
         for index, numeric in enumerate(self.schema.numeric):
             numeric_BN[:, index] = encode_numbers(rows.numeric[numeric.name], numeric)
-        return RawBatch(torch.from_numpy(ids_BC), torch.from_numpy(numeric_BN), _labels(rows))
+        return RawBatch(torch.from_numpy(ids_BC), torch.from_numpy(numeric_BN), *_labels(rows))
 
     def _ids(self, name: str, column: CodedColumn) -> npt.NDArray[np.int32]:
         vocabulary = self._vocabularies[name]
@@ -149,25 +155,45 @@ class RawEncoder:
         return np.array(by_code, dtype=np.int32)[column.codes_N]
 
 
-def _labels(rows: FieldRows) -> Tensor | None:
-    return None if rows.labels_N is None else torch.from_numpy(rows.labels_N.astype(np.float32))
+def _labels(rows: FieldRows) -> tuple[Tensor | None, Tensor | None]:
+    """The labels and which are known, as `RawBatch` has them."""
+    if rows.labels is None:
+        return None, None
+    known_BT = rows.labels.labels_NT != UNKNOWN
+    labels_BT = torch.from_numpy(np.where(known_BT, rows.labels.labels_NT, 0).astype(np.float32))
+    return labels_BT, None if known_BT.all() else torch.from_numpy(known_BT)
 
 
 def _cut(batches: list[RawBatch], size: int) -> list[RawBatch]:
     """The rows in batches of `size`, and a last one of fewer, perhaps none."""
-    if len({batch.labels_B is None for batch in batches if len(batch)}) > 1:
+    if len({batch.labels_BT is None for batch in batches if len(batch)}) > 1:
         raise DataError("some input files have the label column and others lack it; score them apart")
     ids_BC = torch.cat([batch.ids_BC for batch in batches])
     numeric_BN = torch.cat([batch.numeric_BN for batch in batches])
-    labels = [batch.labels_B for batch in batches if batch.labels_B is not None]
-    labels_B = torch.cat(labels) if labels else None
+    labelled = [batch for batch in batches if batch.labels_BT is not None]
+    labels_BT = _joined([batch.labels_BT for batch in labelled])
+    known_BT = None
+    if any(batch.known_BT is not None for batch in labelled):
+        known_BT = _joined(
+            [
+                torch.ones(batch.labels_BT.shape, dtype=torch.bool) if batch.known_BT is None else batch.known_BT
+                for batch in labelled
+                if batch.labels_BT is not None
+            ]
+        )
     kept = joined([batch.kept for batch in batches if batch.kept is not None])
     return [
         RawBatch(
             ids_BC[start : start + size],
             numeric_BN[start : start + size],
-            None if labels_B is None else labels_B[start : start + size],
+            None if labels_BT is None else labels_BT[start : start + size],
+            None if known_BT is None else known_BT[start : start + size],
             None if kept is None else kept.slice(start, size),
         )
         for start in range(0, len(ids_BC) + 1, size)
     ]
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    there = [one for one in tensors if one is not None]
+    return torch.cat(there) if there else None

@@ -18,8 +18,8 @@ from dmoe.config.fields import CategoricalOptions
 from dmoe.config.raw_format import NumberFormat
 from dmoe.errors import DataError
 from dmoe.sources.delimited import RawRows
-from dmoe.sources.rejects import NO_TIME, OUT_OF_RANGE, Reject, shorten
-from dmoe.tokens.labels import read_labels
+from dmoe.sources.rejects import NEGATIVE_WEIGHT, NO_TIME, NO_WEIGHT, OUT_OF_RANGE, Reject, shorten
+from dmoe.tokens.labels import TaskLabels, read_tasks
 from dmoe.tokens.lists import split_values
 from dmoe.tokens.number_format import PLAIN, is_text, number_reader, plain_at_once, plain_maker, without_numbers
 from dmoe.tokens.scalars import FLOAT32_MAX, Fault, hasher, missing_numbers, token_maker
@@ -43,12 +43,14 @@ from dmoe.values.coded_columns import (
 
 @dataclass(frozen=True, slots=True)
 class FieldRows:
-    """N accepted rows. `numeric` is NaN where missing; `labels_N` is None if the label column is absent;
-    `times_N` (numbers or moments) is the order of a time split, else None. `carriers` says what types, beside text, the
+    """N accepted rows. `numeric` is NaN where missing; `labels` is None if no label column was read; `weights_N`
+    (float32) is None without a weight column; `times_N` (numbers or moments) is the order of a time split, else None.
+    `carriers` says what types, beside text, the
     values of the fields with a vocabulary of raw values came in."""
 
     lines_N: npt.NDArray[np.int64]
-    labels_N: npt.NDArray[np.uint8] | None
+    labels: TaskLabels | None
+    weights_N: npt.NDArray[np.float32] | None
     times_N: Column | None
     categorical: Mapping[str, CodedColumn]
     numeric: Mapping[str, Numbers]
@@ -112,18 +114,21 @@ def convert(
 ) -> FieldRows:
     """The rows of a chunk as fields; rows with a value that cannot be used become rejects.
 
-    For `scoring`, labels are read only if `raw` has them, and the time of the split is not. Raw values become tokens
-    by `forms`, those of the fields that have one; without, as while preparing, they are as they came and not hashed:
-    what they are is known only when all rows were seen.
+    For `scoring`, labels are read only if `raw` has them, and weights and the time of the split are not. Raw values
+    become tokens by `forms`, those of the fields that have one; without, as while preparing, they are as they came and
+    not hashed: what they are is known only when all rows were seen.
 
     Raises: DataError if a typed column holds lists, structures or other values that are no scalars, or none that
     training could tell.
     """
     faults = _Faults(raw)
     missing = config.format.missing
-    labels = times = None
-    if not scoring or config.label.column in raw.columns:
-        labels = _labels(config, raw, faults)
+    weights = times = None
+    labels = read_tasks(raw.columns, config, raw.file, scoring=scoring)
+    for column_name, reason, at_fault, text in labels.faults if labels is not None else ():
+        faults.add(at_fault, column_name, reason, text)
+    if not scoring and config.weight is not None:
+        weights = _weights(config, raw, config.weight.column, faults)
     if not scoring and config.split.kind == "time":
         times = _times(config, raw, faults)
     coded: dict[str, CodedColumn] = {}
@@ -171,7 +176,7 @@ def convert(
             form.check(source, carriers[name])
         _warn_of_words(form, source, raw.columns[source], coded[name])
         coded[name] = tokens(coded[name], token_of(form, config, name))
-    rows = FieldRows(raw.lines_N, labels, times, coded, numeric, [], raw.blank_lines, carriers)
+    rows = FieldRows(raw.lines_N, labels, weights, times, coded, numeric, [], raw.blank_lines, carriers)
     return _without_faults(rows, raw, faults)
 
 
@@ -218,7 +223,8 @@ def _without_faults(rows: FieldRows, raw: RawRows, faults: _Faults) -> FieldRows
     keep[list(faults.found)] = False
     return FieldRows(
         rows.lines_N[keep],
-        None if rows.labels_N is None else rows.labels_N[keep],
+        None if rows.labels is None else rows.labels.kept(keep),
+        None if rows.weights_N is None else rows.weights_N[keep],
         None if rows.times_N is None else rows.times_N.filter(pa.array(keep)),
         {name: CodedColumn(column.codes_N[keep], column.values) for name, column in rows.categorical.items()},
         {name: numbers[keep] for name, numbers in rows.numeric.items()},
@@ -351,12 +357,11 @@ def _checked_numbers(text: Column, name: str, faults: _Faults, form: NumberForma
     return numbers
 
 
-def _labels(config: DataConfig, raw: RawRows, faults: _Faults) -> npt.NDArray[np.uint8]:
-    name = config.label.column
-    found = read_labels(raw.columns[name], config.label, config.format.missing, raw.file)
-    for reason, rows in found.reasons.items():
-        faults.add(rows, name, reason, found.text)
-    return found.labels_N
+def _weights(config: DataConfig, raw: RawRows, name: str, faults: _Faults) -> npt.NDArray[np.float32]:
+    weights_N = _numbers(raw.columns[name], config.format.missing, name, faults, config.format.numbers)
+    faults.add(np.flatnonzero(np.isnan(weights_N)), name, NO_WEIGHT, lambda _: "")
+    faults.add(np.flatnonzero(weights_N < 0), name, NEGATIVE_WEIGHT, lambda row: f"{weights_N[row]:g}")
+    return weights_N.astype(np.float32)
 
 
 def _times(config: DataConfig, raw: RawRows, faults: _Faults) -> Column:

@@ -1,19 +1,21 @@
-"""The label column as 0 and 1: by value, however it is spelled.
+"""Label columns as 0, 1 and unknown: by value, however it is spelled.
 
-N rows.
+N rows, T labels.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.config.raw_format import Label
+from dmoe.config.data import DataConfig
+from dmoe.config.labels import Contradictions, Label, TaskLabel
 from dmoe.errors import DataError
-from dmoe.sources.rejects import BAD_LABEL, NO_CLASS, NO_LABEL
+from dmoe.schema import UNKNOWN
+from dmoe.sources.rejects import BAD_LABEL, CONTRADICTION, NO_CLASS, NO_LABEL, NONE_KNOWN
 from dmoe.tokens.scalars import Fault, parse_number
 from dmoe.values.coded_columns import Column, as_text, codes_of
 
@@ -33,13 +35,15 @@ def value_of(text: str) -> float | str:
     return text.lower() if text in ("True", "TRUE", "False", "FALSE") else text
 
 
-def label_parser(label: Label, missing: Collection[str]) -> Callable[[str | None], Literal[0, 1] | Fault]:
-    """The function from a text, None for null, to its class."""
+def label_parser(label: Label, missing: Collection[str]) -> Callable[[str | None], Literal[0, 1, 2] | Fault]:
+    """The function from a text, None for null, to its class, or `UNKNOWN`."""
     plain = label.positive is None
     positive = {value_of(text) for text in label.positive or ()}
     negative = {value_of(text) for text in label.negative or ()}
 
-    def parse(text: str | None) -> Literal[0, 1] | Fault:
+    lacking: dict[str, Literal[0, 2] | Fault] = {"reject": Fault(NO_LABEL), "negative": 0, "unknown": UNKNOWN}
+
+    def parse(text: str | None) -> Literal[0, 1, 2] | Fault:
         value = None if text is None else value_of(text)
         if plain and value in _PLAIN:
             return _PLAIN[value]
@@ -48,7 +52,7 @@ def label_parser(label: Label, missing: Collection[str]) -> Callable[[str | None
         if value in negative:
             return 0
         if text is None or text.strip() == "" or text in missing:
-            return 0 if label.missing == "negative" else Fault(NO_LABEL)
+            return lacking[label.missing]
         if plain:
             return Fault(BAD_LABEL)
         return Fault(NO_CLASS) if negative else 0
@@ -58,15 +62,17 @@ def label_parser(label: Label, missing: Collection[str]) -> Callable[[str | None
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """`reasons`: a reason and its rows, of which `text` gives the value."""
+    """`labels_N` of 0, 1 and `UNKNOWN`; `reasons`: a reason and its rows, of which `text` gives the value."""
 
     labels_N: npt.NDArray[np.uint8]
     reasons: dict[str, npt.NDArray[np.intp]]
     text: Callable[[int], str]
 
 
-def read_labels(column: Column, label: Label, missing: Collection[str], where: str) -> Labels:
-    """Raises: DataError if without `positive` the column holds two other values than 0 and 1, or mostly such."""
+def read_labels(column: Column, label: Label, missing: Collection[str], where: str, name: str = "") -> Labels:
+    """`name` is that of one of several labels.
+
+    Raises: DataError if without `positive` the column holds two other values than 0 and 1, or mostly such."""
     encoded = as_text(column, label.column).dictionary_encode()
     codes_N = codes_of(encoded)
     texts: list[str | None] = [*encoded.dictionary.to_pylist(), None]  # the last for null, whose code is -1
@@ -88,7 +94,7 @@ def read_labels(column: Column, label: Label, missing: Collection[str], where: s
                 if counts[code] and not (isinstance(one, Fault) and one.reason == NO_LABEL)
             }
         )
-        _refuse_other_encodings(present, len(reasons[BAD_LABEL]), label, where)
+        _refuse_other_encodings(present, len(reasons[BAD_LABEL]), label, where, name)
     return Labels(by_code[codes_N], reasons, lambda row: texts[codes_N[row]] or "")
 
 
@@ -96,7 +102,7 @@ _FEW = 20
 _SHARE_OF_TYPOS = 0.01
 
 
-def _refuse_other_encodings(present: Counter[str], bad: int, label: Label, where: str) -> None:
+def _refuse_other_encodings(present: Counter[str], bad: int, label: Label, where: str, name: str) -> None:
     """Two values that are not 0 and 1 are an encoding, not mistakes; and so are values that are mostly others."""
     values: dict[float | str, str] = {}
     for text in present:
@@ -108,8 +114,98 @@ def _refuse_other_encodings(present: Counter[str], bad: int, label: Label, where
     texts = sorted(values.values())
     shown = " and ".join(texts) if len(texts) <= 2 else f"{', '.join(texts[:5])}{', …' if len(texts) > 5 else ''}"
     positive = guess_positive(texts) or min(texts, key=lambda text: (present[text], text))
-    key = f"label: {{column: {quoted(label.column)}, positive: [{quoted(positive)}]}}"
+    says = f"{{column: {quoted(label.column)}, positive: [{quoted(positive)}]}}"
+    key = f"labels: {{{quoted(name)}: {says}}}" if name else f"label: {says}"
     raise DataError(f"{where}: label '{label.column}' holds {shown}, not 0 and 1; say what a click is, as in `{key}`")
+
+
+# A column, a reason, its rows, and the text of each.
+Faulty: TypeAlias = tuple[str, str, npt.NDArray[np.intp], Callable[[int], str]]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLabels:
+    """Labels (N, T) of 0, 1 and `UNKNOWN`; where a column says 1 and that of the label that it is given 0."""
+
+    labels_NT: npt.NDArray[np.uint8]
+    contradicts_NT: npt.NDArray[np.bool_]
+    faults: list[Faulty]
+
+    def kept(self, keep_N: npt.NDArray[np.bool_]) -> "TaskLabels":
+        """Those of some rows."""
+        return TaskLabels(self.labels_NT[keep_N], self.contradicts_NT[keep_N], [])
+
+
+def read_tasks(
+    columns: Mapping[str, Column], config: DataConfig, where: str, *, scoring: bool = False
+) -> TaskLabels | None:
+    """All labels of these rows. For `scoring`, a label without its column is unknown, None is given where no label has
+    one, and no row is at fault for what its labels say together.
+
+    Raises: DataError as `read_labels`.
+    """
+    tasks = config.tasks
+    there = [label.column for label in tasks.values() if label.column in columns]
+    if scoring and not there:
+        return None
+    said_NT = np.full((len(columns[there[0]]), len(tasks)), UNKNOWN, dtype=np.uint8)
+    faults: list[Faulty] = []
+    for task, (name, label) in enumerate(tasks.items()):
+        if scoring and label.column not in columns:
+            continue
+        found = read_labels(columns[label.column], label, config.format.missing, where, name if config.labels else "")
+        faults += [(label.column, reason, rows, found.text) for reason, rows in found.reasons.items()]
+        said_NT[:, task] = found.labels_N
+    given = given_of(tasks)
+    labels_NT, contradicts_NT = masked(said_NT, given, config.contradictions)
+    if not scoring:
+        if config.contradictions == "reject":
+            for label, contradicts_N in zip(tasks.values(), contradicts_NT.T, strict=True):
+                faults.append((label.column, CONTRADICTION, np.flatnonzero(contradicts_N), lambda _: "1"))
+        unknown = np.flatnonzero((labels_NT == UNKNOWN).all(1))
+        faults.append((next(iter(tasks.values())).column, NONE_KNOWN, unknown, lambda _: ""))
+    return TaskLabels(labels_NT, contradicts_NT, faults)
+
+
+def given_of(tasks: Mapping[str, TaskLabel]) -> tuple[int | None, ...]:
+    """For each label the number of the one that it is given."""
+    numbers = {name: number for number, name in enumerate(tasks)}
+    return tuple(None if label.given is None else numbers[label.given] for label in tasks.values())
+
+
+def masked(
+    said_NT: npt.NDArray[np.uint8], given: Sequence[int | None], contradictions: Contradictions
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """What the label columns say, as labels: a label is unknown where the one that it is given is not 1.
+
+    With `raise-parent` a label of 1 makes the ones that it is given 1 where they are 0, up to the root.
+
+    Returns: labels (N, T) of 0, 1 and `UNKNOWN`, and where a column says 1 and that of the label that it is given 0.
+    """
+    labels_NT = said_NT.copy()
+    contradicts_NT = np.zeros(said_NT.shape, dtype=bool)
+    order = _roots_first(given)
+    for task in reversed(order):
+        parent = given[task]
+        if parent is not None:
+            contradicts_NT[:, task] = (said_NT[:, task] == 1) & (said_NT[:, parent] == 0)
+            if contradictions == "raise-parent":
+                labels_NT[(labels_NT[:, task] == 1) & (labels_NT[:, parent] == 0), parent] = 1
+    for task in order:
+        parent = given[task]
+        if parent is not None:
+            labels_NT[labels_NT[:, parent] != 1, task] = UNKNOWN
+    return labels_NT, contradicts_NT
+
+
+def _roots_first(given: Sequence[int | None]) -> list[int]:
+    """The labels, each after the one that it is given."""
+
+    def depth(task: int) -> int:
+        parent = given[task]
+        return 0 if parent is None else 1 + depth(parent)
+
+    return sorted(range(len(given)), key=depth)
 
 
 def guess_positive(texts: Collection[str]) -> str | None:
