@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.workers.serve import Job, Step, count_parameters, endless, load_batches, serve
 from benchmarks.workers.stopwatch import EngineProfile
-from dmoe.config.run import GateConfig, ModelConfig, OptimiserConfig
+from dmoe.config.model import GateConfig, ModelConfig
+from dmoe.config.run import OptimiserConfig
 from dmoe.nn.build import build_model
 from dmoe.nn.experts import expert_class
 from dmoe.nn.experts.fm import FM

@@ -7,7 +7,8 @@ import torch
 
 from benchmarks.workers.production_form import Job, Rows, chosen_names, load_rows
 from benchmarks.workers.serve import Step, count_parameters, serve
-from dmoe.config.run import DecorrelationConfig, GateConfig, ModelConfig, OptimiserConfig
+from dmoe.config.model import GateConfig, ModelConfig
+from dmoe.config.run import DecorrelationConfig, OptimiserConfig
 from dmoe.machine.allocator import keep_freed_memory
 from dmoe.nn.build import build_model, build_terms
 from dmoe.nn.model import DMoE, Objective

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
         VICRegLoss,
         cross_expert_correlation,
     )
-    from dmoe.nn.model import DMoE, DMoEOutput
+    from dmoe.nn.model import DMoE
+    from dmoe.nn.output import DMoEOutput
     from dmoe.scoring.estimator import DMoEClassifier
     from dmoe.scoring.estimator_input import FewRowsWarning
     from dmoe.scoring.load import load
@@ -47,7 +48,7 @@ _HOME = {
     "cross_expert_correlation": "dmoe.decorrelation",
     "DMoE": "dmoe.nn.model",
     "DMoEClassifier": "dmoe.scoring.estimator",
-    "DMoEOutput": "dmoe.nn.model",
+    "DMoEOutput": "dmoe.nn.output",
     "FewRowsWarning": "dmoe.scoring.estimator_input",
     "MissingWordsWarning": "dmoe.values.canonical",
     "UnseenValuesWarning": "dmoe.tokens.unseen",

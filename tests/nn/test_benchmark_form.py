@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmoe.config.run import ModelConfig, load_config
+from dmoe.config.model import ModelConfig
+from dmoe.config.run import load_config
 from dmoe.errors import ConfigError
 from dmoe.nn.build import build_model
 from dmoe.nn.experts import EXPERTS, expert_class

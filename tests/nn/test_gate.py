@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmoe.config.run import GateConfig, ModelConfig
+from dmoe.config.model import GateConfig, ModelConfig
 from dmoe.decorrelation import CorrLoss
 from dmoe.errors import ConfigError
 from dmoe.nn.build import build_model

@@ -88,7 +88,7 @@ def naive_logit(model: DMoE, ids: Tensor, numeric: Tensor) -> tuple[Tensor, list
     if model.gate is None:
         gate = [torch.ones((), dtype=torch.float64)]
     else:
-        flat = [value for vector in naive_embedding(model, model.gate_reads, ids, numeric) for value in vector]
+        flat = [value for vector in naive_embedding(model, model.gate_reads[0][0], ids, numeric) for value in vector]
         hidden, out = linears(model.gate)
         scores = linear(out.weight, out.bias, relu(linear(hidden.weight, hidden.bias, flat)))
         total = sum(score.exp() for score in scores)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from dmoe.config.gates import BALANCES, TOP_1, TRAINS_TOP_1, Balance, GateKind
+from dmoe.config.model import ModelConfig
+from dmoe.config.tasks import Strict
 from dmoe.errors import ConfigError, nearest
 from dmoe.validation import validate
 from dmoe.yaml_text import parse_yaml, read_yaml
@@ -31,128 +32,7 @@ def check_device(device: str) -> str:
     return device
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class GateConfig(_Strict):
-    """The gate: Linear(units), ReLU, Linear(experts), then what `kind` says; see `dmoe.nn.gate.Gate`.
-
-    `table`: its own, or that of expert m. `fields`: the fields that it reads, by name; by default all. `k`: experts
-    that the top-k kinds keep. `balance`: a loss that spreads rows over experts. `dropout`: of experts.
-    """
-
-    kind: GateKind = "softmax"
-    units: int = Field(default=64, ge=1)
-    table: Literal["own"] | int = "own"
-    fields: list[str] | None = Field(default=None, min_length=1)
-    k: int | None = Field(default=None, ge=1)
-    balance: Balance | None = None
-    balance_weight: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-
-    @model_validator(mode="after")
-    def _fits_kind(self) -> "GateConfig":
-        if self.balance is not None and self.balance not in BALANCES[self.kind]:
-            allowed = " or ".join(BALANCES[self.kind]) or "left out"
-            raise ValueError(f"'gate.balance' of a {self.kind} gate must be {allowed}, got '{self.balance}'")
-        if self.balance_weight is not None and self.balance is None:
-            raise ValueError("'gate.balance_weight' needs gate.balance, the loss that it weighs")
-        sparse = self.kind in ("top-k", "noisy-top-k")
-        if sparse and self.k is None:
-            raise ValueError(f"a {self.kind} gate needs 'gate.k', the number of experts that it keeps")
-        if not sparse and self.k is not None:
-            raise ValueError(f"'gate.k' is for top-k and noisy-top-k, not {self.kind}")
-        if self.k == 1 and self.balance not in TRAINS_TOP_1:
-            raise ValueError(f"'gate': {TOP_1}")
-        return self
-
-
-class ModelConfig(_Strict):
-    """Experts, the tables that they read, the gate and the tower; or one expert by itself, `form: benchmark`.
-
-    An expert may say `fields`, the fields or groups of fields that it reads, beside its own options. `field_std` is the
-    spread of the vectors around which the rows of each field start; 0 starts all of them close to zero. `linear`: a
-    logistic regression, fitted by itself, has the share of the logit that the valid split gives it. `shrinkage` is the
-    count k of train at which a token's embedding is half its own and half that of unseen tokens; 0 is none.
-    """
-
-    embedding_dim: int | list[int] = 16
-    embedding_storage: Literal["float32", "bfloat16", "float16"] = "float32"
-    field_std: float = Field(default=0.0, ge=0, le=10)
-    shrinkage: float = Field(default=0.0, ge=0, le=1e6)
-    tables: Literal["shared", "per-expert"] | list[int] = "per-expert"
-    experts: list[dict[str, Any]] = Field(
-        default=[{"kind": "cin", "units": [276]}, {"kind": "crossnet", "layers": 3}], min_length=1
-    )
-    gate: GateConfig = GateConfig()
-    expert_units: int = Field(default=500, ge=1)
-    tower_units: list[int] = [500]
-    tower_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    form: Literal["mixture", "benchmark"] = "mixture"
-    first_order: bool | None = None
-    linear: bool = False
-
-    @field_validator("experts")
-    @classmethod
-    def _have_kinds(cls, experts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for index, expert in enumerate(experts):
-            if "kind" not in expert:
-                raise ValueError(f"experts[{index}]: key 'kind' is missing, for example kind: crossnet")
-            fields = expert.get("fields", [""])
-            if not isinstance(fields, list) or not fields or not all(isinstance(one, str) for one in fields):
-                raise ValueError(f"experts[{index}].fields must be a list of fields or groups, got {fields!r}")
-        return experts
-
-    @model_validator(mode="after")
-    def _tables_fit(self) -> "ModelConfig":
-        num_experts = len(self.experts)
-        if isinstance(self.tables, list):
-            if len(self.tables) != num_experts:
-                raise ValueError(f"'tables' names {len(self.tables)} tables for {num_experts} experts")
-            if sorted(set(self.tables)) != list(range(len(set(self.tables)))):
-                raise ValueError(f"'tables' must number the tables 0, 1, 2, …, got {self.tables}")
-        widths = self.embedding_dim if isinstance(self.embedding_dim, list) else [self.embedding_dim]
-        if any(width < 1 for width in widths):
-            raise ValueError(f"'embedding_dim' must be at least 1, got {self.embedding_dim}")
-        if isinstance(self.embedding_dim, list) and len(widths) != self.num_tables:
-            raise ValueError(f"'embedding_dim' lists {len(widths)} widths for {self.num_tables} tables")
-        if isinstance(self.gate.table, int) and not 0 <= self.gate.table < num_experts:
-            raise ValueError(f"'gate.table' must be own or an expert from 0 to {num_experts - 1}")
-        most = num_experts - 1 if self.gate.balance == "importance-load" else num_experts
-        if self.gate.k is not None and self.gate.k > most:
-            raise ValueError(f"'gate.k' must be at most {most} of {num_experts} experts here, got {self.gate.k}")
-        if any(units < 1 for units in self.tower_units):
-            raise ValueError(f"'tower_units' must be positive, got {self.tower_units}")
-        return self
-
-    @model_validator(mode="after")
-    def _form_fits(self) -> "ModelConfig":
-        if self.form == "mixture":
-            if self.first_order is not None:
-                raise ValueError("'first_order' is for form: benchmark")
-            return self
-        if len(self.experts) > 1:
-            raise ValueError(f"'form' benchmark is for one expert, got {len(self.experts)}")
-        for name in ("gate", "expert_units", "tower_units", "tower_dropout"):
-            if getattr(self, name) != ModelConfig.model_fields[name].default:
-                raise ValueError(f"'{name}' has no use in form: benchmark, which has no such layer; leave it out")
-        return self
-
-    @property
-    def table_of_expert(self) -> list[int]:
-        """The table that each expert reads."""
-        if isinstance(self.tables, list):
-            return self.tables
-        return [0 if self.tables == "shared" else index for index in range(len(self.experts))]
-
-    @property
-    def num_tables(self) -> int:
-        """Tables read by experts; the gate's own comes on top."""
-        return max(self.table_of_expert) + 1
-
-
-class DecorrelationConfig(_Strict):
+class DecorrelationConfig(Strict):
     """One term alpha/(B-1) · L of eq. 12: `alpha` from step `start_step` on, grown over `warmup_steps`."""
 
     loss: Literal["corr", "cov", "barlow-twins", "vicreg"] = "corr"
@@ -177,7 +57,7 @@ class DecorrelationConfig(_Strict):
         return self
 
 
-class CowClipConfig(_Strict):
+class CowClipConfig(Strict):
     """Bounds the gradient of each row w of a table by cnt · max(r ‖w‖, zeta), cnt its occurrences in the batch.
 
     Zheng et al., AAAI 2023 (arXiv 2204.06240); the gradient of L2 is part of what is bounded.
@@ -188,7 +68,7 @@ class CowClipConfig(_Strict):
     zeta: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
 
 
-class OptimiserConfig(_Strict):
+class OptimiserConfig(Strict):
     """Adam for all, with the embedding tables updated in the way that `embedding` names.
 
     `embedding_l2` is λ of (λ/2)‖W‖² over the full tables at every step; `network_l2` the same for the rest. With
@@ -223,7 +103,7 @@ class OptimiserConfig(_Strict):
         return self
 
 
-class TrainingConfig(_Strict):
+class TrainingConfig(Strict):
     """The recipe: when to evaluate, when to stop, what is kept.
 
     `calibration`: the map from logits to calibrated ones that is fitted on valid at the end and becomes part of the
@@ -265,18 +145,19 @@ class TrainingConfig(_Strict):
         return check_device(device)
 
 
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """Everything that a run is made from, the data apart."""
 
     model: ModelConfig = ModelConfig()
-    decorrelation: list[DecorrelationConfig] = []
+    decorrelation: list[DecorrelationConfig] = Field(default=[])
     optimiser: OptimiserConfig = OptimiserConfig()
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
     def _terms_can_act(self) -> "RunConfig":
         active = [term for term in self.decorrelation if term.alpha > 0]
-        if active and len(self.model.experts) < 2:
+        model = self.model
+        if active and not model.has_owners and len(model.owned()) < 2:
             raise ValueError("'decorrelation' needs at least two experts; set alpha: 0 or add an expert")
         if active and self.training.batch_size == 1:
             raise ValueError(
@@ -294,8 +175,9 @@ class RunConfig(_Strict):
                 f"'model.embedding_storage' {storage} needs optimiser.embedding: deferred, which rounds without "
                 f"losing small updates, got {self.optimiser.embedding}; set one or the other"
             )
-        tables = self.model.table_of_expert
-        if any(term.location == "input" for term in active) and len(set(tables)) < len(tables):
+        tables = model.table_of_expert()
+        shared = len(set(tables)) < len(tables) or (model.has_owners and model.tables != "per-expert")
+        if any(term.location == "input" for term in active) and shared:
             raise ValueError(
                 "'decorrelation' at location 'input' needs a table for each expert: experts that share a table "
                 "have the same input; set model.tables: per-expert"
@@ -303,7 +185,8 @@ class RunConfig(_Strict):
         return self
 
     def values(self) -> dict[str, Any]:
-        """Plain values, every default spelled out but those that `training.recipe: auto` has yet to choose."""
+        """Plain values, every default spelled out but those that `training.recipe: auto` has yet to choose and those
+        of several labels or domains."""
         return self.model_dump(mode="json", exclude_unset=self.training.recipe == "auto")
 
     def to_yaml(self) -> str:

@@ -19,8 +19,10 @@ from dmoe.disk.files import only_writer, write_json
 from dmoe.errors import DataError, DmoeError, UserError
 from dmoe.metrics.scores import auc, logloss, scores_of_split
 from dmoe.metrics.unseen_rows import UnseenRows
+from dmoe.nn.aligned import AlignedExpert
 from dmoe.nn.mixture import mix, mix_units
-from dmoe.nn.model import AlignedExpert, DMoE, DMoEOutput, Location
+from dmoe.nn.model import DMoE
+from dmoe.nn.output import DMoEOutput, Location
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, MultiValuedField, Schema, vocabulary_path
 from dmoe.shards.batch import Batch
 from dmoe.shards.reader import SplitReader, read_once
@@ -192,7 +194,7 @@ def evaluate_split(
         gate.update(batch, output.gate_weights)
         for expert in range(num_experts):
             rest_B = _logit_without(model, output, expert)
-            alone_B = model.heads()[0].predict(output.expert_outputs[expert])
+            alone_B = model.predict(output.expert_outputs[expert], output.domain)
             without[expert].append(_numpy(model.calibrated(rest_B, output.linear)))
             alone[expert].append(_numpy(model.calibrated(alone_B, output.linear)))
 
@@ -229,7 +231,8 @@ def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
     # A gate wholly on the removed expert leaves nothing to renormalise: the others then share equally.
     total_B1 = weights_BK.sum(1, keepdim=True)
     weights_BK = torch.where(total_B1 > 0, weights_BK / total_B1, torch.full_like(weights_BK, 1 / len(kept)))
-    return model.heads()[0].predict(mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK))
+    mixed_BH = mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK)
+    return model.predict(mixed_BH, output.domain)
 
 
 def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import IO, Protocol
 from filelock import FileLock, Timeout
 
 from dmoe.config.run import RunConfig
+from dmoe.config.tasks import sizes_of
 from dmoe.disk.files import write_json
 from dmoe.errors import ConfigError, Interrupted
 from dmoe.experiments import plan
@@ -90,8 +91,10 @@ def estimated_bytes(config: RunConfig, schema: Schema, rows: int) -> int:
     """
     config = sized(config, rows)
     model = config.model
-    widths = model.embedding_dim if isinstance(model.embedding_dim, list) else [model.embedding_dim] * model.num_tables
-    width = sum(widths) + (widths[0] if len(model.experts) > 1 and model.gate.table == "own" else 0)
+    table_of_expert = model.table_of_expert(*sizes_of(schema))
+    dims, num_tables = model.embedding_dim, max(table_of_expert) + 1
+    widths = dims if isinstance(dims, list) else [dims] * num_tables
+    width = sum(widths) + (widths[0] if len(table_of_expert) > 1 and model.gate.table == "own" else 0)
     tables = sum(schema.vocabulary_sizes) * width * 4
     data = min(rows * (4 * len(schema.fields) + 5), int(config.training.memory_gb * 2**30))
     activations = config.training.batch_size * (len(schema.fields) * width + 8 * model.expert_units) * 4 * 6

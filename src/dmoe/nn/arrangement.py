@@ -6,6 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from dmoe.nn.experts.base import Expert
+from dmoe.nn.tables.fields import FieldEmbedding
 
 
 def table_of_expert(tables: Literal["shared", "per-expert"] | Sequence[int], num_experts: int) -> list[int]:
@@ -42,6 +43,24 @@ def fields_of_experts(
         if not own or own != sorted(set(own)) or own[0] < 0 or own[-1] >= num_fields:
             raise ValueError(f"DMoE.expert_fields[{index}] must be rising numbers of {num_fields} fields, got {own}")
     return found
+
+
+def gate_places(
+    embedding: FieldEmbedding, tables: Sequence[int], fields: Sequence[int] | None
+) -> tuple[tuple[int, ...], list[int] | None]:
+    """The fields that the tables of a gate hold, and where among them those that it is to read stand; None for all.
+
+    Raises: ValueError if the tables cannot be added, or lack a field.
+    """
+    held = [embedding.fields_of_table[table] for table in tables]
+    if len(set(held)) > 1 or len({embedding.widths[table] for table in tables}) > 1:
+        raise ValueError(f"a gate reads the sum of tables {list(tables)}, which must hold the same fields at one width")
+    if fields is None:
+        return held[0], None
+    lacking = [field for field in fields if field not in held[0]]
+    if lacking:
+        raise ValueError(f"a gate is to read field {lacking[0]}, which table {tables[0]} does not hold")
+    return held[0], places_among(sorted(fields), held[0])
 
 
 def places_name(expert: int) -> str:

@@ -6,7 +6,9 @@ from typing import Any, assert_never
 import torch
 from torch import nn
 
-from dmoe.config.run import DecorrelationConfig, ModelConfig
+from dmoe.config.model import ModelConfig
+from dmoe.config.run import DecorrelationConfig
+from dmoe.config.tasks import TaskConfig, heads_of, sizes_of, tasks_of
 from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
 from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts import Expert, expert_class
@@ -21,45 +23,65 @@ _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": tor
 def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
     """The model of `config` for rows of `schema`, its weights drawn from `seed` alone.
 
-    Raises: ConfigError if an expert rejects its options.
+    Raises: ConfigError if an expert rejects its options, or what is said of labels and domains does not fit the data's.
     """
     check_experts(config.experts, "configuration")
-    table_of_expert = config.table_of_expert
+    tasks = tasks_of(config.tasks, [task.name for task in schema.tasks])
+    domain = _domain(config, schema)
+    num_tasks, num_domains = sizes_of(schema)
+    owned = config.owned(num_tasks, num_domains)
+    table_of_expert = config.table_of_expert(num_tasks, num_domains)
     dims = config.embedding_dim
-    widths = dims if isinstance(dims, list) else [dims] * config.num_tables
+    widths = dims if isinstance(dims, list) else [dims] * (max(table_of_expert) + 1)
+    try:
+        config.check_widths(num_tasks, num_domains)
+        heads_of(config.heads, num_tasks, num_domains)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         experts: list[Expert] = []
         expert_fields: list[list[int] | None] = []
-        for index, options in enumerate(config.experts):
-            options = dict(options)
+        for expert, (index, _) in enumerate(owned):
+            options = {key: value for key, value in config.experts[index].items() if key not in ("count", "per")}
             kind = str(options.pop("kind"))
             asked = options.pop("fields", None)
             own = None if asked is None else chosen_fields(schema, asked, f"model.experts[{index}].fields")
             expert_fields.append(own)
             num_fields = len(schema.fields) if own is None else len(own)
             try:
-                experts.append(expert_class(kind)(num_fields, widths[table_of_expert[index]], **options))
+                experts.append(expert_class(kind)(num_fields, widths[table_of_expert[expert]], **options))
             except ValueError as error:
                 raise ConfigError(f"model.experts[{index}] ({kind}): {error}") from None
-        model = DMoE(
-            token_fields(schema),
-            len(schema.numeric),
-            widths,
-            experts=experts,
-            expert_fields=expert_fields,
-            tables=table_of_expert,
-            expert_units=config.expert_units,
-            gate_units=config.gate.units,
-            gate_table=config.gate.table,
-            gate_options=_gate_options(config, schema),
-            tower_units=config.tower_units,
-            tower_dropout=config.tower_dropout,
-            embedding_storage=_STORAGE[config.embedding_storage],
-            form=config.form,
-            first_order=config.first_order,
-            linear=config.linear,
-        )
+        table = config.gate.table
+        try:
+            model = DMoE(
+                token_fields(schema),
+                len(schema.numeric),
+                widths,
+                experts=experts,
+                expert_fields=expert_fields,
+                tables=table_of_expert,
+                expert_units=config.expert_units,
+                gate_units=config.gate.units,
+                gate_table=[entry for entry, _ in owned].index(table) if isinstance(table, int) else table,
+                gate_options=_gate_options(config, schema),
+                tower_units=config.tower_units,
+                tower_units_of_task=[_tower_units(config, task) for task in tasks],
+                tower_dropout=config.tower_dropout,
+                embedding_storage=_STORAGE[config.embedding_storage],
+                form=config.form,
+                first_order=config.first_order,
+                linear=config.linear,
+                num_tasks=num_tasks,
+                domain=domain,
+                heads=config.heads,
+                owners=[owner for _, owner in owned],
+                foreign=config.foreign,
+                gates=config.gates,
+            )
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from None
         if config.field_std:
             model.embedding.spread_fields(config.field_std)
         return model
@@ -101,6 +123,26 @@ def chosen_fields(schema: Schema, asked: Sequence[str], where: str) -> list[int]
     if not chosen:
         raise ConfigError(f"{where}: name at least one field or group")
     return chosen
+
+
+def _domain(config: ModelConfig, schema: Schema) -> tuple[int, tuple[int, ...]] | None:
+    """The column that says a row's domain, and the domain of each of its ids.
+
+    Raises: ConfigError if heads of domains are asked of data that has none.
+    """
+    column = schema.domain_column
+    if schema.domain is not None and column is not None:
+        return column, schema.domain.of_id
+    if config.heads != "task":
+        raise ConfigError(
+            f"model.heads {config.heads} needs data whose domains are known: say domain: FIELD in data.yaml and "
+            "prepare the data again, or set model.heads: task"
+        )
+    return None
+
+
+def _tower_units(config: ModelConfig, task: TaskConfig) -> list[int]:
+    return config.tower_units if task.tower_units is None else task.tower_units
 
 
 def _gate_options(config: ModelConfig, schema: Schema) -> dict[str, Any]:

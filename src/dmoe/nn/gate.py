@@ -27,7 +27,7 @@ class Gate(nn.Module):
     """`softmax(l)`, `l = Linear_M(ReLU(Linear_units(flatten(embeddings))))` (eq. 9 of arXiv 2505.17925), or another.
 
     Args:
-        units: hidden units.
+        units: hidden units: of one layer, 0 for none, or of each of several.
         kind: "softmax", eq. 9. "top-k": the softmax of the k largest logits, 0 for the others. "noisy-top-k": the same
             of `l + N(0, 1) · softplus(W h)` while training, h the hidden units, W at first 0 (Shazeer et al., ICLR
             2017, eq. 3-5). "per-unit": a softmax over the experts for each of their H units, so that the mixture is
@@ -56,7 +56,7 @@ class Gate(nn.Module):
         num_fields: int,
         embedding_dim: int,
         num_experts: int,
-        units: int = 64,
+        units: int | Sequence[int] = 64,
         *,
         kind: GateKind = "softmax",
         k: int | None = None,
@@ -88,11 +88,12 @@ class Gate(nn.Module):
         chosen = None if fields is None else list(arguments.numbers("fields", list(fields), num_fields))
         read = num_fields if chosen is None else arguments.integer("number of fields", len(chosen))
         self.register_buffer("fields_F", None if chosen is None else torch.tensor(chosen), persistent=False)
-        self.hidden = MLP(read * embedding_dim, [units])
-        self.output = nn.Linear(units, num_experts * (expert_units or 1))
+        widths = [units] if isinstance(units, int) else list(units)
+        self.hidden = MLP(read * embedding_dim, [] if units == 0 else widths)
+        self.output = nn.Linear(self.hidden.out_features, num_experts * (expert_units or 1))
         initialise_linear(self.output)
         if kind == "noisy-top-k":
-            self.noise = nn.Linear(units, num_experts, bias=False)
+            self.noise = nn.Linear(self.hidden.out_features, num_experts, bias=False)
             nn.init.zeros_(self.noise.weight)
 
     def forward(self, embeddings_BFD: Tensor) -> GateOutput:

@@ -7,18 +7,21 @@ H units of the alignment layer, W raw width of an expert.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmoe.config.tasks import Foreign, HeadKind, HeadOf, Owner, heads_of
 from dmoe.decorrelation.checks import ProcessGroup, global_rows, resolve
+from dmoe.nn.aligned import AlignedExpert
 from dmoe.nn.arrangement import (
     check_expert,
     chosen,
     fields_of_experts,
+    gate_places,
     places_among,
     places_name,
     table_of_expert,
@@ -27,105 +30,14 @@ from dmoe.nn.arrangement import (
 from dmoe.nn.benchmark_form import BareExpert, BenchmarkHead
 from dmoe.nn.calibration import LogitMap
 from dmoe.nn.experts.base import Expert
-from dmoe.nn.gate import Gate, GateOutput
+from dmoe.nn.gate import Gate
+from dmoe.nn.heads import Head, Mixed, Stream, Trunk, gate_in_domain, in_domain, sources_of_gates, weigh_all
 from dmoe.nn.linear import LinearPart
-from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.mlp import MLP, initialise_linear
+from dmoe.nn.output import DMoEOutput, Location, TaskOutput
 from dmoe.nn.tables.bank import TokenField
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
-
-Location = Literal["output", "pre-activation", "intermediate", "input"]
-
-
-@dataclass(frozen=True, slots=True)
-class DMoEOutput:
-    """What one forward pass gives: the prediction, and every layer that a loss or a metric may look at."""
-
-    logit: Tensor  # (B,)
-    expert_outputs: tuple[Tensor, ...]  # M of (B, H), after the alignment ReLU
-    gate_weights: Tensor  # (B, M), rows sum to 1; of a per-unit gate, the means over units
-    pre_activations: tuple[Tensor, ...]  # M of (B, H), before that ReLU
-    intermediates: tuple[tuple[Tensor, ...], ...]  # per expert, the inner layers that it names
-    inputs: tuple[Tensor, ...]  # M of (B, F * D): each expert's own embeddings, flattened
-    unit_weights: Tensor | None = None  # (B, M, H) of a per-unit gate
-    gate_loss: Tensor | None = None  # scalar: what a balanced gate adds to the loss while training
-    linear: Tensor | None = None  # (B,) of the linear part, in evaluation mode
-
-    def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
-        """Groups of layers to de-correlate at `location` (section 4.7): one tensor an expert in each group.
-
-        `intermediate` pairs the l-th named layer of every expert that has one.
-        """
-        if location == "output":
-            return [self.expert_outputs]
-        if location == "pre-activation":
-            return [self.pre_activations]
-        if location == "input":
-            return [self.inputs]
-        depth = max(map(len, self.intermediates))
-        groups = [tuple(one[layer] for one in self.intermediates if len(one) > layer) for layer in range(depth)]
-        return [group for group in groups if len(group) > 1]
-
-
-class AlignedExpert(nn.Module):
-    """An interaction followed by the layer that gives all experts one width (eq. 2, 7; figure 3).
-
-    `o = ReLU(Linear(Interaction(e)))`, H = `units`.
-    """
-
-    def __init__(self, interaction: Expert, units: int = 500) -> None:
-        super().__init__()
-        self.interaction = interaction
-        self.align = nn.Linear(interaction.out_features, units)
-        initialise_linear(self.align)
-
-    def forward(self, embeddings_BFD: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """`(o_BH after ReLU, the same before it, the interaction's inner layers)`."""
-        raw_BW, inner = self.interaction.forward_with_intermediates(embeddings_BFD)
-        aligned_BH = self.align(raw_BW)
-        return functional.relu(aligned_BH), aligned_BH, inner
-
-
-@dataclass(frozen=True, slots=True)
-class Trunk:
-    """What heads read: the embeddings of each table, and each expert's layers (see `DMoEOutput`)."""
-
-    embeddings: tuple[Tensor, ...]  # T of (B, F, D)
-    inputs: tuple[Tensor, ...]  # M of (B, F, D)
-    outputs: tuple[Tensor, ...]  # M of (B, H)
-    pre_activations: tuple[Tensor, ...]
-    intermediates: tuple[tuple[Tensor, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """From a trunk to one logit: gate, mixture and tower. The modules belong to the model."""
-
-    gate: Gate | None
-    gate_reads: int | None  # the table
-    tower: nn.Module
-    output: nn.Module
-
-    def __call__(self, trunk: Trunk) -> tuple[Tensor, GateOutput]:
-        """The logit (B,) and how the experts were weighed."""
-        # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m)                      (eq. 9, 10)
-        if self.gate is None or self.gate_reads is None:
-            alone_BH = trunk.outputs[0]
-            return self.predict(alone_BH), GateOutput(alone_BH.new_ones(alone_BH.shape[0], 1), None, None)
-        gate = self.gate(trunk.embeddings[self.gate_reads])
-        return self.predict(self.mixture(trunk.outputs, gate)), gate
-
-    def mixture(self, outputs: Sequence[Tensor], gate: GateOutput) -> Tensor:
-        """h (B, H) of eq. 10, for all of a gate's experts."""
-        if gate.unit_weights_BMH is not None:
-            return mix_units(outputs, gate.unit_weights_BMH)
-        return mix(outputs, gate.weights_BM)
-
-    def predict(self, mixed_BH: Tensor) -> Tensor:
-        """The logit (B,) of eq. 4 and 11, before its sigmoid."""
-        logit_B1: Tensor = self.output(self.tower(mixed_BH))
-        return logit_B1.squeeze(1)
 
 
 class DMoE(nn.Module):
@@ -141,17 +53,24 @@ class DMoE(nn.Module):
             for all. A table holds what its experts read.
         tables: "per-expert" (ME), "shared" (SE), or for each expert the index of the table that it reads.
         expert_units: H, width of the alignment layer after each expert.
-        gate_units: hidden units of the gate.
-        gate_table: "own", or the expert whose table the gate reads.
+        gate_units: hidden units of the gate: of one layer, 0 for none, or of each of several.
+        gate_table: "own", the expert whose table the gate reads, or of a model with owners "owner" or "owner+shared".
         gate_options: further keyword arguments of `Gate`: its kind, balance, dropout and fields.
         gate_embedding_dim: width of the gate's own table; by default that of the first table.
         tower_units: hidden units of the tower.
+        tower_units_of_task: the same for each task by itself.
         embedding_storage: dtype in which the tables are kept; by default torch's default dtype.
         form: "mixture", or "benchmark": one interaction without alignment, gate and tower, whose outputs are summed
             or weighed to the logit as in the benchmark lineage (see docs/benchmark-form.md).
         first_order: in the benchmark form, one weight for each token and numeric field beside it (its own table of
             width 1); by default where the interaction's original has it.
         linear: a logistic regression beside the mixture, set after training; see `dmoe.nn.linear`.
+        num_tasks: T labels, each with a logit.
+        domain: the id column that says the domain of a row, and for each of its ids the domain, numbered from 0.
+        heads: who has a gate and a tower: each "task", each "domain" (of one task) or each "task-and-domain".
+        owners: for each expert the task or domain that it belongs to, None for nobody.
+        foreign: what a gate does with another owner's experts: "hidden", "stopped" or "open"; see `dmoe.nn.heads`.
+        gates: "per-head", or "one" for all heads.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
 
@@ -159,6 +78,8 @@ class DMoE(nn.Module):
     `DMoEOutput`.
     Raises: ValueError for tables, widths or experts that do not fit together.
     """
+
+    domain_of_id_V: Tensor | None
 
     def __init__(
         self,
@@ -170,16 +91,23 @@ class DMoE(nn.Module):
         expert_fields: Sequence[Sequence[int] | None] | None = None,
         tables: Literal["shared", "per-expert"] | Sequence[int] = "per-expert",
         expert_units: int = 500,
-        gate_units: int = 64,
-        gate_table: Literal["own"] | int = "own",
+        gate_units: int | Sequence[int] = 64,
+        gate_table: Literal["own", "owner", "owner+shared"] | int = "own",
         gate_options: Mapping[str, Any] | None = None,
         gate_embedding_dim: int | None = None,
         tower_units: Sequence[int] = (500,),
+        tower_units_of_task: Sequence[Sequence[int]] | None = None,
         tower_dropout: float = 0.0,
         embedding_storage: torch.dtype | None = None,
         form: Literal["mixture", "benchmark"] = "mixture",
         first_order: bool | None = None,
         linear: bool = False,
+        num_tasks: int = 1,
+        domain: tuple[int, Sequence[int]] | None = None,
+        heads: HeadKind = "task",
+        owners: Sequence[Owner | None] | None = None,
+        foreign: Foreign = "hidden",
+        gates: Literal["per-head", "one"] = "per-head",
     ) -> None:
         super().__init__()
         if not experts:
@@ -196,24 +124,35 @@ class DMoE(nn.Module):
             for field in own:
                 readers[field].add(table)
 
-        # Tables (eq. 1, 6). The gate's own comes last (section 3.3).
+        # Heads: one for each task, or for each task in each domain, and the experts that each mixes.
+        self.num_tasks = num_tasks
+        self.domain_column = None if domain is None else domain[0]
+        self.register_buffer("domain_of_id_V", None if domain is None else torch.tensor(domain[1]), persistent=False)
+        self.head_of = heads_of(heads, num_tasks, 1 if domain is None else max(domain[1]) + 1)
+        owners = [None] * num_experts if owners is None else list(owners)
+        if len(owners) != num_experts:
+            raise ValueError(f"DMoE.owners lists {len(owners)} entries for {num_experts} experts")
+        self.mixed = [Mixed.of(head, owners, foreign) for head in self.head_of]
+        if gates == "one" and any(len(mixed.experts) < num_experts for mixed in self.mixed):
+            raise ValueError("DMoE.gates 'one' needs every expert in every gate: foreign 'stopped' or 'open'")
+        several = len(self.head_of) > 1
+        gated = [number for number, mixed in enumerate(self.mixed) if len(mixed.experts) > 1]
+        self.gate_of_head = [0 if gates == "one" else number for number in range(len(self.head_of))]
+
+        # Tables (eq. 1, 6). The gates' own comes last (section 3.3).
         options = dict(gate_options or {})
         gate_fields: Sequence[int] | None = options.pop("fields", None)
-        self.gate_reads: int | None = None
-        if num_experts > 1:
+        self.gate_reads: list[tuple[int, ...]] = [()] * len(self.head_of)
+        if gated:
+            self.gate_reads = sources_of_gates(gate_table, self.head_of, owners, self.table_of_expert, len(widths))
             if gate_table == "own":
-                self.gate_reads = len(widths)
                 widths = [*widths, gate_embedding_dim or widths[0]]
                 for field in range(num_fields) if gate_fields is None else gate_fields:
-                    readers[field].add(self.gate_reads)
-            elif 0 <= gate_table < num_experts:
-                self.gate_reads = self.table_of_expert[gate_table]
-            else:
-                raise ValueError(f"DMoE.gate_table must be 'own' or an expert index below {num_experts}")
+                    readers[field].add(len(widths) - 1)
         self.first_order_reads: int | None = None
         if form == "benchmark":
-            if num_experts > 1:
-                raise ValueError(f"DMoE.form 'benchmark' is for one expert, got {num_experts}")
+            if num_experts > 1 or several:
+                raise ValueError(f"DMoE.form 'benchmark' is for one expert, got {num_experts}, and for one task")
             if experts[0].first_order if first_order is None else first_order:
                 self.first_order_reads = len(widths)
                 widths = [*widths, 1]
@@ -233,26 +172,43 @@ class DMoE(nn.Module):
             BareExpert(expert) if bare else AlignedExpert(expert, expert_units) for expert in experts
         )
 
-        # Gate (eq. 9).
-        self.gate: Gate | None = None
-        if self.gate_reads is not None:
-            held = self.embedding.fields_of_table[self.gate_reads]
-            places = None if gate_fields is None else places_among(sorted(gate_fields), held)
-            self.gate = Gate(len(held), widths[self.gate_reads], num_experts, gate_units, fields=places, **options)
+        # Gate (eq. 9), one a head.
+        def gate_of(number: int) -> Gate:
+            held, places = gate_places(self.embedding, self.gate_reads[number], gate_fields)
+            width = widths[self.gate_reads[number][0]]
+            return Gate(len(held), width, len(self.mixed[number].experts), gate_units, fields=places, **options)
 
         # Tower (eq. 4, 11).
-        self.head: nn.Module
-        if bare:
-            self.tower = MLP(experts[0].out_features, ())
-            self.head = BenchmarkHead(experts[0].out_features, experts[0].summed_features)
+        def tower_of(head: HeadOf) -> MLP:
+            units = tower_units if tower_units_of_task is None else tower_units_of_task[head.task]
+            return MLP(expert_units, units, dropout=tower_dropout)
+
+        def output_of(tower: MLP) -> nn.Linear:
+            output = nn.Linear(tower.out_features, 1)
+            initialise_linear(output)
+            return output
+
+        if several:
+            own = [number for number in gated if number in self.gate_of_head]
+            self.gates = nn.ModuleDict({str(number): gate_of(number) for number in own})
+            towers = [tower_of(head) for head in self.head_of]
+            self.towers = nn.ModuleList(towers)
+            self.outputs = nn.ModuleList(output_of(tower) for tower in towers)
         else:
-            self.tower = MLP(expert_units, tower_units, dropout=tower_dropout)
-            self.head = nn.Linear(self.tower.out_features, 1)
-            initialise_linear(self.head)
+            self.gate = gate_of(0) if gated else None
+            self.tower = MLP(experts[0].out_features, ()) if bare else tower_of(self.head_of[0])
+            self.head = (
+                BenchmarkHead(experts[0].out_features, experts[0].summed_features) if bare else output_of(self.tower)
+            )
 
         # After training: a regression's part of the logit, then from logits to calibrated ones.
-        self.linear = LinearPart(self.embedding.fields, num_numeric) if linear else None
-        self.calibration = LogitMap()
+        linears = [LinearPart(self.embedding.fields, num_numeric) for _ in range(num_tasks if linear else 0)]
+        if num_tasks > 1:
+            self.linears = nn.ModuleList(linears)
+            self.calibrations = nn.ModuleList(LogitMap() for _ in range(num_tasks))
+        else:
+            self.linear = linears[0] if linears else None
+            self.calibration = LogitMap()
 
     @property
     def num_experts(self) -> int:
@@ -263,25 +219,41 @@ class DMoE(nn.Module):
     ) -> DMoEOutput:
         """`rows`: what a training step read of each of `embedding.row_tables`; by default the tables are read."""
         trunk = self.trunk(ids_BC, numeric_BN, rows)
-        logit_B, gate = self.heads()[0](trunk)
-        if self.first_order_reads is not None:
-            logit_B = logit_B + trunk.embeddings[self.first_order_reads].sum(dim=(1, 2))
+        domain_B = self.domain_of(ids_BC)
+        heads = self.heads()
 
-        linear_B = None
-        if not self.training:
-            linear_B = None if self.linear is None else self.linear(ids_BC, numeric_BN)
-            logit_B = self.calibrated(logit_B, linear_B)
+        # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m), ŷ = Tower(h)        (eq. 9, 10, 11)
+        gates, gate_loss = weigh_all([head.stream for head in heads], trunk)
+        logits = [
+            head.predict(head.stream.mixture(trunk.outputs, gate)) for head, gate in zip(heads, gates, strict=True)
+        ]
+        tasks = []
+        for task in range(self.num_tasks):
+            own = [number for number, head in enumerate(heads) if head.of.task == task]
+            logit_B = in_domain([logits[number] for number in own], domain_B)
+            if self.first_order_reads is not None:
+                logit_B = logit_B + trunk.sources[self.first_order_reads].sum(dim=(1, 2))
+            linear_B = None
+            if not self.training:
+                linear = self.linear_of(task)
+                linear_B = None if linear is None else linear(ids_BC, numeric_BN)
+                logit_B = self.calibrated(logit_B, linear_B, task)
+            spread = [heads[number].stream.over_all(gates[number], self.num_experts) for number in own]
+            gate = gate_in_domain(spread, domain_B, units=not self.training)
+            tasks.append(TaskOutput(logit_B, gate.weights_BM, gate.unit_weights_BMH, linear_B))
 
         return DMoEOutput(
-            logit=logit_B,
+            logit=tasks[0].logit,
             expert_outputs=trunk.outputs,
-            gate_weights=gate.weights_BM,
+            gate_weights=tasks[0].gate_weights,
             pre_activations=trunk.pre_activations,
             intermediates=trunk.intermediates,
             inputs=tuple(input_BFD.flatten(1) for input_BFD in trunk.inputs),
-            unit_weights=gate.unit_weights_BMH,
-            gate_loss=gate.loss,
-            linear=linear_B,
+            unit_weights=tasks[0].unit_weights,
+            gate_loss=gate_loss,
+            linear=tasks[0].linear,
+            tasks=tuple(tasks),
+            domain=domain_B,
         )
 
     def trunk(self, ids_BC: Tensor, numeric_BN: Tensor | None, rows: Sequence[TableRows] | None = None) -> Trunk:
@@ -300,20 +272,60 @@ class DMoE(nn.Module):
         return Trunk(embeddings_TBFD, tuple(inputs), outputs, before, inner)
 
     def heads(self) -> tuple[Head, ...]:
-        """From the trunk to a logit, one for each label."""
-        return (Head(self.gate, self.gate_reads, self.tower, self.head),)
+        """From the trunk to logits, by task and then by domain."""
+        if len(self.head_of) == 1:
+            stream = Stream(self.gate, self.gate_reads[0], self.mixed[0])
+            return (Head(self.head_of[0], stream, self.tower, self.head),)
+        return tuple(
+            Head(
+                of,
+                Stream(self._gate(self.gate_of_head[number]), self.gate_reads[number], self.mixed[number]),
+                self.towers[number],
+                self.outputs[number],
+            )
+            for number, of in enumerate(self.head_of)
+        )
 
-    def calibrated(self, logit_B: Tensor, linear_B: Tensor | None) -> Tensor:
+    def _gate(self, number: int) -> Gate | None:
+        return cast(Gate, self.gates[str(number)]) if str(number) in self.gates else None
+
+    def domain_of(self, ids_BC: Tensor) -> Tensor | None:
+        """The domain (B,) of each row, of a model that is told the domains."""
+        if self.domain_column is None or self.domain_of_id_V is None:
+            return None
+        return self.domain_of_id_V.index_select(0, ids_BC[:, self.domain_column])
+
+    def predict(self, mixed_BH: Tensor, domain_B: Tensor | None = None, task: int = 0) -> Tensor:
+        """The logit (B,) of a task for mixtures of experts, by the tower of each row's domain."""
+        heads = [head for head in self.heads() if head.of.task == task]
+        return in_domain([head.predict(mixed_BH) for head in heads], domain_B)
+
+    def linear_of(self, task: int) -> LinearPart | None:
+        """The linear part of a task, if the model has one."""
+        if self.num_tasks == 1:
+            return self.linear
+        return cast(LinearPart, self.linears[task]) if len(self.linears) else None
+
+    def calibration_of(self, task: int) -> LogitMap:
+        """The map from a task's logits to calibrated ones."""
+        return self.calibration if self.num_tasks == 1 else cast(LogitMap, self.calibrations[task])
+
+    def calibrated(self, logit_B: Tensor, linear_B: Tensor | None, task: int = 0) -> Tensor:
         """The mixture's logit (B,) with the linear part's share, through the map that was fitted."""
-        if self.linear is not None and linear_B is not None:
-            logit_B = self.linear.mixed(logit_B, linear_B)
-        mapped_B: Tensor = self.calibration(logit_B)
+        linear = self.linear_of(task)
+        if linear is not None and linear_B is not None:
+            logit_B = linear.mixed(logit_B, linear_B)
+        mapped_B: Tensor = self.calibration_of(task)(logit_B)
         return mapped_B
 
     @torch.no_grad()
-    def start_at(self, rate: float) -> None:
-        """Sets the last bias to the logit of a click rate: with small weights, that is what is predicted at first."""
-        self.head.bias.fill_(math.log(rate / (1 - rate)))  # type: ignore[operator]
+    def start_at(self, *rates: float) -> None:
+        """Sets the last biases to the logit of each task's click rate: with small weights, it is predicted at first."""
+        if len(rates) != self.num_tasks:
+            raise ValueError(f"DMoE.start_at takes a rate for each of {self.num_tasks} tasks, got {len(rates)}")
+        for head in self.heads():
+            rate = rates[head.of.task]
+            head.output.bias.fill_(math.log(rate / (1 - rate)))  # type: ignore[operator]
 
 
 class DecorrelationTerm(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dmoe.errors import ConfigError, nearest
 
-# What the model fixes for every expert; all other constructor arguments are the user's options. (`kind` and `fields`,
-# which a configuration may say of every expert, are not passed to it.)
+# What the model fixes for every expert; all other constructor arguments are the user's options. (What a
+# configuration may say of every expert, `kind`, `fields`, `count` and `per`, is not passed to it.)
 FIXED_ARGUMENTS = ("num_fields", "embedding_dim")
 
 

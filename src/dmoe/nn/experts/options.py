@@ -10,7 +10,7 @@ from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts.base import expert_class
 
 # What a configuration may say of every expert; it is not an option of its class.
-_OF_ALL = ("kind", "fields")
+_OF_ALL = ("kind", "fields", "count", "per")
 
 
 def check_experts(experts: Sequence[Mapping[str, Any]], source: str) -> None:
