@@ -49,20 +49,40 @@ def test_counts_and_click_rate_are_those_of_the_rows(tmp_path):
     assert facts.rate == train["click"].to_numpy().mean()
 
 
+@pytest.mark.parametrize("kind", ["random", "ordered"])
 @pytest.mark.parametrize("min_count", [1, 2, 5])
-def test_of_a_random_split_the_estimate_is_what_the_test_rows_have(tmp_path, min_count):
+def test_where_rows_have_no_order_the_estimate_is_what_the_test_rows_have(tmp_path, min_count, kind):
     draw = np.random.default_rng(min_count)
     columns = {"user": draw.zipf(1.3, 40_000) % 20_000, "place": draw.integers(0, 9, 40_000)}
-    data = prepared(tmp_path, columns, {"categorical": ["user", "place"], "min_count": min_count}, "random")
+    data = prepared(tmp_path, columns, {"categorical": ["user", "place"], "min_count": min_count}, kind)
     facts = measure_log(data, Schema.read(data))
     held_out = np.mean([share_unseen(data, split, "user") for split in ("valid", "test")])
-    spread = np.sqrt(held_out * (1 - held_out) * (1 / 8000 + 1 / 32_000))
+    # Of a log in order the last quarter of train has a part in it, and what its rows are by chance.
+    rows = 8000 if kind == "random" else 4000
+    spread = np.sqrt(held_out * (1 - held_out) * (1 / 8000 + 1 / 32_000 + (kind == "ordered") / rows))
     assert facts.unseen["user"] == pytest.approx(held_out, abs=4 * spread)
     assert facts.unseen["place"] == 0
     # Replaced at this rate, train has as many unseen values as the rows to come.
     already = share_unseen(data, "train", "user")
     assert already + facts.replacement_rates()["user"] * (1 - already) == pytest.approx(facts.unseen["user"])
     assert "place" not in facts.replacement_rates()
+
+
+def test_users_that_come_once_in_a_while_and_articles_of_a_day(tmp_path):
+    """The compared quarter has fewer rows before it than the test has: of users that counts, of articles not."""
+    draw = np.random.default_rng(0)
+    rows = np.arange(60_000)
+    columns = {"user": draw.integers(0, 15_000, 60_000), "article": rows // 20 + draw.integers(0, 5, 60_000)}
+    data = prepared(tmp_path, columns, {"categorical": ["user", "article"], "min_count": 2})
+    facts = measure_log(data, Schema.read(data))
+    found = {name: share_unseen(data, "test", name) for name in ("user", "article")}
+    ids = parquet.read_table(data / "train" / "part-00000.parquet")["user"].to_numpy()
+    counts = np.bincount(ids[:36_000], minlength=15_002)
+    counts[OOV_ID] = 0
+    by_the_quarter_alone = (counts[ids[36_000:]] < 2).mean()
+    assert by_the_quarter_alone > 1.4 * found["user"]
+    assert facts.unseen["user"] == pytest.approx(found["user"], rel=0.1)
+    assert facts.unseen["article"] == pytest.approx(1.0, abs=0.01)
 
 
 def test_of_a_log_in_order_the_last_quarter_of_train_is_compared_with_what_came_before(tmp_path):

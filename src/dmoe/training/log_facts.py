@@ -69,7 +69,8 @@ def measure_log(data: Path, schema: Schema) -> LogFacts:
 
     In a log split at random, a row to come is like one of train that train does not hold: its token is unseen if
     all rows but that one hold it fewer than `min_count` times (for min_count 1 the estimate of Good 1953). In any
-    other log the last quarter of train is compared with the rows before it.
+    other log the last quarter of train is compared with the rows before it. These are fewer than all of train, which
+    rows to come follow: what the missing quarter makes out by chance, by the same estimate, is taken off.
 
     Raises: DataError as `SplitReader`.
     """
@@ -92,17 +93,24 @@ def measure_log(data: Path, schema: Schema) -> LogFacts:
         [array[start:stop] for start, stop in pairwise(offsets)] for array in (earlier + later, earlier, later)
     )
     random = dict(schema.source.get("split") or {}).get("kind") in ("random", "stratified")
-    if random:
-        before = after = counts
     unseen = {}
-    for field, after_V in zip(fields, after, strict=True):
-        sharing = [number for number, other in enumerate(fields) if other.vocabulary_name == field.vocabulary_name]
-        least = fields[sharing[0]].min_count + (1 if random else 0)
-        unknown_V = np.sum([before[number] for number in sharing], axis=0) < least
-        unknown_V[OOV_ID] = True
-        values_V = after_V[OOV_ID:]
-        unseen[field.name] = float(values_V[unknown_V[OOV_ID:]].sum() / max(values_V.sum(), 1))
+    for number, field in enumerate(fields):
+        sharing = [other for other, one in enumerate(fields) if one.vocabulary_name == field.vocabulary_name]
+        least = fields[sharing[0]].min_count
+        all_V, before_V = (np.sum([part[other] for other in sharing], axis=0) for part in (counts, before))
+        share = _unseen(all_V, counts[number], least + 1)
+        if not random:
+            share += _unseen(before_V, after[number], least) - _unseen(before_V, before[number], least + 1)
+        unseen[field.name] = min(max(share, 0.0), 1.0)
     return LogFacts(schema, reader.num_rows, positives, counts, unseen)
+
+
+def _unseen(before_V: Array, after_V: Array, least: int) -> float:
+    """The share of values in `after` of tokens that `before` holds fewer than `least` times."""
+    unknown_V = before_V < least
+    unknown_V[OOV_ID] = True
+    values_V = after_V[OOV_ID:]
+    return float(values_V[unknown_V[OOV_ID:]].sum() / max(values_V.sum(), 1))
 
 
 @kernel
