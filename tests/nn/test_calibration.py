@@ -134,12 +134,11 @@ def test_auto_fits_on_the_latest_rows_where_they_foretell_better(drop: float, wa
     logits_R = draw.normal(size=20_000)
     shift_R = -drop * np.linspace(0, 1, len(logits_R))
     labels_R = (draw.random(len(logits_R)) < 1 / (1 + np.exp(-logits_R - shift_R))).astype(int)
-    rows = latest("platt", labels_R, logits_R)
-    assert rows == want * len(labels_R)
-    assert latest("none", labels_R, logits_R) == len(labels_R)
-    assert latest("platt", labels_R[:9999], logits_R[:9999]) == 9999
+    kind, rows = latest("platt", labels_R, logits_R)
+    assert (kind, rows) == ("platt", want * len(labels_R))
+    assert latest("platt", labels_R[:9999], logits_R[:9999]) == ("platt", 9999)
     mixed_R = draw.permutation(len(labels_R))
-    assert latest("platt", labels_R[mixed_R], logits_R[mixed_R]) == len(labels_R)
+    assert latest("platt", labels_R[mixed_R], logits_R[mixed_R]) == ("platt", len(labels_R))
     later_R = draw.normal(size=100_000)
     clicks = (1 / (1 + np.exp(-later_R + drop))).sum()
     off = [
@@ -147,3 +146,17 @@ def test_auto_fits_on_the_latest_rows_where_they_foretell_better(drop: float, wa
         for count in (rows, len(labels_R))
     ]
     assert off[0] < 0.5 * off[1] or drop == 0
+
+
+def test_a_map_of_the_latest_rows_where_none_is_worth_it_on_all() -> None:
+    """The level is right in the mean of all rows and too high in the later half; mixed up, nothing is to be mended."""
+    draw = np.random.default_rng(5)
+    logits_R = draw.normal(size=20_000)
+    shift_R = np.where(np.arange(len(logits_R)) < 10_000, 0.6, -0.6)
+    labels_R = (draw.random(len(logits_R)) < 1 / (1 + np.exp(-logits_R - shift_R))).astype(int)
+    assert choose(labels_R, logits_R) == "none"
+    kind, rows = latest("none", labels_R, logits_R)
+    assert (kind, rows) == ("platt", 5000)
+    assert fit(kind, labels_R[-rows:], logits_R[-rows:]).bias == pytest.approx(-0.6, abs=0.1)
+    mixed_R = draw.permutation(len(labels_R))
+    assert latest("none", labels_R[mixed_R], logits_R[mixed_R]) == ("none", len(labels_R))

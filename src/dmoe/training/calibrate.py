@@ -22,8 +22,8 @@ KINDS: tuple[Kind, ...] = ("none", "temperature", "platt", "isotonic")
 
 # Blocks of neighbouring rows that `auto` judges each kind on, fitted on the others.
 _FOLDS = 5
-# How much of valid, from its end, `auto` may fit on; judged block by block on the rows that follow, from the fifth on.
-_WINDOWS = (1.0, 0.5, 0.25)
+# How much of valid, from its end, `auto` may fit on instead of all; judged on the blocks after, from the fifth on.
+_WINDOWS = (0.5, 0.25)
 _BLOCKS, _FIRST_JUDGED = 10, 4
 _LEAST_ROWS = 10_000
 _SURE = 3.0  # standard errors: neighbouring rows are alike
@@ -154,32 +154,36 @@ def choose(labels_R: npt.NDArray[Any], logits_R: Floats) -> Kind:
     return chosen
 
 
-def latest(kind: Kind, labels_R: npt.NDArray[Any], logits_R: Floats) -> int:
-    """How many of the last rows a map is best fitted on: all, or the last half or quarter where the rows say so.
+def latest(kind: Kind, labels_R: npt.NDArray[Any], logits_R: Floats) -> tuple[Kind, int]:
+    """The map and how many of the last rows it is best fitted on: `kind` and all, or any map on the last half or
+    quarter where the rows say so. Where the level moves, none may be worth fitting on all rows and one on the latest.
 
-    Each window is tried as it will be used: fitted on what lies before a block of rows and judged on the block
-    (rolling origin; Tashman, Int. J. Forecasting 2000). A smaller window must gain on a larger one by three standard
-    errors, so that rows without an order keep all.
+    Each is tried as it will be used: fitted on what lies before a block of rows and judged on the block (rolling
+    origin; Tashman, Int. J. Forecasting 2000). A smaller window, and in it a map of more numbers, must gain by three
+    standard errors, so that rows without an order keep all.
     """
     rows = len(labels_R)
-    if kind == "none" or rows < _LEAST_ROWS:
-        return rows
+    if rows < _LEAST_ROWS:
+        return kind, rows
     blocks = np.array_split(np.arange(rows), _BLOCKS)[_FIRST_JUDGED:]
     signs_R = np.where(labels_R > 0, -1.0, 1.0)
-    losses = []
-    for window in _WINDOWS:
-        judged = []
+
+    def judged(kind: Kind, window: float) -> Floats:
+        losses = []
         for block in blocks:
             of = slice(int(block[0] * (1 - window)), int(block[0]))
             mapped = fit(kind, labels_R[of], logits_R[of])(logits_R[block])
-            judged.append(np.logaddexp(0.0, signs_R[block] * mapped))
-        losses.append(np.concatenate(judged))
-    chosen = 0
-    for index in range(1, len(_WINDOWS)):
-        gains_R = losses[chosen] - losses[index]
-        if gains_R.mean() > _SURE * gains_R.std() / np.sqrt(len(gains_R)):
-            chosen = index
-    return int(rows * _WINDOWS[chosen])
+            losses.append(np.logaddexp(0.0, signs_R[block] * mapped))
+        return np.concatenate(losses)
+
+    chosen, least = (kind, rows), judged(kind, 1.0)
+    for window in _WINDOWS:
+        for other in KINDS[1:]:
+            losses = judged(other, window)
+            gains_R = least - losses
+            if gains_R.mean() > _SURE * gains_R.std() / np.sqrt(len(gains_R)):
+                chosen, least = (other, int(rows * window)), losses
+    return chosen
 
 
 def calibrate(model: DMoE, how: Kind | Literal["auto"], held_out: dict[str, tuple[Any, Floats]]) -> dict[str, Any]:
@@ -192,7 +196,7 @@ def calibrate(model: DMoE, how: Kind | Literal["auto"], held_out: dict[str, tupl
     kind, rows = how, len(labels_R)
     if kind == "auto":
         kind = choose(labels_R, logits_R)
-        rows = latest(kind, labels_R, logits_R)
+        kind, rows = latest(kind, labels_R, logits_R)
     found = fit(kind, labels_R[-rows:], logits_R[-rows:])
     model.calibration.set(found.bias, found.slope, found.knots, found.bends)
     return {
