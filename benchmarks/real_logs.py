@@ -23,21 +23,29 @@ from dmoe.experiments.statistics import CellScores, Spread, compare_auc, compare
 from dmoe.training.loop import train
 from dmoe.weights.run import Run
 
-AT_ONCE = ["decorrelation.0.start_step=0", "decorrelation.0.warmup_steps=0"]
-# Preset and overrides of each setting; `all` is what the others are compared with.
+# How each measure of the recipe is left out.
+MEASURES = {
+    "unseen tokens": ["training.unseen=0"],
+    "base rate": ["training.base_rate=false"],
+    "calibration": ["training.calibration=none"],
+    "linear part": ["model.linear=false"],
+    "field vectors": ["model.field_std=0"],
+    "late loss": ["decorrelation.0.start_step=0", "decorrelation.0.warmup_steps=0"],
+}
+
+
+def left_out(*measures: str) -> tuple[str, list[str]]:
+    """The preset without these measures."""
+    return "d-moe", [word for measure in measures for word in MEASURES[measure]]
+
+
+# Preset and overrides of each setting; the first that is asked for is what the others are compared with.
 SETTINGS: dict[str, tuple[str, list[str]]] = {
-    "all": ("d-moe", []),
-    "without unseen tokens": ("d-moe", ["training.unseen=0"]),
-    "without linear part": ("d-moe", ["model.linear=false"]),
-    "without base rate": ("d-moe", ["training.base_rate=false"]),
-    "without calibration": ("d-moe", ["training.calibration=none"]),
-    "without field vectors": ("d-moe", ["model.field_std=0"]),
-    "loss at once": ("d-moe", AT_ONCE),
+    "all": left_out(),
+    **{f"without {name}": left_out(name) for name in MEASURES},
+    "none": left_out(*MEASURES),
+    **{f"only {name}": left_out(*(other for other in MEASURES if other != name)) for name in MEASURES},
     "without loss": ("d-moe", ["decorrelation=[]"]),
-    "none": (
-        "d-moe",
-        ["training.unseen=0", "training.base_rate=false", "model.field_std=0", "model.linear=false", *AT_ONCE],
-    ),
     "paper": ("paper", []),
 }
 
