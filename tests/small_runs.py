@@ -1,5 +1,6 @@
 """A small encoded data set, written without `dmoe prepare`, whose click depends on its fields."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from dmoe.config.run import RunConfig, load_config
-from dmoe.schema import CategoricalField, NumericField, Schema, vocabulary_path
+from dmoe.schema import CategoricalField, Domain, NumericField, Schema, Task, vocabulary_path
 
 SIZES = {"site": 12, "device": 7, "hour": 5}
 SMALL = [
@@ -70,3 +71,34 @@ def write_data(folder: Path, rows: dict[str, int], *, label=None, seed: int = 0)
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data") / "set", {"train": 1000, "valid": 300, "test": 300})
+
+
+def with_tasks(data: Path, folder: Path, *, domain: bool = False, weight: bool = False) -> Path:
+    """The rows of `data` with two more labels, `buy` given `click` and `like` unknown in a fifth of them; with `domain`
+    the device is one, two of its values with heads of their own."""
+    shutil.copytree(data, folder, ignore=shutil.ignore_patterns("baselines"))
+    generator = np.random.default_rng(1)
+    schema = Schema.read(data)
+    numbers = [2, 2, 0, 1] + [2] * (SIZES["device"] - 4)
+    schema.model_copy(
+        update={
+            "labels": (Task(name="click"), Task(name="buy", given="click"), Task(name="like")),
+            "domain": Domain(field="device", names=("device0", "device1", "other"), of_id=tuple(numbers))
+            if domain
+            else None,
+            "weight": "w" if weight else None,
+        }
+    ).write(folder)
+    for path in sorted(folder.glob("*/part-*.parquet")):
+        table = parquet.read_table(path)
+        site, hour = (table[name].to_numpy() for name in ("site", "hour"))
+        rows = table.num_rows
+        buys = generator.random(rows) < 0.2 + 0.6 * (site % 2)
+        likes = generator.random(rows) < 0.1 + 0.3 * (hour % 3 == 0)
+        without = table["click"].to_numpy() == 0
+        table = table.append_column("buy", pa.array(buys.astype(np.uint8), mask=without))
+        table = table.append_column("like", pa.array(likes.astype(np.uint8), mask=generator.random(rows) < 0.2))
+        if weight:
+            table = table.append_column("w", pa.array(generator.integers(1, 4, rows).astype(np.float32)))
+        parquet.write_table(table, path)
+    return folder

@@ -211,3 +211,33 @@ def test_other_wrong_use_is_named() -> None:
         metrics.calibration([0, 1], [0.5, 0.5], bins=0)
     with pytest.raises(DataError, match=r"groups have shape \(3,\) and labels \(2,\)"):
         metrics.grouped_auc([0, 1], [0.5, 0.5], [1, 2, 3])
+
+
+@given(
+    rows=st.lists(st.tuples(st.booleans(), st.floats(-5, 5), st.integers(0, 3)), min_size=2, max_size=30).filter(
+        lambda rows: len({label for label, _, weight in rows if weight}) == 2
+    )
+)
+def test_a_weight_counts_the_row_as_often(rows: list[tuple[bool, float, int]]) -> None:
+    labels, logits, weights = (np.array(column) for column in zip(*rows, strict=True))
+    many = np.repeat(np.arange(len(rows)), weights)
+    for name in ("auc", "logloss", "relative_information_gain"):
+        measure = getattr(metrics, name)
+        assert measure(labels, logits, weights) == pytest.approx(measure(labels[many], logits[many]), abs=1e-12)
+    found, expected = (
+        metrics.scores_of_rows(labels[kept], logits[kept], of)
+        for kept, of in ((np.arange(len(rows)), weights.astype(float)), (many, None))
+    )
+    assert found.pop("rows") == len(rows)
+    assert expected.pop("rows") == weights.sum()
+    assert found == pytest.approx(expected)
+    one = metrics.calibration(labels, expit(logits), 1, weights)
+    other = metrics.calibration(labels[many], expit(logits[many]), 1)
+    assert one.predicted_to_observed == pytest.approx(other.predicted_to_observed)
+    assert one.expected_calibration_error == pytest.approx(other.expected_calibration_error)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [np.nan, 1.0], [0.0, 0.0]])
+def test_weights_that_are_none(weights: list[float]) -> None:
+    with pytest.raises(DataError, match="weights"):
+        metrics.logloss([0, 1], [0.0, 0.0], weights)

@@ -16,6 +16,7 @@ from dmoe.nn.experts import expert_class
 from dmoe.nn.gate import Gate
 from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.model import DecorrelationTerm, DMoE, Objective
+from dmoe.nn.task_losses import RowLabels
 from dmoe.schema import CategoricalField, NumericField, Schema
 
 FIELDS, DIM, EXPERTS = 3, 2, 4
@@ -223,7 +224,7 @@ def test_the_losses_see_every_kind(options: dict[str, Any]) -> None:
     output = model(torch.randint(0, 5, (9, 2)))
     labels = torch.randint(0, 2, (9,)).float()
     term = DecorrelationTerm(CorrLoss(), "output", 2.0)
-    found = Objective([term])(output, labels)
+    found = Objective([term])(output, RowLabels(labels[:, None]))
     total, logloss, decorrelation = found.total, found.logloss, found.decorrelation
     torch.testing.assert_close(decorrelation, CorrLoss()(output.expert_outputs) * 2 / 8)
     torch.testing.assert_close(logloss, functional.binary_cross_entropy_with_logits(output.logit, labels))

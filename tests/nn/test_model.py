@@ -12,6 +12,7 @@ from dmoe import CorrLoss, DMoE
 from dmoe.nn.experts import DNN, FM, CrossNet
 from dmoe.nn.experts.base import Expert
 from dmoe.nn.model import DecorrelationTerm, Objective
+from dmoe.nn.task_losses import RowLabels
 
 VOCABULARY = [5, 3]
 
@@ -165,7 +166,7 @@ def test_loss_and_every_gradient_equal_the_loops(dtype):
     expected = torch.autograd.grad(want, list(model.parameters()))
     model = model.to(dtype)
     term = DecorrelationTerm(CorrLoss(eps=0.0), "output", alpha=3.0)
-    total = Objective([term])(model(ids, numeric.to(dtype)), labels.to(dtype)).total
+    total = Objective([term])(model(ids, numeric.to(dtype)), RowLabels(labels.to(dtype)[:, None])).total
     found = torch.autograd.grad(total, list(model.parameters()))
     tolerance = 1e-10 if dtype is torch.float64 else 2e-5
     torch.testing.assert_close(total.double(), want, rtol=tolerance, atol=tolerance)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dmoe.decorrelation import CorrLoss, CovLoss
 from dmoe.nn.experts import CIN, CrossNet
 from dmoe.nn.model import DecorrelationTerm, DMoE, Objective
+from dmoe.nn.task_losses import RowLabels
 
 SHARES = [7, 12, 1]
 
@@ -51,7 +52,7 @@ def _of_rank(rank: int, folder: str) -> None:
     parallel = nn.parallel.DistributedDataParallel(model)
     first = sum(SHARES[:rank])
     ids, numeric, labels = rows_of(first, first + SHARES[rank])
-    losses = objective("world")(parallel(ids, numeric), labels)
+    losses = objective("world")(parallel(ids, numeric), RowLabels(labels[:, None]))
     losses.total.backward()
     logloss = losses.logloss.detach().clone()
     dist.all_reduce(logloss)
@@ -64,7 +65,7 @@ def test_shares_of_any_size_have_the_gradient_of_the_whole_batch(tmp_path: Path)
     mp.spawn(_of_rank, (str(tmp_path),), nprocs=len(SHARES))
     model = made()
     ids, numeric, labels = rows_of(0, sum(SHARES))
-    losses = objective(None)(model(ids, numeric), labels)
+    losses = objective(None)(model(ids, numeric), RowLabels(labels[:, None]))
     losses.total.backward()
     assert losses.decorrelation > 0.01
     for rank in range(len(SHARES)):
@@ -78,9 +79,9 @@ def test_shares_of_any_size_have_the_gradient_of_the_whole_batch(tmp_path: Path)
 def test_the_parts_add_up() -> None:
     model = made()
     ids, numeric, labels = rows_of(0, 9)
-    losses = objective(None)(model(ids, numeric), labels)
+    losses = objective(None)(model(ids, numeric), RowLabels(labels[:, None]))
     torch.testing.assert_close(losses.total, losses.logloss + losses.decorrelation)
     assert losses.gate is None
-    plain = Objective()(model(ids, numeric), labels)
+    plain = Objective()(model(ids, numeric), RowLabels(labels[:, None]))
     assert torch.equal(plain.total, plain.logloss)
     assert plain.decorrelation == 0

@@ -75,7 +75,7 @@ def test_the_part_is_what_preparing_it_alone_gives(logs: tuple[Path, Path], tmp_
         name = f"vocabulary/{field}.parquet"
         assert parquet.read_table(tmp_path / "part" / name).equals(parquet.read_table(prepared / name))
     facts, known = measure_log(tmp_path / "part", ours), measure_log(prepared, theirs)
-    assert (facts.rows, facts.positives, facts.unseen) == (known.rows, known.positives, known.unseen)
+    assert (facts.rows, facts.labelled, facts.unseen) == (known.rows, known.labelled, known.unseen)
 
 
 def test_all_rows_are_the_log_itself_and_parts_are_nested(logs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmoe.evaluation.evaluate import labels_and_logits
+from dmoe.evaluation.evaluate import scored_rows
 from dmoe.shards.reader import SplitReader
 from dmoe.training import finish
 from dmoe.training.loop import train
@@ -17,7 +17,9 @@ from tests.small_runs import small_config
 
 
 def logits_of(run: Run, data: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    return labels_and_logits(run.load_model(), SplitReader(data, split, batch_size=8192), torch.device("cpu"))
+    reader = SplitReader(data, split, batch_size=8192)
+    rows = scored_rows(run.load_model(), reader, torch.device("cpu")).of_task()
+    return rows.labels_R, rows.logits_R
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from dmoe.baselines.models import EncodedRows, Logistic, _best
 from dmoe.baselines.target import TargetEncoding
 from dmoe.cli.train import linear_lines
 from dmoe.errors import ConfigError
-from dmoe.evaluation.evaluate import labels_and_both_logits
+from dmoe.evaluation.evaluate import scored_rows
+from dmoe.evaluation.tasks import TaskRows
 from dmoe.nn.build import token_fields
 from dmoe.nn.linear import LinearPart
 from dmoe.report import write_report
@@ -81,9 +82,12 @@ def run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_logit_has_the_share_of_the_regression_kept_with_the_data(run: Run, small_data: Path) -> None:
     plain = train(small_config(), small_data, run.path.parent / "plain").load_model()
     model, reader = run.load_model(), SplitReader(small_data, "test", batch_size=8192)
-    labels_R, got_R, linear_R = labels_and_both_logits(model, reader, torch.device("cpu"))
-    _, mixture_R, nothing = labels_and_both_logits(plain, reader, torch.device("cpu"))
-    assert nothing is None
+    rows = scored_rows(model, reader, torch.device("cpu")).of_task()
+    got_R, linear_R = rows.logits_R, rows.linear_R
+    unmixed = scored_rows(plain, reader, torch.device("cpu")).of_task()
+    mixture_R = unmixed.logits_R
+    assert unmixed.linear_R is None
+    assert linear_R is not None
     (batch,) = reader.batches()
     baseline = Baseline.open(small_data / "baselines" / "logistic").load_model()
     want_R = baseline.logits(batch.ids_BC.numpy(), batch.numeric_BN.numpy())
@@ -94,7 +98,6 @@ def test_the_logit_has_the_share_of_the_regression_kept_with_the_data(run: Run, 
     assert float(model.linear.share) == share
     np.testing.assert_allclose(got_R, (1 - share) * mixture_R + share * want_R, atol=1e-5)
     assert f"logistic regression, {share:.0%} of the logit; test AUC" in linear_lines(run.path)[0]
-    assert len(labels_R) == len(got_R)
     added_BF = model.linear.by_field(batch.ids_BC, batch.numeric_BN)
     np.testing.assert_allclose(added_BF.sum(1) + model.linear.bias, want_R, atol=1e-5)
     rows = list(read_once(small_data, "valid", batch_size=7).batches())
@@ -148,7 +151,7 @@ def test_the_share_is_half_unless_valid_tells_otherwise() -> None:
     first_R, second_R = draw.normal(size=(2, 20_000))
     labels_R = draw.random(20_000) < 1 / (1 + np.exp(-(first_R + second_R)))
     noise_R = draw.normal(size=20_000) * 2
-    assert best_share(labels_R, 2 * first_R, 2 * second_R) == 0.5
-    assert best_share(labels_R, first_R + second_R, noise_R) == 0.0
-    assert best_share(labels_R, noise_R, first_R + second_R) == 1.0
-    assert best_share(labels_R, first_R, first_R) == 0.0  # nothing gained
+    assert best_share(TaskRows(labels_R, 2 * first_R, None, 2 * second_R)) == 0.5
+    assert best_share(TaskRows(labels_R, first_R + second_R, None, noise_R)) == 0.0
+    assert best_share(TaskRows(labels_R, noise_R, None, first_R + second_R)) == 1.0
+    assert best_share(TaskRows(labels_R, first_R, None, first_R)) == 0.0  # nothing gained

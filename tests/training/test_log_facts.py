@@ -46,7 +46,7 @@ def test_counts_and_click_rate_are_those_of_the_rows(tmp_path):
     for name, counts in zip(("user", "place"), facts.counts, strict=True):
         assert counts.tolist() == np.bincount(train[name].to_numpy(), minlength=len(counts)).tolist()
     assert facts.rows == 4000
-    assert facts.rate == train["click"].to_numpy().mean()
+    assert facts.rates[0] == train["click"].to_numpy().mean()
 
 
 @pytest.mark.parametrize("kind", ["random", "ordered"])

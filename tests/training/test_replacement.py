@@ -30,7 +30,7 @@ SCHEMA = Schema(
 FACTS = LogFacts(
     SCHEMA,
     rows=100,
-    positives=20,
+    labelled=[(100, 20)],
     counts=[np.array([5, 5, 50, 30, 10]), np.array([200, 0, 60, 30, 10]), np.array([0, 0, 50, 50])],
     unseen={"item": 0.2, "history": 0.1, "decile": 0.0},
 )

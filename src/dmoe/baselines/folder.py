@@ -8,22 +8,25 @@ environment.json          versions, hardware, wall time
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from dmoe.baselines.models import MODELS, Kind, Model, Tell
 from dmoe.config.data import SPLITS
 from dmoe.disk.files import check_in_place, check_links, put_back, read_json, write_json, written_aside
-from dmoe.errors import ConfigError, DataError
+from dmoe.errors import ConfigError, DataError, nearest
 from dmoe.metrics.scores import scores_of_split
 from dmoe.metrics.unseen_rows import UnseenRows
 from dmoe.schema import Schema
+from dmoe.shards.batch import Batch
 from dmoe.shards.files import EncodedRows
 from dmoe.shards.reader import SplitReader, read_once
 from dmoe.validation import validate
@@ -37,7 +40,8 @@ EVALUATED = ("valid", "test")
 
 
 class Facts(BaseModel):
-    """What baseline.json holds; `rows` and `valid_rows`: the latest ones that it was fitted and chosen on."""
+    """What baseline.json holds; `rows` and `valid_rows`: the latest ones that it was fitted and chosen on; `label`:
+    which of several it predicts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format_version: Literal[1] = 1
@@ -47,6 +51,7 @@ class Facts(BaseModel):
     rows: int
     valid_rows: int
     chosen: dict[str, float | int | str]
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,12 @@ class Baseline:
     def schema(self) -> Schema:
         return Schema.read(self.path)
 
+    @property
+    def task(self) -> int:
+        """The number of its label."""
+        names = [task.name for task in self.schema.tasks]
+        return 0 if self.facts.label is None else names.index(self.facts.label)
+
     def data_folder(self, given: Path | None = None) -> Path:
         """The data set: `given`, or the one that it was fitted on.
 
@@ -107,6 +118,7 @@ def fit_baseline(
     data: Path,
     output: Path,
     *,
+    label: str | None = None,
     seed: int = 2025,
     overwrite: bool = False,
     memory_gb: float = 4.0,
@@ -114,7 +126,10 @@ def fit_baseline(
 ) -> Baseline:
     """Fits a baseline on the train split of a data set folder, chosen by its valid split, and evaluates it.
 
-    Raises: DataError if the data are not whole or something is at `output` already; MissingExtraError.
+    `label`: of several, the one to predict; by default the main one.
+
+    Raises: DataError if the data are not whole or something is at `output` already, ConfigError for a label that they
+    do not have; MissingExtraError.
     """
     put_back(output)  # where a kill came between the two steps of an exchange
     if output.exists() and not (overwrite and Baseline.is_one(output)):
@@ -122,22 +137,27 @@ def fit_baseline(
         raise DataError(f"{output}: {what}, or choose another --output")
     began = time.monotonic()
     schema = Schema.read(data)
-    train, valid = (_read(data, split, memory_gb) for split in ("train", "valid"))
+    names = [task.name for task in schema.tasks]
+    if label is not None and label not in names:
+        raise ConfigError(f"{data}: no label '{label}' in the data{nearest(label, names)}")
+    task = 0 if label is None else names.index(label)
+    train, valid = (_read(data, split, memory_gb, task) for split in ("train", "valid"))
     for split, rows in (("train", train), ("valid", valid)):
-        if len(np.unique(rows.labels_R)) < 2:
-            raise DataError(
-                f"{data / split}: every row has {schema.label} {rows.labels_R[0]:g}; both classes are needed"
-            )
+        classes = np.unique(rows.labels_R).tolist()
+        if len(classes) < 2:
+            what = f"every row has {names[task]} {classes[0]:g}" if classes else f"no row says its {names[task]}"
+            raise DataError(f"{data / split}: {what}; both classes are needed")
     model: Model = MODELS[kind].fit(train, valid, schema, seed, tell)
     facts = Facts(
         kind=kind,
         data=str(data.resolve()),
         seed=seed,
-        rows=len(train),
-        valid_rows=len(valid),
+        rows=rows_within(data, "train", memory_gb),
+        valid_rows=rows_within(data, "valid", memory_gb),
         chosen=model.facts(),
+        label=names[task] if len(names) > 1 else None,
     )
-    evaluations = {split: evaluate_model(model, data, split) for split in EVALUATED if (data / split).is_dir()}
+    evaluations = {split: evaluate_model(model, data, split, task) for split in EVALUATED if (data / split).is_dir()}
     output.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(output, replace=overwrite) as aside:
         aside.mkdir()
@@ -150,7 +170,7 @@ def fit_baseline(
         seconds = time.monotonic() - began
         write_json(aside / "metrics.json", {**scores, "seconds": seconds, "parameters": facts.chosen["parameters"]})
         write_json(aside / "environment.json", {"data": facts.data, "wall_seconds": seconds})
-        write_json(aside / MARK, facts.model_dump(mode="json"))
+        write_json(aside / MARK, facts.model_dump(mode="json", exclude_none=True))
     return Baseline(output)
 
 
@@ -169,25 +189,34 @@ def evaluate_baseline(
     """Evaluates it on the named splits, by default all that there are; writes `evaluation/<split>.json`."""
     folder, model = baseline.data_folder(data), baseline.load_model()
     chosen = splits or [name for name in SPLITS if (folder / name).is_dir()]
-    found = {split: evaluate_model(model, folder, split) for split in chosen}
+    found = {split: evaluate_model(model, folder, split, baseline.task) for split in chosen}
     write_evaluations(baseline.path, found)
     return found
 
 
-def evaluate_model(model: Model, data: Path, split: str) -> dict[str, Any]:
-    """What `evaluation/<split>.json` of a run holds, as far as a model without experts has it."""
-    labels, logits = [], []
+def evaluate_model(model: Model, data: Path, split: str, task: int = 0) -> dict[str, Any]:
+    """What `evaluation/<split>.json` of a run holds, as far as a model of one label without experts has it."""
+    labels, logits, known, weights = [], [], [], []
     reader = read_once(data, split, batch_size=_BATCH_ROWS)
     unseen = UnseenRows(reader.schema)
     for batch in reader.batches():
-        labels.append(batch.labels_B.numpy())
-        logits.append(model.logits(batch.ids_BC.numpy(), batch.numeric_BN.numpy()))
+        known_B = _known(batch, task)
+        known.append(known_B)
+        labels.append(batch.labels_BT[:, task].numpy()[known_B])
+        logits.append(model.logits(batch.ids_BC.numpy(), batch.numeric_BN.numpy())[known_B])
+        if batch.weights_B is not None:
+            weights.append(batch.weights_B.double().numpy()[known_B])
         unseen.update(batch)
     labels_R, logits_R = np.concatenate(labels), np.concatenate(logits)
+    weights_R = np.concatenate(weights) if weights else None
     return {
-        **scores_of_split(split, labels_R, logits_R),
-        "unseen": unseen.result(labels_R, logits_R),
+        **scores_of_split(split, labels_R, logits_R, weights_R),
+        "unseen": unseen.result(labels_R, logits_R, np.concatenate(known), weights_R),
     }
+
+
+def _known(batch: Batch, task: int) -> npt.NDArray[np.bool_]:
+    return np.ones(len(batch), dtype=bool) if batch.known_BT is None else batch.known_BT[:, task].numpy()
 
 
 def rows_within(data: Path, split: str, memory_gb: float) -> int:
@@ -204,12 +233,18 @@ def _first_batch(reader: SplitReader, memory_gb: float) -> int:
     return max(0, reader.num_rows - most) // _BATCH_ROWS
 
 
-def _read(data: Path, split: str, memory_gb: float) -> EncodedRows:
-    """The latest rows of a split in file order."""
+def _read(data: Path, split: str, memory_gb: float, task: int) -> EncodedRows:
+    """The latest rows of a split in file order, those that know the label, as the only one."""
     reader = read_once(data, split, batch_size=_BATCH_ROWS)
     batches = list(reader.batches(start_batch=_first_batch(reader, memory_gb)))
+    known = [_known(batch, task) for batch in batches]
+
+    def joined(of: Callable[[Batch], Tensor]) -> npt.NDArray[Any]:
+        return np.concatenate([of(batch).numpy()[own] for batch, own in zip(batches, known, strict=True)])
+
     return EncodedRows(
-        np.concatenate([batch.ids_BC.numpy() for batch in batches]),
-        np.concatenate([batch.numeric_BN.numpy() for batch in batches]),
-        np.concatenate([batch.labels_B.numpy() for batch in batches]).astype(np.uint8)[:, None],
+        joined(lambda batch: batch.ids_BC),
+        joined(lambda batch: batch.numeric_BN),
+        joined(lambda batch: batch.labels_BT[:, task : task + 1]).astype(np.uint8),
+        None if reader.schema.weight is None else joined(lambda batch: cast(Tensor, batch.weights_B)),
     )

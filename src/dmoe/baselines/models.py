@@ -70,12 +70,14 @@ class Logistic:
         """Maximum likelihood by L-BFGS. Draws nothing."""
         ids_RC, numeric_RN, labels_R = train.ids_RC, train.numeric_RN, train.labels_R.astype(np.float64)
         design = Design.of(schema, numeric_RN)
-        loss, found = _best(design, design.matrix(ids_RC, numeric_RN), labels_R, valid, "one-hot", tell)
+        matrix = design.matrix(ids_RC, numeric_RN)
+        loss, found = _best(design, matrix, labels_R, valid, "one-hot", tell, train.weights_R)
         if schema.categorical:
             target = TargetEncoding.of(schema, ids_RC, numeric_RN, labels_R)
             matrix, first = target.training_matrix(ids_RC, numeric_RN, labels_R)
             if 0 < labels_R[first:].sum() < len(labels_R) - first:
-                other_loss, other = _best(target, matrix, labels_R[first:], valid, "target", tell)
+                weights_R = None if train.weights_R is None else train.weights_R[first:]
+                other_loss, other = _best(target, matrix, labels_R[first:], valid, "target", tell, weights_R)
                 found = other if other_loss < loss else found
         return found
 
@@ -124,7 +126,13 @@ class Logistic:
 
 
 def _best(
-    inputs: Design | TargetEncoding, matrix: Any, labels_R: Floats, valid: EncodedRows, encoding: Encoding, tell: Tell
+    inputs: Design | TargetEncoding,
+    matrix: Any,
+    labels_R: Floats,
+    valid: EncodedRows,
+    encoding: Encoding,
+    tell: Tell,
+    weights_R: Any = None,
 ) -> tuple[float, Logistic]:
     """The regression of the strength that is best on `valid`, and its logloss there."""
     from sklearn.linear_model import LogisticRegression
@@ -135,9 +143,9 @@ def _best(
     worse = 0
     for strength in _STRENGTHS[encoding]:
         regression.set_params(C=strength)
-        _fit_quietly(regression, matrix, labels_R)
+        _fit_quietly(regression, matrix, labels_R, weights_R)
         weights_K, intercept = regression.coef_[0].copy(), float(regression.intercept_[0])
-        loss = logloss(valid.labels_R, held_out @ weights_K + intercept)
+        loss = logloss(valid.labels_R, held_out @ weights_K + intercept, valid.weights_R)
         worse = worse + 1 if best is not None and loss >= best[0] else 0
         if best is None or loss < best[0]:
             best = loss, Logistic(inputs, weights_K, intercept, strength)
@@ -148,7 +156,7 @@ def _best(
     return best
 
 
-def _fit_quietly(regression: Any, matrix: Any, labels_R: Any) -> None:
+def _fit_quietly(regression: Any, matrix: Any, labels_R: Any, weights_R: Any) -> None:
     """Stopping at the iteration limit is no fault here: the penalty is chosen on held-out rows all the same."""
     import warnings
 
@@ -156,7 +164,7 @@ def _fit_quietly(regression: Any, matrix: Any, labels_R: Any) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        regression.fit(matrix, labels_R)
+        regression.fit(matrix, labels_R, sample_weight=weights_R)
 
 
 _BOOSTER = "lightgbm.txt"
@@ -193,6 +201,7 @@ class Trees:
             lightgbm.Dataset(
                 tree_inputs(schema, rows.ids_RC, rows.numeric_RN),
                 rows.labels_R,
+                weight=rows.weights_R,
                 categorical_feature=categories,
                 free_raw_data=True,
             )

@@ -99,7 +99,13 @@ def command(
             found = metrics[split]
             floor = found["cec_noise_floor"]
             cec = "" if floor is None else f"  {cec_text(found['cec'], floor)}"
-            typer.echo(f"{split:5} AUC {found['auc']:.4f}  logloss {found['logloss']:.4f}{cec}")
+            if "tasks" not in found:
+                typer.echo(f"{split:5} AUC {found['auc']:.4f}  logloss {found['logloss']:.4f}{cec}")
+                continue
+            for name, task in found["tasks"].items():
+                typer.echo(f"{split:5} {name}: AUC {task['auc']:.4f}  logloss {task['logloss']:.4f}")
+            if cec:
+                typer.echo(f"{split:5}{cec}")
     for line in linear_lines(run.path):
         typer.echo(line)
     for line in against(beside) if beside else []:

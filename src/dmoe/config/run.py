@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from dmoe.config.model import ModelConfig
-from dmoe.config.tasks import Strict
+from dmoe.config.tasks import Strict, without_defaults
 from dmoe.errors import ConfigError, nearest
 from dmoe.validation import validate
 from dmoe.yaml_text import parse_yaml, read_yaml
@@ -113,6 +113,10 @@ class TrainingConfig(Strict):
     `recipe`: with `auto` every key of the run that is left out is chosen by what train measures; see
     `dmoe.training.recipe`. `unseen`: for each field the share of its tokens that a training step takes for unseen;
     `auto` estimates it from train, 0 is none. `base_rate`: the model starts at train's click rate.
+    Of several labels, `balance` weighs their losses beside what `model.tasks` says: `entropy` by one over the entropy
+    of each base rate, scaled to mean 1; `uncertainty` as learned with the model (Kendall et al., CVPR 2018).
+    `domain_weights`: the mean over rows, or `equal`, the sum of the means of the domains. `monitor_tasks`: how much
+    each task counts in `monitor`; by default all alike.
     `tables`: where embedding tables and their optimisers' state are: with the rest of the model, or in host memory.
     """
 
@@ -133,6 +137,20 @@ class TrainingConfig(Strict):
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     calibration: Literal["none", "auto", "temperature", "platt", "isotonic"] = "none"
     negative_sampling_rate: float = Field(default=1.0, gt=0, le=1)
+    balance: Literal["fixed", "entropy", "uncertainty"] = "fixed"
+    domain_weights: Literal["rows", "equal"] = "rows"
+    monitor_tasks: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default={})
+
+    @model_serializer(mode="wrap")
+    def _of_several_tasks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, handler(self), ("balance", "domain_weights", "monitor_tasks"))
+
+    @field_validator("monitor_tasks")
+    @classmethod
+    def _one_counts(cls, weights: dict[str, float]) -> dict[str, float]:
+        if weights and not any(weights.values()):
+            raise ValueError("'monitor_tasks' must let one task count, got 0 for all")
+        return weights
 
     @property
     def unseen_rates(self) -> dict[str, float]:

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pyarrow.dataset import dataset
 from pyarrow.parquet import ParquetFile
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
 from dmoe.disk.files import only_writer, write_json
 from dmoe.errors import DataError, DmoeError, UserError
+from dmoe.evaluation.tasks import SplitRows, group_column, quick_scores
 from dmoe.metrics.scores import auc, logloss, scores_of_split
 from dmoe.metrics.unseen_rows import UnseenRows
 from dmoe.nn.aligned import AlignedExpert
@@ -55,48 +55,46 @@ def scored_batches(model: DMoE, batches: Iterable[Batch], device: torch.device) 
         model.train(was_training)
 
 
-def quick_metrics(model: DMoE, reader: SplitReader, device: torch.device) -> dict[str, float]:
-    """AUC and logloss alone: what the training loop watches."""
-    labels_R, logits_R = labels_and_logits(model, reader, device)
-    return {"auc": auc(labels_R, logits_R), "logloss": logloss(labels_R, logits_R)}
+def quick_metrics(model: DMoE, reader: SplitReader, device: torch.device) -> dict[str, Any]:
+    """AUC and logloss alone, of each task: what the training loop watches."""
+    return quick_scores(scored_rows(model, reader, device))
 
 
-def labels_and_logits(
+def scored_rows(
     model: DMoE, reader: SplitReader, device: torch.device, at_batch: Callable[[], None] = lambda: None
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Those of all rows, (R,) each; `at_batch` is called at each batch, and what it raises ends the work."""
-    labels_R, logits_R, _ = labels_and_both_logits(model, reader, device, at_batch)
-    return labels_R, logits_R
-
-
-def labels_and_both_logits(
-    model: DMoE, reader: SplitReader, device: torch.device, at_batch: Callable[[], None] = lambda: None
-) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64] | None]:
-    """As `labels_and_logits`, with the logits of the linear part by itself, None of a model without."""
-    labels, logits, linear = [], [], []
+) -> SplitRows:
+    """Labels and logits of all rows of a split; what `at_batch`, called at each batch, raises ends the work."""
+    rows = SplitRows(reader.schema)
     for batch, output in scored_batches(model, reader.batches(), device):
         at_batch()
-        labels.append(batch.labels_B.numpy())
-        logits.append(_numpy(output.logit))
-        if output.linear is not None:
-            linear.append(_numpy(output.linear))
-    return np.concatenate(labels), _joined(logits), _joined(linear) if linear else None
+        rows.update(batch, output)
+    return rows
 
 
 def evaluate_run(
-    run: Run, *, splits: Sequence[str] | None = None, data: Path | None = None, device: str = "auto"
+    run: Run,
+    *,
+    splits: Sequence[str] | None = None,
+    data: Path | None = None,
+    device: str = "auto",
+    group: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluates the best weights of a run on the named splits (all that there are, by default).
 
-    Writes and returns the contents of `evaluation/<split>.json`, by split.
+    Writes and returns the contents of `evaluation/<split>.json`, by split. With `group`, a field, also AUC inside the
+    groups of rows that its values make.
+
+    Raises: DataError if `group` is no categorical field with one value a row.
     """
     folder = run.data_folder(data)
+    if group is not None:
+        group_column(run.schema, group)  # its error comes first
     chosen = choose_device(device)
     with only_writer(run.path):
         model = run.load_model().to(chosen)
         found = {}
         for split in splits or [name for name in SPLITS if (folder / name).is_dir()]:
-            found[split] = evaluate_split(model, run.path, folder, split, device=chosen)
+            found[split] = evaluate_split(model, run.path, folder, split, device=chosen, group=group)
         (run.path / "evaluation").mkdir(exist_ok=True)
         for split, one in found.items():
             write_json(run.path / "evaluation" / f"{split}.json", one)
@@ -143,13 +141,12 @@ def check_split(data: Path, split: str, num_experts: int) -> None:
             f"{data / split}: has {reader.num_rows} rows, too few to be evaluated; at least {least} are needed. "
             "Prepare the data with a larger share"
         )
-    label = reader.schema.label
-    classes = dataset(data / split, format="parquet").to_table(columns=[label])[0].unique().to_pylist()
-    if len(classes) < 2:
-        raise DataError(
-            f"{data / split}: every row has {label} {classes[0]}; AUC needs both classes. "
-            "Prepare the data with another split"
-        )
+    for task in reader.schema.tasks:
+        label = task.name
+        classes = dataset(data / split, format="parquet").to_table(columns=[label])[0].drop_null().unique().to_pylist()
+        if len(classes) < 2:
+            what = f"every row has {label} {classes[0]}" if classes else f"no row says its {label}"
+            raise DataError(f"{data / split}: {what}; AUC needs both classes. Prepare the data with another split")
 
 
 def evaluate_split(
@@ -161,6 +158,7 @@ def evaluate_split(
     device: torch.device,
     at_batch: Callable[[], None] = lambda: None,
     locations: Sequence[Location] = ("output", "pre-activation"),
+    group: str | None = None,
 ) -> dict[str, Any]:
     """The contents of `evaluation/<split>.json`.
 
@@ -168,6 +166,7 @@ def evaluate_split(
         folder: the run folder, for its vocabularies; `data`: the data set folder.
         at_batch: is called at each batch; what it raises ends the evaluation.
         locations: where cross-expert correlation (eq. 14) is measured.
+        group: a field whose values are groups, for AUC inside them.
     Raises: DataError if the split is absent, holds one class only or too few rows.
     """
     check_split(data, split, model.num_experts)
@@ -177,15 +176,13 @@ def evaluate_split(
     similarity = LinearCKA(num_experts) if num_experts > 1 else None
     gate = _GateUsage(reader.schema, num_experts) if num_experts > 1 else None
     unseen = UnseenRows(reader.schema)
-    labels: list[np.ndarray] = []
-    logits: list[np.ndarray] = []
+    rows = SplitRows(reader.schema, group)
     without: list[list[np.ndarray]] = [[] for _ in range(num_experts)]
     alone: list[list[np.ndarray]] = [[] for _ in range(num_experts)]
 
     for batch, output in scored_batches(model, reader.batches(), device):
         at_batch()
-        labels.append(batch.labels_B.numpy())
-        logits.append(_numpy(output.logit))
+        rows.update(batch, output)
         unseen.update(batch)
         if correlations is None or gate is None or similarity is None:
             continue
@@ -198,17 +195,29 @@ def evaluate_split(
             without[expert].append(_numpy(model.calibrated(rest_B, output.linear)))
             alone[expert].append(_numpy(model.calibrated(alone_B, output.linear)))
 
-    labels_R, logits_R = np.concatenate(labels), _joined(logits)
+    # The main task's: rows that do not know it are none of its.
+    known_R, main = rows.known_R(), rows.of_task()
     several = num_experts > 1
+
+    def scores(expert: int, logits: list[np.ndarray]) -> dict[str, Any]:
+        logits_R = _joined(logits)[known_R]
+        return {
+            "expert": expert,
+            "auc": auc(main.labels_R, logits_R, main.weights_R),
+            "logloss": logloss(main.labels_R, logits_R, main.weights_R),
+        }
+
     return {
-        **scores_of_split(split, labels_R, logits_R),
-        "unseen": unseen.result(labels_R, logits_R),
+        **scores_of_split(split, main.labels_R, main.logits_R, main.weights_R),
+        "unseen": unseen.result(main.labels_R, main.logits_R, known_R, main.weights_R),
         "experts": _describe_experts(model),
         "correlation": correlations.result() if correlations else {},
         "similarity": {"output": similarity_json(similarity)} if similarity else {},
         "gate": gate.result(folder) if gate else None,
-        "removal": [_scores(expert, labels_R, without[expert]) for expert in range(num_experts)] if several else [],
-        "alone": [_scores(expert, labels_R, alone[expert]) for expert in range(num_experts)] if several else [],
+        "removal": [scores(expert, without[expert]) for expert in range(num_experts)] if several else [],
+        "alone": [scores(expert, alone[expert]) for expert in range(num_experts)] if several else [],
+        **rows.result(),
+        **({"grouped_auc": {"field": group, **rows.grouped()}} if group is not None else {}),
     }
 
 
@@ -233,11 +242,6 @@ def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
     weights_BK = torch.where(total_B1 > 0, weights_BK / total_B1, torch.full_like(weights_BK, 1 / len(kept)))
     mixed_BH = mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK)
     return model.predict(mixed_BH, output.domain)
-
-
-def _scores(expert: int, labels_R: np.ndarray, logits: list[np.ndarray]) -> dict[str, Any]:
-    logits_R = _joined(logits)
-    return {"expert": expert, "auc": auc(labels_R, logits_R), "logloss": logloss(labels_R, logits_R)}
 
 
 def expert_names(model: DMoE) -> list[str]:
@@ -328,11 +332,13 @@ class _GateUsage:
         self.slots = [min(field.vocabulary_size, SHOWN_VALUES + FIRST_TOKEN_ID) for field, _ in self.fields]
         self.counts = [np.zeros(slots + 1, dtype=np.int64) for slots in self.slots]
         self.clicks = [np.zeros(slots + 1) for slots in self.slots]
+        self.known = [np.zeros(slots + 1, dtype=np.int64) for slots in self.slots]
         self.weights = [np.zeros((num_experts, slots + 1)) for slots in self.slots]
 
     def update(self, batch: Batch, gate_BM: Tensor) -> None:
         weights_BM = gate_BM.cpu().double().numpy()
         labels_B = batch.labels_B.numpy()
+        known_B = None if batch.known_BT is None else batch.known_BT[:, 0].numpy()
         self.rows += len(labels_B)
         self.sum_M += weights_BM.sum(0)
         self.sum_of_squares_M += (weights_BM**2).sum(0)
@@ -341,6 +347,7 @@ class _GateUsage:
         for column, slots in enumerate(self.slots):
             slot_B = np.minimum(batch.ids_BC[:, self.fields[column][1]].numpy(), slots)
             self.counts[column] += np.bincount(slot_B, minlength=slots + 1)
+            self.known[column] += np.bincount(slot_B if known_B is None else slot_B[known_B], minlength=slots + 1)
             self.clicks[column] += np.bincount(slot_B, weights=labels_B, minlength=slots + 1)
             for expert in range(weights_BM.shape[1]):
                 self.weights[column][expert] += np.bincount(slot_B, weights=weights_BM[:, expert], minlength=slots + 1)
@@ -378,7 +385,9 @@ class _GateUsage:
                 {
                     "value": names[slot],
                     "rows": int(count[slot]),
-                    "click_rate": float(self.clicks[column][slot] / count[slot]),
+                    "click_rate": float(self.clicks[column][slot] / self.known[column][slot])
+                    if self.known[column][slot]
+                    else None,
                     "mean_weights": (self.weights[column][:, slot] / count[slot]).tolist(),
                 }
                 for slot in range(len(count))

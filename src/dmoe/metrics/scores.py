@@ -2,7 +2,7 @@
 
 All functions take one-dimensional arrays (numpy, or tensors on the CPU) of N rows, compute in float64 and do
 not depend on the order of rows beyond rounding. Labels are 0 or 1. Higher is better for AUC and relative
-information gain, lower for logloss and calibration error.
+information gain, lower for logloss and calibration error. `weights`, 0 and up, count a row as often as they say.
 """
 
 from dataclasses import asdict, dataclass
@@ -58,7 +58,7 @@ class GroupedAUC:
     skipped_rows: int
 
 
-def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Area under the ROC curve: the share of (click, no click) pairs that `scores` orders rightly, ties as half.
 
     Exact, 0 to 1, 0.5 for scores without information. Logits order at least as finely as probabilities, which
@@ -68,10 +68,10 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """
     labels_N, scores_N = _labels_and(scores, "scores", labels)
     _need_both_classes(labels_N, "AUC")
-    return float(roc_auc_score(labels_N, scores_N))
+    return float(roc_auc_score(labels_N, scores_N, sample_weight=_weights(weights, labels_N)))
 
 
-def logloss(labels: ArrayLike, logits: ArrayLike) -> float:
+def logloss(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Mean of -[y ln p + (1-y) ln(1-p)] in nats, p = sigmoid(logit); 0 and up.
 
     Computed as softplus(±logit): exact where p itself would round to 0 or 1, so nothing is clipped.
@@ -79,7 +79,8 @@ def logloss(labels: ArrayLike, logits: ArrayLike) -> float:
     Raises: DataError for arrays that do not fit or are empty.
     """
     labels_N, logits_N = _labels_and(logits, "logits", labels)
-    return float(np.logaddexp(0.0, np.where(labels_N, -logits_N, logits_N)).mean())
+    losses_N = np.logaddexp(0.0, np.where(labels_N, -logits_N, logits_N))
+    return float(losses_N.mean() if weights is None else np.average(losses_N, weights=_weights(weights, labels_N)))
 
 
 def logloss_of_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -98,7 +99,7 @@ def logloss_of_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> flo
     return float(-np.where(labels_N, np.log(clipped_N), np.log1p(-clipped_N)).mean())
 
 
-def relative_information_gain(labels: ArrayLike, logits: ArrayLike) -> float:
+def relative_information_gain(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
     """1 - logloss / entropy of the rows' own click rate; 1 is perfect, 0 no better than the click rate.
 
     Negative for predictions worse than that. One minus the normalised entropy of He et al., "Practical lessons
@@ -109,17 +110,19 @@ def relative_information_gain(labels: ArrayLike, logits: ArrayLike) -> float:
     """
     labels_N = _labels_and(logits, "logits", labels)[0]
     _need_both_classes(labels_N, "relative information gain")
-    rate = labels_N.mean()
+    rate = labels_N.mean() if weights is None else np.average(labels_N, weights=_weights(weights, labels_N))
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
-    return float(1 - logloss(labels_N, logits) / entropy)
+    return float(1 - logloss(labels_N, logits, weights) / entropy)
 
 
-def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Calibration:
+def calibration(
+    labels: ArrayLike, probabilities: ArrayLike, bins: int = 10, weights: ArrayLike | None = None
+) -> Calibration:
     """Predictions against click rates in `bins` bins of (nearly) equal numbers of rows.
 
     Equal predictions always share a bin, whatever the order of rows; with few distinct predictions there are
-    therefore fewer bins, and uneven ones. The expected calibration error is that of Naeini et al. (AAAI 2015)
-    on such bins; it grows a little with their number.
+    therefore fewer bins, and uneven ones. Weights change their means and shares, not which rows they hold. The
+    expected calibration error is that of Naeini et al. (AAAI 2015) on such bins; it grows a little with their number.
 
     Raises: DataError if no row is positive (the ratio of predicted to observed clicks is undefined), for a
     probability outside [0, 1], or for arrays that do not fit. ValueError for fewer than one bin.
@@ -139,8 +142,13 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
     ends = np.unique(np.searchsorted(sorted_N, sorted_N[np.maximum(last, 0)], side="right"))
     starts = np.concatenate([[0], ends[:-1]])
     rows = ends - starts
-    predicted = np.add.reduceat(sorted_N, starts) / rows
-    observed = np.add.reduceat(clicks_N.astype(np.float64), starts) / rows
+    found_N = _weights(weights, labels_N)
+    each_N = np.ones(len(order)) if found_N is None else found_N[order]
+    mass = np.add.reduceat(each_N, starts)
+    safe = np.where(mass > 0, mass, 1.0)
+    total, clicks = (one_N.sum() if found_N is None else one_N @ found_N for one_N in (probabilities_N, labels_N))
+    predicted = np.add.reduceat(sorted_N * each_N, starts) / safe
+    observed = np.add.reduceat(clicks_N * each_N, starts) / safe
     return Calibration(
         bins=tuple(
             CalibrationBin(float(low), float(high), int(count), float(mean), float(rate))
@@ -148,12 +156,14 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
                 sorted_N[starts], sorted_N[ends - 1], rows, predicted, observed, strict=True
             )
         ),
-        expected_calibration_error=float((rows * np.abs(predicted - observed)).sum() / len(sorted_N)),
-        predicted_to_observed=float(probabilities_N.sum() / labels_N.sum()),
+        expected_calibration_error=float((mass * np.abs(predicted - observed)).sum() / each_N.sum()),
+        predicted_to_observed=float(total / clicks),
     )
 
 
-def scores_of_split(split: str, labels_N: NDArray[Any], logits_N: NDArray[Any]) -> dict[str, Any]:
+def scores_of_split(
+    split: str, labels_N: NDArray[Any], logits_N: NDArray[Any], weights_N: NDArray[Any] | None = None
+) -> dict[str, Any]:
     """What `evaluation/<split>.json` begins with, whatever model it is of.
 
     Raises: DataError as the measures do.
@@ -163,11 +173,35 @@ def scores_of_split(split: str, labels_N: NDArray[Any], logits_N: NDArray[Any]) 
         "split": split,
         "rows": len(labels_N),
         "positives": int(labels_N.sum()),
-        "auc": auc(labels_N, logits_N),
-        "logloss": logloss(labels_N, logits_N),
-        "relative_information_gain": relative_information_gain(labels_N, logits_N),
-        "calibration": asdict(calibration(labels_N, 1 / (1 + np.exp(-logits_N)))),
+        "auc": auc(labels_N, logits_N, weights_N),
+        "logloss": logloss(labels_N, logits_N, weights_N),
+        "relative_information_gain": relative_information_gain(labels_N, logits_N, weights_N),
+        "calibration": asdict(calibration(labels_N, probability_of(logits_N), weights=weights_N)),
     }
+
+
+def scores_of_rows(
+    labels_N: NDArray[Any], logits_N: NDArray[Any], weights_N: NDArray[Any] | None = None
+) -> dict[str, Any]:
+    """Of some of the rows: what cannot be said of so few, or of one class, is None."""
+    total, clicks = float(len(labels_N)), float(labels_N.sum())
+    if weights_N is not None:
+        total, clicks = float(weights_N.sum()), float(labels_N.astype(np.float64) @ weights_N)
+    predicted = float(np.average(probability_of(logits_N), weights=weights_N)) if total else None
+    return {
+        "rows": len(labels_N),
+        "auc": auc(labels_N, logits_N, weights_N) if 0 < clicks < total else None,
+        "logloss": logloss(labels_N, logits_N, weights_N) if total else None,
+        "predicted": predicted,
+        "observed": clicks / total if total else None,
+        "predicted_to_observed": predicted * total / clicks if predicted is not None and clicks else None,
+    }
+
+
+def probability_of(logits_N: NDArray[Any]) -> Floats:
+    """The sigmoid of logits."""
+    probabilities_N: Floats = 1 / (1 + np.exp(-logits_N))
+    return probabilities_N
 
 
 def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> GroupedAUC:
@@ -230,6 +264,18 @@ def _labels_and(values: ArrayLike, name: str, labels: ArrayLike) -> tuple[NDArra
     if len(bad):
         raise DataError(f"{name} must be finite, got {values_N[bad[0]]} in row {bad[0]}")
     return labels_N.astype(bool), values_N
+
+
+def _weights(weights: ArrayLike | None, labels_N: NDArray[np.bool_]) -> Floats | None:
+    """As float64, checked against the labels."""
+    if weights is None:
+        return None
+    weights_N = np.asarray(weights).astype(np.float64, copy=False)
+    if weights_N.shape != labels_N.shape:
+        raise DataError(f"weights have shape {weights_N.shape} and labels {labels_N.shape}; they must be equal")
+    if not (np.isfinite(weights_N) & (weights_N >= 0)).all() or not weights_N.any():
+        raise DataError("weights must be finite and not below 0, and some of them above")
+    return weights_N
 
 
 def _need_both_classes(labels_N: NDArray[np.bool_], metric: str) -> None:

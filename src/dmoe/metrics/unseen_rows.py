@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.metrics.scores import auc, logloss
+from dmoe.metrics.scores import scores_of_rows
 from dmoe.schema import OOV_ID, Schema
 from dmoe.shards.batch import Batch
 from dmoe.tokens.unseen import ValueCounts, merging_fields
@@ -35,11 +35,21 @@ class UnseenRows:
         unseen_BF = np.logical_or.reduceat(ids_BC == OOV_ID, self._starts, axis=1)
         self._packed.append(np.packbits(unseen_BF, axis=1))
 
-    def result(self, labels_R: npt.NDArray[Any], logits_R: npt.NDArray[np.float64]) -> dict[str, Any] | None:
-        """What `evaluation/<split>.json` says under `unseen`; None without categorical fields."""
+    def result(
+        self,
+        labels_R: npt.NDArray[Any],
+        logits_R: npt.NDArray[np.float64],
+        scored_R: npt.NDArray[np.bool_] | None = None,
+        weights_R: npt.NDArray[np.float64] | None = None,
+    ) -> dict[str, Any] | None:
+        """What `evaluation/<split>.json` says under `unseen`; None without categorical fields.
+
+        `scored_R`: which rows of the split labels, logits and weights are of; by default all.
+        """
         if not self._packed:
             return None
         packed = np.concatenate(self._packed)
+        packed = packed if scored_R is None else packed[scored_R]
         fields: list[dict[str, Any]] = [
             {
                 "field": name,
@@ -56,9 +66,9 @@ class UnseenRows:
         for index, one in enumerate(fields):
             if one["unseen"] and one in worst:
                 unseen_R = (packed[:, index // 8] >> (7 - index % 8) & 1).astype(bool)
-                one["scores"] = _apart(unseen_R, labels_R, logits_R)
+                one["scores"] = _apart(unseen_R, labels_R, logits_R, weights_R)
         return {
-            "any": _apart(np.asarray(packed.any(axis=1)), labels_R, logits_R),
+            "any": _apart(np.asarray(packed.any(axis=1)), labels_R, logits_R, weights_R),
             "fields": fields,
             "far_above": [
                 finding.values()
@@ -69,23 +79,12 @@ class UnseenRows:
 
 
 def _apart(
-    unseen_R: npt.NDArray[np.bool_], labels_R: npt.NDArray[Any], logits_R: npt.NDArray[np.float64]
+    unseen_R: npt.NDArray[np.bool_],
+    labels_R: npt.NDArray[Any],
+    logits_R: npt.NDArray[np.float64],
+    weights_R: npt.NDArray[np.float64] | None,
 ) -> dict[str, Any]:
     return {
-        "with": _scores(labels_R[unseen_R], logits_R[unseen_R]),
-        "without": _scores(labels_R[~unseen_R], logits_R[~unseen_R]),
-    }
-
-
-def _scores(labels_R: npt.NDArray[Any], logits_R: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """Of some of the rows: what cannot be said of so few, or of one class, is None."""
-    rows, positives = len(labels_R), int(labels_R.sum())
-    predicted = float((1 / (1 + np.exp(-logits_R))).mean()) if rows else None
-    return {
-        "rows": rows,
-        "auc": auc(labels_R, logits_R) if 0 < positives < rows else None,
-        "logloss": logloss(labels_R, logits_R) if rows else None,
-        "predicted": predicted,
-        "observed": positives / rows if rows else None,
-        "predicted_to_observed": predicted * rows / positives if predicted is not None and positives else None,
+        name: scores_of_rows(labels_R[kept_R], logits_R[kept_R], None if weights_R is None else weights_R[kept_R])
+        for name, kept_R in (("with", unseen_R), ("without", ~unseen_R))
     }

@@ -38,6 +38,7 @@ from dmoe.nn.output import DMoEOutput, Location, TaskOutput
 from dmoe.nn.tables.bank import TokenField
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
+from dmoe.nn.task_losses import RowLabels, TaskLosses
 
 
 class DMoE(nn.Module):
@@ -366,39 +367,59 @@ class Losses:
     """The parts of eq. 12 for one batch, scalars that nobody has to wait for; `total` is what to minimise."""
 
     total: Tensor
-    logloss: Tensor  # mean over the rows
+    logloss: Tensor  # mean over the rows; of several tasks, as they are balanced
     decorrelation: Tensor  # weighted
     gate: Tensor | None = None  # what a balanced gate adds
+    tasks: Tensor | None = None  # (T,) of several: each one's mean logloss
 
 
-class Objective:
+class Objective(nn.Module):
     """Eq. 12: the mean logloss, what a balanced gate adds, and the de-correlation terms.
 
     With no term the total is the logloss itself, so alpha = 0 is the ME-MoE baseline to the bit.
 
     Args:
         terms: with losses of the same `process_group`.
+        tasks: what adds up the losses of several tasks, of rows with weights, or of domains; by default the loss is the
+            mean over the rows of the one label that there is. Its parameters are learned with the model's.
         process_group: as for `CorrLoss`: the batch is then that of all ranks, however unevenly they share it, and the
             mean over ranks of the gradients of `total` is the gradient of one process on the whole batch.
     """
 
-    def __init__(self, terms: Sequence[DecorrelationTerm] = (), *, process_group: ProcessGroup = None) -> None:
-        self.terms, self.process_group = list(terms), process_group
+    def __init__(
+        self,
+        terms: Sequence[DecorrelationTerm] = (),
+        *,
+        tasks: TaskLosses | None = None,
+        process_group: ProcessGroup = None,
+    ) -> None:
+        super().__init__()
+        self.terms, self.tasks, self.process_group = list(terms), tasks, process_group
 
-    def __call__(self, output: DMoEOutput, labels_B: Tensor, step: int = 0) -> Losses:
-        """`labels_B` 0 or 1, `step` counted from 0."""
-        half = output.logit.dtype in (torch.float16, torch.bfloat16)
-        logit_B = output.logit.float() if half else output.logit
-        labels_B = labels_B.to(logit_B.dtype)
-        group, rows = resolve(self.process_group), len(logit_B)
-        if group is None:
-            logloss = functional.binary_cross_entropy_with_logits(logit_B, labels_B)
+    def forward(self, output: DMoEOutput, labels: RowLabels, step: int = 0) -> Losses:
+        """`step` counted from 0."""
+        group, rows = resolve(self.process_group), len(output.logit)
+        if group is not None:
+            rows = global_rows(rows, group, output.logit.device)
+        of_tasks = None
+        if self.tasks is not None:
+            logits = [_single(task.logit) for task in output.tasks]
+            logloss, of_tasks = self.tasks(logits, labels, group)
         else:
-            rows = global_rows(rows, group, logit_B.device)
-            summed = functional.binary_cross_entropy_with_logits(logit_B, labels_B, reduction="sum")
-            logloss = summed * (dist.get_world_size(group) / rows)
+            logit_B = _single(output.logit)
+            labels_B = labels.labels_BT[:, 0].to(logit_B.dtype)
+            if group is None:
+                logloss = functional.binary_cross_entropy_with_logits(logit_B, labels_B)
+            else:
+                summed = functional.binary_cross_entropy_with_logits(logit_B, labels_B, reduction="sum")
+                logloss = summed * (dist.get_world_size(group) / rows)
         total = logloss if output.gate_loss is None else logloss + output.gate_loss
         if not self.terms:
-            return Losses(total, logloss, logloss.new_zeros(()), output.gate_loss)
+            return Losses(total, logloss, logloss.new_zeros(()), output.gate_loss, of_tasks)
         decorrelation = torch.stack([term(output, step, rows) for term in self.terms]).sum()
-        return Losses(total + decorrelation, logloss, decorrelation, output.gate_loss)
+        return Losses(total + decorrelation, logloss, decorrelation, output.gate_loss, of_tasks)
+
+
+def _single(logit_B: Tensor) -> Tensor:
+    """In float32 where autocast left 16 bits."""
+    return logit_B.float() if logit_B.dtype in (torch.float16, torch.bfloat16) else logit_B

@@ -99,6 +99,13 @@ class TaskLosses(nn.Module):
 
         `group`: its ranks share the batch; the mean over them of the gradients is that of the whole batch.
         """
+        losses_T, known_T = self.means(logits, rows, group)
+        return self._balanced(losses_T, known_T), losses_T.detach()
+
+    def means(
+        self, logits: Sequence[Tensor], rows: RowLabels, group: dist.ProcessGroup | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`(losses_T, known_T)`: each task's L_t, and whether a row of the batch knows it."""
         labels_BT = rows.labels_BT.to(logits[0].dtype)
         if rows.known_BT is None:
             known_BT = torch.ones_like(labels_BT, dtype=torch.bool)
@@ -123,7 +130,7 @@ class TaskLosses(nn.Module):
             dist.all_reduce(totals_TS, group=group)
             sums_TS = sums_TS * dist.get_world_size(group)
         losses_T = (sums_TS / torch.where(totals_TS > 0, totals_TS, 1.0)).sum(dim=1)
-        return self._balanced(losses_T, (totals_TS > 0).any(dim=1)), losses_T.detach()
+        return losses_T, (totals_TS > 0).any(dim=1)
 
     def _by_domain(self, values_B: Tensor, domains_B: Tensor | None) -> Tensor:
         """Sums (S,), or of all rows (1,) where domains weigh by their rows."""

@@ -17,6 +17,7 @@ from dmoe.nn.model import DMoE, Losses, Objective
 from dmoe.nn.tables.bank import Bank
 from dmoe.nn.tables.lookup import BatchRows, TableRows
 from dmoe.nn.tables.table import MultiTableEmbedding
+from dmoe.nn.task_losses import RowLabels
 from dmoe.optim import EmbeddingOptimiser, RowClip, make_embedding_optimiser
 from dmoe.shards.batch import Batch
 
@@ -105,6 +106,11 @@ class Engine:
         ]
         rows = {id(table.weight) for table in self.tables}
         named = [(name, value) for name, value in model.named_parameters() if id(value) not in rows]
+        self.objective.to(device)
+        # What the objective learns is no weight of the model: its gradient is bounded by itself.
+        self.of_objective = {f"objective.{name}": value for name, value in objective.named_parameters()}
+        self.of_model = [value for _, value in named]
+        named += self.of_objective.items()
         self.names = [name for name, _ in named]
         self.dense = [value for _, value in named]
         # (λ/2)‖W‖² belongs to the loss, so its gradient λW counts in the clipped norm.
@@ -143,10 +149,11 @@ class Engine:
         rows = [self._read(one, store) for one, store in zip(looked_up, self.embeddings, strict=True)]
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             output = self.model(batch.ids_BC, batch.numeric_BN, rows)
-            losses = self.objective(output, batch.labels_B, step)
+            labels = RowLabels(batch.labels_BT, batch.known_BT, batch.weights_B, output.domain)
+            losses = self.objective(output, labels, step)
         if self.at_once:
             StepLoss.read([_values(losses)])[0].check()
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         if self.host_tables and following is not None:
             self._catch_up(following)
         gradients = [
@@ -202,8 +209,9 @@ class Engine:
                 StepLoss(0.0, 0.0, 0.0, whole).check()
                 norm.fill_(whole)
                 clip = min(1.0, self.clip_norm / (whole + 1e-6))
+            nn.utils.clip_grad_norm_(self.of_objective.values(), self.clip_norm)
         if isinstance(clip, Tensor) or clip < 1.0:
-            gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in self.of_model if parameter.grad is not None]
             torch._foreach_mul_(gradients, clip)
         self.adam.step()
         for optimiser, one in zip(self.embeddings, rows, strict=True):
@@ -212,7 +220,7 @@ class Engine:
 
     def gradient_norm(self, rows: Sequence[RowGradient]) -> float | Tensor:
         """L2 norm of the gradient of the whole loss, as dense training would have it; off the CPU a tensor."""
-        gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.of_model if parameter.grad is not None]
         dense = torch.nn.utils.get_total_norm(gradients)
         tables = [
             optimiser.grad_norm_squared(one.rows_U, one.gradient_US, self.clip_norm)
@@ -241,6 +249,7 @@ class Engine:
     def state(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by name; not flushed."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {name: value.detach() for name, value in self.of_objective.items()}
         for name, parameter in zip(self.names, self.dense, strict=True):
             for key, value in self.adam.state[parameter].items():
                 tensors[f"adam.{key}.{name}"] = value
@@ -251,11 +260,12 @@ class Engine:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "adam": {}, "embedding": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "objective": {}, "adam": {}, "embedding": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
         self.model.load_state_dict(parts["model"])
+        self.objective.load_state_dict(parts["objective"])
         for key, value in parts["adam"].items():
             kind, _, name = key.partition(".")
             parameter = self.dense[self.names.index(name)]

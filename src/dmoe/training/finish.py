@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dmoe.disk.files import write_json
+from dmoe.disk.files import read_json_lines, write_json
 from dmoe.errors import Interrupted
-from dmoe.evaluation.evaluate import SCORING_ROWS, evaluate_split, labels_and_both_logits
+from dmoe.evaluation.evaluate import SCORING_ROWS, evaluate_split, scored_rows
 from dmoe.machine.limits import peak_memory_bytes
 from dmoe.machine.stopping import StopRequest
 from dmoe.nn.model import DMoE
@@ -17,7 +18,9 @@ from dmoe.shards.reader import read_once
 from dmoe.training.calibrate import calibrate
 from dmoe.training.checkpoint import remove_checkpoint
 from dmoe.training.linear import add_share, fit_linear, mixed
+from dmoe.training.objective import monitored_value
 from dmoe.training.position import Position
+from dmoe.training.task_gradients import task_gradients
 from dmoe.weights.run import Run, environment_facts
 
 
@@ -42,6 +45,10 @@ def finish(run: Run, model: DMoE, data: Path, device: torch.device, at: Position
         found = evaluate_split(model, run.path, data, split, device=device, at_batch=stop_if_asked)
         write_json(run.path / "evaluation" / f"{split}.json", found)
         final[split] = summary_of(found)
+    if len(run.schema.tasks) > 1:
+        lines = read_json_lines(run.path / "metrics.jsonl")
+        final["own_best"] = own_best(lines, at.best_step, run.config.training.monitor)
+        final["task_gradients"] = task_gradients(model, data, run.schema, run.config.training.batch_size, device)
     final |= {
         "best_epoch": at.best_epoch,
         "best_step": at.best_step,
@@ -59,42 +66,68 @@ def finish(run: Run, model: DMoE, data: Path, device: torch.device, at: Position
 def fit_on_valid(
     run: Run, model: DMoE, data: Path, device: torch.device, requests: StopRequest, at_batch: Callable[[], None]
 ) -> None:
-    """The linear part's share of the logit, then the map from logits to calibrated ones; kept with the weights."""
+    """For each task the linear part's share of the logit, then the map from logits to calibrated ones; kept with the
+    weights."""
     recipe = run.config.training
     how, rate = recipe.calibration, recipe.negative_sampling_rate
-    if how == "none" and rate == 1 and model.linear is None:
+    names = [task.name for task in run.schema.tasks]
+    parts = [model.linear_of(task) for task in range(len(names))]
+    if how == "none" and rate == 1 and not any(parts):
         return
-    # A kill may have come after the map of an earlier attempt was saved.
-    model.calibration.set(0.0, 1.0)
-    model.calibration.offset.fill_(math.log(rate))
-    facts = None
-    if model.linear is not None:
-        with requests.at_once(at_batch):
-            facts = fit_linear(model.linear, data, recipe.memory_gb)
-    if how != "none" or facts is not None:
-        held_out = {
-            split: labels_and_both_logits(model, read_once(data, split, batch_size=SCORING_ROWS), device, at_batch)
+    for task in range(len(names)):
+        # A kill may have come after the map of an earlier attempt was saved.
+        model.calibration_of(task).set(0.0, 1.0)
+    # Labels that are given the main one are defined on its clicks, of which the log kept all.
+    model.calibration_of(0).offset.fill_(math.log(rate))
+    facts: list[dict[str, Any] | None] = [None] * len(names)
+    for task, part in enumerate(parts):
+        if part is not None:
+            with requests.at_once(at_batch):
+                facts[task] = fit_linear(part, data, recipe.memory_gb, names[task])
+    if how != "none" or any(facts):
+        scored = {
+            split: scored_rows(model, read_once(data, split, batch_size=SCORING_ROWS), device, at_batch)
             for split in ("valid", "test")
             if (data / split).is_dir()
         }
-        share = 0.0
-        if facts is not None and model.linear is not None:
-            found = add_share(model.linear, held_out) if facts["used"] else {"share": 0.0}
-            share = found["share"]
-            write_json(run.path / "linear.json", {**facts, **found})
-        together = {
-            split: (labels_R, logits_R if linear_R is None else mixed(logits_R, linear_R, share))
-            for split, (labels_R, logits_R, linear_R) in held_out.items()
-        }
-        if how != "none":
-            write_json(run.path / "calibration.json", calibrate(model, how, together))
+        linear, maps = [], []
+        for task, (part, found) in enumerate(zip(parts, facts, strict=True)):
+            held_out = {split: rows.of_task(task) for split, rows in scored.items()}
+            share = 0.0
+            if part is not None and found is not None:
+                added = add_share(part, held_out) if found["used"] else {"share": 0.0}
+                share = added["share"]
+                linear.append({**found, **added})
+            held_out = {split: replace(rows, logits_R=mixed(rows, share)) for split, rows in held_out.items()}
+            if how != "none":
+                maps.append(calibrate(model.calibration_of(task), how, held_out))
+        for name, of_tasks in (("linear", linear), ("calibration", maps)):
+            if of_tasks:
+                by_name = {"tasks": dict(zip(names, of_tasks, strict=True))} if len(names) > 1 else {}
+                write_json(run.path / f"{name}.json", {**of_tasks[0], **by_name})
     run.save_weights(model.state_dict())
+
+
+def own_best(lines: list[dict[str, Any]], kept_step: int, monitor: str) -> dict[str, dict[str, Any]]:
+    """For each task the evaluation that was best for it alone, and what the kept one is short of: the price of one set
+    of weights for all."""
+    found = {}
+    for name in lines[0]["valid"]["tasks"]:
+        values = {line["step"]: monitored_value(line["valid"]["tasks"][name], monitor, {}) for line in lines}
+        best = max(values, key=lambda step: values[step])
+        found[name] = {"step": best, "monitored": values[best], "short": values[best] - values[kept_step]}
+    return found
 
 
 def summary_of(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The few figures of an evaluation that `metrics.json` keeps."""
     output = evaluation["correlation"].get("output")
+    tasks = {
+        name: {key: one[key] for key in ("rows", "auc", "logloss", "predicted_to_observed")}
+        for name, one in evaluation.get("tasks", {}).items()
+    }
     return {
+        **({"tasks": tasks} if len(tasks) > 1 else {}),
         "rows": evaluation["rows"],
         "auc": evaluation["auc"],
         "logloss": evaluation["logloss"],

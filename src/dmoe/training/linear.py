@@ -5,6 +5,7 @@ Shape suffixes: R rows.
 
 import copy
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,24 +15,24 @@ import torch
 
 from dmoe.baselines.by_value import by_value
 from dmoe.baselines.kept import kept_logistic
+from dmoe.evaluation.tasks import TaskRows
 from dmoe.metrics.scores import auc, logloss
 from dmoe.nn.linear import LinearPart
 from dmoe.shards.reader import read_once
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-HeldOut: TypeAlias = dict[str, tuple[npt.NDArray[Any], Floats, Floats | None]]
 
 _BATCH_ROWS = 65_536
 _SHARES = tuple(tenth / 10 for tenth in range(11))
 
 
-def fit_linear(part: LinearPart, data: Path, memory_gb: float) -> dict[str, Any]:
-    """Sets the regression of the data set, fitted now if it has none, with no share yet. Gives what it is.
+def fit_linear(part: LinearPart, data: Path, memory_gb: float, label: str) -> dict[str, Any]:
+    """Sets the regression of a label of the data set, fitted now if it has none, with no share yet. Gives what it is.
 
     Where its logit is no sum over values, the part stays empty; `used` says so.
     """
     with tempfile.TemporaryDirectory(prefix="dmoe-") as scratch:
-        baseline = kept_logistic(data, Path(scratch), memory_gb)
+        baseline = kept_logistic(data, Path(scratch), memory_gb, label=label)
         found = by_value(baseline.load_model())  # type: ignore[arg-type]
         facts: dict[str, Any] = {"used": found is not None, **baseline.facts.chosen}
     part.clear()
@@ -61,33 +62,35 @@ def _spreads(part: LinearPart, data: Path) -> list[dict[str, Any]]:
     return [{"field": name, "spread": spread} for name, spread in sorted(spreads, key=lambda one: -one[1])]
 
 
-def add_share(part: LinearPart, held_out: HeldOut) -> dict[str, Any]:
+def add_share(part: LinearPart, held_out: Mapping[str, TaskRows]) -> dict[str, Any]:
     """Gives the part the share that is best on `valid`; what linear.json says of it.
 
     `held_out`: labels, logits of the mixture and of the part, by split.
     """
-    labels_R, mixture_R, linear_R = held_out["valid"]
-    assert linear_R is not None
-    share = best_share(labels_R, mixture_R, linear_R)
+    share = best_share(held_out["valid"])
     part.share.fill_(share)
     splits = {
         split: {
-            "mixture": {"auc": auc(labels, logits), "logloss": logloss(labels, logits)},
-            "linear": {"auc": auc(labels, other), "logloss": logloss(labels, other)},
+            name: {
+                "auc": auc(rows.labels_R, logits_R, rows.weights_R),
+                "logloss": logloss(rows.labels_R, logits_R, rows.weights_R),
+            }
+            for name, logits_R in (("mixture", rows.logits_R), ("linear", rows.linear_R))
+            if logits_R is not None
         }
-        for split, (labels, logits, other) in held_out.items()
-        if other is not None
+        for split, rows in held_out.items()
     }
     return {"share": share, "splits": splits}
 
 
-def best_share(labels_R: npt.NDArray[Any], mixture_R: Floats, linear_R: Floats) -> float:
+def best_share(rows: TaskRows) -> float:
     """A share in tenths: one half if that gains on none, another one if that gains on it, beyond a standard error.
 
     Equal weights of two forecasts are hard to beat by estimated ones (Clemen, Int. J. Forecasting 1989).
     """
-    signs_R = np.where(labels_R > 0, -1.0, 1.0)
-    losses = {share: np.logaddexp(0.0, signs_R * mixed(mixture_R, linear_R, share)) for share in _SHARES}
+    signs_R = np.where(rows.labels_R > 0, -1.0, 1.0)
+    each_R = np.ones(len(rows)) if rows.weights_R is None else rows.weights_R / rows.weights_R.mean()
+    losses = {share: np.logaddexp(0.0, signs_R * mixed(rows, share)) * each_R for share in _SHARES}
     best = min(_SHARES, key=lambda share: float(losses[share].mean()))
     chosen = 0.0
     for share in (0.5, best):
@@ -97,6 +100,6 @@ def best_share(labels_R: npt.NDArray[Any], mixture_R: Floats, linear_R: Floats) 
     return chosen
 
 
-def mixed(mixture_R: Floats, linear_R: Floats, share: float) -> Floats:
+def mixed(rows: TaskRows, share: float) -> Floats:
     """The logits of both with the regression's share."""
-    return (1 - share) * mixture_R + share * linear_R
+    return rows.logits_R if rows.linear_R is None else (1 - share) * rows.logits_R + share * rows.linear_R

@@ -28,21 +28,22 @@ class LogFacts:
     """Figures of a train split.
 
     Args:
-        rows, positives: its rows and clicks.
+        rows: its rows.
+        labelled: for each label, what the rows that know it weigh, and those of them that have it.
         counts: for each field with a vocabulary, how often train holds each of its ids there.
         unseen: for each of them, the share of values to expect unseen in rows to come, missing ones apart.
     """
 
     schema: Schema
     rows: int
-    positives: int
+    labelled: list[tuple[float, float]]
     counts: list[npt.NDArray[np.int64]]
     unseen: dict[str, float]
 
     @property
-    def rate(self) -> float:
-        """The click rate."""
-        return self.positives / self.rows
+    def rates(self) -> list[float]:
+        """The base rate of each label, on the rows that know it."""
+        return [positives / known for known, positives in self.labelled]
 
     def vocabulary_counts(self, number: int) -> npt.NDArray[np.int64]:
         """How often train holds each id of the vocabulary of field `number`, in all fields that share it."""
@@ -59,7 +60,9 @@ class LogFacts:
         for field, counts_V in zip(self.schema.categorical, self.counts, strict=True):
             values, tokens = int(counts_V[OOV_ID:].sum()), int(counts_V[FIRST_TOKEN_ID:].sum())
             wanted = self.unseen[field.name] * values - int(counts_V[OOV_ID])
-            if field.edges is None and tokens > 0 and wanted > 0:
+            # Not of the domain: the rows of one train its head.
+            head = self.schema.domain is not None and field.name == self.schema.domain.field
+            if field.edges is None and tokens > 0 and wanted > 0 and not head:
                 rates[field.name] = min(wanted / tokens, _HIGHEST_RATE)
         return rates
 
@@ -81,13 +84,17 @@ def measure_log(data: Path, schema: Schema) -> LogFacts:
     offsets_C = np.repeat(offsets[:-1], [field.length for field in fields])
     earlier, later = np.zeros(offsets[-1], np.int64), np.zeros(offsets[-1], np.int64)
     boundary = reader.num_rows - round(reader.num_rows * _LATER)
-    positives = done = 0
+    labelled_T2 = np.zeros((len(schema.tasks), 2))
+    done = 0
     for batch in reader.batches():
         ids_RC = batch.ids_BC.numpy()
         first = min(max(boundary - done, 0), len(batch))
         _count(ids_RC[:first], offsets_C, earlier)
         _count(ids_RC[first:], offsets_C, later)
-        positives += int(batch.labels_B.double().sum())
+        known_BT = 1.0 if batch.known_BT is None else batch.known_BT.double().numpy()
+        weights_B = np.ones(len(batch)) if batch.weights_B is None else batch.weights_B.double().numpy()
+        for place, of_BT in enumerate((np.ones(batch.labels_BT.shape), batch.labels_BT.double().numpy())):
+            labelled_T2[:, place] += weights_B @ (of_BT * known_BT)
         done += len(batch)
     counts, before, after = (
         [array[start:stop] for start, stop in pairwise(offsets)] for array in (earlier + later, earlier, later)
@@ -102,7 +109,8 @@ def measure_log(data: Path, schema: Schema) -> LogFacts:
         if not random:
             share += _unseen(before_V, after[number], least) - _unseen(before_V, before[number], least + 1)
         unseen[field.name] = min(max(share, 0.0), 1.0)
-    return LogFacts(schema, reader.num_rows, positives, counts, unseen)
+    labelled = [(known, positives) for known, positives in labelled_T2.tolist()]
+    return LogFacts(schema, reader.num_rows, labelled, counts, unseen)
 
 
 def _unseen(before_V: Array, after_V: Array, least: int) -> float:

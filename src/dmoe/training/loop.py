@@ -30,8 +30,8 @@ from dmoe.evaluation.evaluate import (
     quick_metrics,
 )
 from dmoe.machine.stopping import StopRequest, stop_requests
-from dmoe.nn.build import build_model, build_terms, check_model
-from dmoe.nn.model import DMoE, Objective
+from dmoe.nn.build import build_model, check_model
+from dmoe.nn.model import DMoE
 from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
 from dmoe.shards.prefetch import prefetch
@@ -41,6 +41,7 @@ from dmoe.training.device import moved_ahead, with_following
 from dmoe.training.engine import Engine, StepLoss
 from dmoe.training.finish import finish
 from dmoe.training.log_facts import LogFacts, measure_log
+from dmoe.training.objective import check_tasks, make_objective, monitored_value
 from dmoe.training.position import Position
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import l2_scales, needs_facts, resolved, shrink
@@ -98,6 +99,7 @@ def train(
         choose_device(config.training.device)
         _check_splits(data, len(config.model.experts))
         check_model(config.model, config.decorrelation, schema)
+        check_tasks(config, schema)
         first = _first_weights(config, schema, data, start) if start else None
         if overwrite and (output / "config.yaml").is_file():
             _set_run_aside(output)
@@ -180,7 +182,7 @@ class _Trainer:
         self.model = build_model(config.model, run.schema, seed=recipe.seed)
         set_given_vectors(self.model, run.schema, data)
         if facts is not None and recipe.base_rate:
-            self.model.start_at(facts.rate)
+            self.model.start_at(*facts.rates)
         rates = recipe.unseen_rates
         self.replacement = Replacement(run.schema, rates, facts, recipe.seed) if facts and rates else None
         if run.first_weights.is_file():
@@ -193,7 +195,7 @@ class _Trainer:
         self.model.to(self.device)
         self.engine = Engine(
             self.model,
-            Objective(build_terms(config.decorrelation, self.model)),
+            make_objective(config, self.model, run.schema, facts),
             config.optimiser,
             clip_norm=recipe.clip_norm,
             device=self.device,
@@ -325,11 +327,7 @@ class _Trainer:
     def _evaluate(self) -> None:
         self.engine.flush()
         found = quick_metrics(self.model, self.valid, self.device)
-        monitored = {
-            "auc": found["auc"],
-            "logloss": -found["logloss"],
-            "auc-logloss": found["auc"] - found["logloss"],
-        }[self.recipe.monitor]
+        monitored = monitored_value(found, self.recipe.monitor, self.recipe.monitor_tasks)
         better = self.at.best is None or monitored > self.at.best + _MINIMAL_GAIN
         rows = max(self.at.rows, 1)
         line = {

@@ -1,7 +1,7 @@
 """What a person sees while a model trains."""
 
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -94,7 +94,7 @@ class TerminalWatcher:
         self.console.print(
             f"epoch {line['epoch']}  step {line['step']}  "
             f"train logloss {line['train_logloss']:.4f}  correlation {line['decorrelation_loss']:.2e}  "
-            f"valid AUC {valid['auc']:.4f}  logloss {valid['logloss']:.4f}  lr {line['lr']:.0e}  "
+            f"valid {_scores(valid)}  lr {line['lr']:.0e}  "
             f"{line['rows_per_second']:,.0f} rows/s" + ("  best" if line["best"] else "")
         )
 
@@ -102,6 +102,15 @@ class TerminalWatcher:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+
+def _scores(valid: dict[str, Any]) -> str:
+    """AUC and logloss, of several tasks with their names."""
+    if "tasks" not in valid:
+        return f"AUC {valid['auc']:.4f}  logloss {valid['logloss']:.4f}"
+    return "  ".join(
+        f"{name} AUC {one['auc']:.4f}  logloss {one['logloss']:.4f}" for name, one in valid["tasks"].items()
+    )
 
 
 def recipe_lines(config: RunConfig) -> list[str]:

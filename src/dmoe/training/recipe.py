@@ -36,7 +36,8 @@ def needs_facts(config: RunConfig) -> bool:
     training = config.training
     rarity = config.optimiser.embedding_l2_rarity
     by_count = rarity > 0 or config.model.shrinkage > 0
-    return training.recipe == "auto" or bool(training.unseen) or training.base_rate or by_count
+    by_rate = training.balance == "entropy"
+    return training.recipe == "auto" or bool(training.unseen) or training.base_rate or by_count or by_rate
 
 
 def l2_scales(model: DMoE, facts: LogFacts, rarity: float) -> list[Tensor] | None:
