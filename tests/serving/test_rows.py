@@ -15,7 +15,8 @@ from dmoe.errors import DataError
 from dmoe.export.manifest import OUTPUTS
 from dmoe.export.onnx_model import OnnxModel
 from dmoe.serving.arrow import read_table
-from dmoe.serving.rows import JsonColumn, RequestError, RowReader, json_columns
+from dmoe.serving.json_body import json_columns
+from dmoe.serving.rows import JsonColumn, RequestError, RowReader
 from tests.export.test_export import ROWS, VALUES, table
 from tests.serving.conftest import body, rows
 

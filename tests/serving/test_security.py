@@ -255,7 +255,7 @@ def test_a_header_of_hard_names_is_one_line_and_short() -> None:
 
 
 def test_bounds_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--max-inflight-mb must be at least --max-decoded-mb, got 32 and 64"):
-        Settings(model=tmp_path, max_inflight_mb=32)
-    with pytest.raises(ConfigError, match="--max-inflight-mb must be at least --max-body-mb"):
-        Settings(model=tmp_path, max_inflight_mb=8, max_decoded_mb=8)
+    with pytest.raises(ConfigError, match="at least --max-body-mb and --max-decoded-mb together, got 64 and 80"):
+        Settings(model=tmp_path, max_inflight_mb=64)
+    with pytest.raises(ConfigError, match="--max-queue-rows must be at least --max-rows, got 9 and 10"):
+        Settings(model=tmp_path, max_queue_rows=9, max_rows=10)

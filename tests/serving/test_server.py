@@ -119,6 +119,12 @@ def test_what_the_server_says_of_itself(in_graph: Path) -> None:
         (b'{"outputs": [{"name": "click"}]}', {}, 400, "known: probability, logit, gate_weights"),
         (b'{"outputs": [{"name": ["logit"]}]}', {}, 400, "known: probability"),
         (b"[" * 100_000, {}, 400, "not JSON"),
+        (b'{"output": [{"name": "logit"}], "inputs": []}', {}, 400, "unknown key 'output'; did you mean 'outputs'?"),
+        (b'{"model_version": "1", "inputs": []}', {}, 400, "'model_version'; known: id, parameters, inputs, outputs"),
+        (b'{"outputs": [{"name": "logit", "shape": [1]}]}', {}, 400, "an output has the unknown key 'shape'; known: "),
+        (b'{"inputs": [{"name": "site", "dtype": 1}]}', {}, 400, "input 'site' has the unknown key 'dtype'; did you"),
+        (b'{"parameters": {"a": [1]}}', {}, 400, "the body: 'parameters' must be an object of texts, numbers"),
+        (b'{"inputs": [{"name": "site", "parameters": 1}]}', {}, 400, "input 'site': 'parameters' must be an object"),
         (b'{"inputs": [{"name": "\\ud800"}]}', {}, 400, "not JSON"),
         (b"x=1", {"content-type": "application/x-www-form-urlencoded"}, 415, "send application/json"),
         (b"{}", {"content-encoding": "gzip"}, 415, "encoded bodies"),
@@ -156,14 +162,14 @@ def test_limits(in_graph: Path) -> None:
             yield b"x" * 100_000
 
     async def ask() -> None:
-        options: dict[str, Any] = {"max_body_mb": 1, "max_inflight_mb": 1.5, "max_rows": 50, "read_timeout_s": 0.3}
+        options: dict[str, Any] = {"max_body_mb": 1, "max_inflight_mb": 2, "max_rows": 50, "read_timeout_s": 0.3}
         options["max_decoded_mb"] = 1
         async with client(in_graph, **options) as (session, application):
             asked = {"headers": {"content-type": openapi.JSON}}
             assert (await session.post(INFER, content=chunks(20), **asked)).status_code == 413
             assert (await session.post(INFER, content=chunks(5, 0.1), **asked)).status_code == 408
             assert (await session.post(INFER, json=body(rows(51)))).status_code == 413
-            found = await asyncio.gather(*(session.post(INFER, content=chunks(8, 0.02), **asked) for _ in range(3)))
+            found = await asyncio.gather(*(session.post(INFER, content=chunks(10, 0.02), **asked) for _ in range(3)))
             assert sorted(one.status_code for one in found) == [400, 429, 429]
             assert next(one for one in found if one.status_code == 429).headers["retry-after"] == "1"
             assert application._budget.used == 0
@@ -288,6 +294,12 @@ def test_models_are_exchanged_under_load_without_a_wrong_answer(run: Run, in_gra
             found = await load()
             assert (found.status_code, "checksum" in found.json()["error"]) == (400, True)
             assert (await session.post("/v2/repository/models/dmoe/load")).status_code == 415
+            for other in ({"parameters": {"config": "{}"}}, [], {"version": "1"}):
+                found = await session.post("/v2/repository/models/dmoe/load", json=other)
+                assert (found.status_code, "the body must be {}" in found.json()["error"]) == (400, True)
+            for query in ("output=logit", "outputs=logit&outputs=probability", "outputs=logit&x="):
+                found = await session.post(f"{INFER}?{query}", json=body(rows(1)))
+                assert (found.status_code, "'outputs' once" in found.json()["error"]) == (400, True)
             metrics = (await session.get("/metrics")).text
             assert 'dmoe_model_swaps_total{result="done"} 4.0' in metrics
             assert 'dmoe_model_swaps_total{result="refused"} 1.0' in metrics

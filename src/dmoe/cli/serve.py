@@ -31,9 +31,11 @@ def command(
     ] = False,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body, MiB; beyond it 413.")] = 16.0,
     max_decoded_mb: Annotated[
-        float, typer.Option(help="An Arrow stream once every row has its own value, MiB; beyond it 413.")
+        float, typer.Option(help="A body once parsed, every row with its own value, MiB; beyond it 413.")
     ] = 64.0,
-    max_inflight_mb: Annotated[float, typer.Option(help="Bodies in memory at once, MiB; beyond it 429.")] = 256.0,
+    max_inflight_mb: Annotated[
+        float, typer.Option(help="Bodies in memory at once, as sent and parsed, MiB; beyond it 429.")
+    ] = 256.0,
     max_rows: Annotated[int, typer.Option(help="Most rows of one request; beyond it 413.")] = 10_000,
     max_queue_rows: Annotated[int, typer.Option(help="Rows waiting or being scored; beyond it 429.")] = 40_000,
     batch_rows: Annotated[int, typer.Option(help="Most rows scored in one call of the graph.")] = 256,

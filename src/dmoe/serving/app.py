@@ -3,7 +3,6 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib.metadata import version as installed_version
 from importlib.resources import files
 from typing import Any
@@ -22,8 +21,9 @@ from dmoe.serving.arrow import write_table
 from dmoe.serving.batcher import Batcher, Outputs, QueueFull
 from dmoe.serving.body import Budget, Reserved, read_body
 from dmoe.serving.guard import Guard, log
+from dmoe.serving.json_body import output_names, read_request
 from dmoe.serving.metrics import Metrics
-from dmoe.serving.rows import RequestError, check_keys, json_columns
+from dmoe.serving.rows import RequestError, Room
 from dmoe.serving.served import Served, Slot
 from dmoe.serving.settings import Settings
 
@@ -113,7 +113,7 @@ class Application:
             f"/v2/repository/models/{self.settings.name}/load",
             self._load,
             methods=["POST"],
-            responses=openapi.answer({"type": "object"}) | openapi.responses(400, 415),
+            responses=openapi.answer({"type": "object"}) | openapi.responses(400, 408, 413, 415, 429),
         )
         app.add_api_route("/metrics", self._metrics, methods=["GET"], include_in_schema=False)
         for path in _PAGES:
@@ -184,8 +184,10 @@ class Application:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in (openapi.JSON, openapi.ARROW):
             raise RequestError(415, f"send {openapi.JSON} or {openapi.ARROW}")
+        if any(name != "outputs" for name in request.query_params) or len(request.query_params.multi_items()) > 1:
+            raise RequestError(400, "the query may hold 'outputs' once, and nothing else")
         with self._budget.reserve() as reserved:
-            body = await self._body(request, reserved)
+            body = await self._body(request, reserved, int(self.settings.max_body_mb * _MEGABYTE))
             began = time.perf_counter()
             try:
                 async with asyncio.timeout(self.settings.timeout_s):
@@ -201,25 +203,21 @@ class Application:
         request.scope.setdefault("state", {})["log"] = {"rows": rows, "version": served.version}
         return Response(answer, media_type=kind, headers=headers)
 
-    async def _body(self, request: Request, reserved: Reserved) -> bytes:
-        return await read_body(
-            request,
-            reserved,
-            max_bytes=int(self.settings.max_body_mb * _MEGABYTE),
-            timeout_s=self.settings.read_timeout_s,
-        )
+    async def _body(self, request: Request, reserved: Reserved, max_bytes: int) -> bytes:
+        return await read_body(request, reserved, max_bytes=max_bytes, timeout_s=self.settings.read_timeout_s)
 
     async def _answer(
         self, served: Served, kind: str, body: bytes, outputs: str | None, reserved: Reserved
     ) -> tuple[bytes, int, dict[str, str]]:
         large = len(body) >= _LARGE_BODY
-        parse = partial(self._parse_arrow, reserved) if kind == openapi.ARROW else self._parse_json
+        parse = self._parse_arrow if kind == openapi.ARROW else self._parse_json
+        room = Room(int(self.settings.max_decoded_mb * _MEGABYTE), reserved.grow_by)
         if large:
-            parsing = self._parsing.submit(parse, served, body, outputs)
+            parsing = self._parsing.submit(parse, served, body, outputs, room)
             reserved.until(parsing)
             features, names, label = await asyncio.wrap_future(parsing)
         else:
-            features, names, label = parse(served, body, outputs)
+            features, names, label = parse(served, body, outputs, room)
         found = await self.batcher.score(served.model, features, [*names, *served.model.counted])
         values_RC = found.pop(VALUES, None)
         for values in found.values():
@@ -237,34 +235,19 @@ class Application:
             return await asyncio.wrap_future(self._parsing.submit(encode, served, found, label)), rows, headers
         return encode(served, found, label), rows, headers
 
-    def _parse_json(self, served: Served, body: bytes, outputs: str | None) -> tuple[Features, list[str], str | None]:
+    def _parse_json(
+        self, served: Served, body: bytes, outputs: str | None, room: Room
+    ) -> tuple[Features, list[str], str | None]:
         if outputs is not None:
             raise RequestError(400, "'outputs' goes into the body of a JSON request")
-        try:
-            values = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            raise RequestError(400, "the body is not JSON") from None
-        if not isinstance(values, dict):
-            raise RequestError(400, "the body must be a JSON object")
-        label = values.get("id")
-        if label is not None and (not isinstance(label, str) or len(label) > 256):
-            raise RequestError(400, "'id' must be a text of at most 256 characters")
-        wanted = values.get("outputs", [])
-        if not isinstance(wanted, list) or not all(isinstance(one, dict) for one in wanted):
-            raise RequestError(400, "'outputs' must be a list of objects with a name")
-        if len(wanted) > len(OUTPUTS):
-            raise RequestError(400, f"more outputs than there are; known: {', '.join(OUTPUTS)}")
-        names = _output_names([one.get("name") for one in wanted])
-        columns = json_columns(values.get("inputs"), self.settings.max_rows, len(served.reader.columns))
-        check_keys(body, values)
-        return served.reader.from_json(columns), names, label
+        asked = read_request(body, self.settings.max_rows, len(served.reader.columns), room)
+        return served.reader.from_json(asked.columns, room), asked.outputs, asked.label
 
     def _parse_arrow(
-        self, reserved: Reserved, served: Served, body: bytes, outputs: str | None
+        self, served: Served, body: bytes, outputs: str | None, room: Room
     ) -> tuple[Features, list[str], str | None]:
-        names = _output_names(outputs.split(",") if outputs else [])
-        limit = int(self.settings.max_decoded_mb * _MEGABYTE)
-        return served.reader.from_arrow(body, self.settings.max_rows, limit, reserved.grow_by), names, None
+        names = output_names(outputs.split(",") if outputs else [])
+        return served.reader.from_arrow(body, self.settings.max_rows, room), names, None
 
     def _encode_json(self, served: Served, found: Outputs, label: str | None) -> bytes:
         answer: dict[str, Any] = {"model_name": self.settings.name, "model_version": served.version}
@@ -286,6 +269,10 @@ class Application:
         # A page of another site can send a form, but not this type, without asking first.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != openapi.JSON:
             raise RequestError(415, f"send {openapi.JSON}")
+        with self._budget.reserve() as reserved:
+            body = await self._body(request, reserved, _LARGE_BODY)
+        if body.strip() not in (b"", b"{}"):
+            raise RequestError(400, "the body must be {}: the model is the one that the server's path leads to")
         try:
             served = await self.reload()
         except DmoeError as error:
@@ -296,13 +283,6 @@ class Application:
         served = self.slot.current
         text = self.metrics.render(served.version, served.drift, served.unseen.counts)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _output_names(names: list[Any]) -> list[str]:
-    for name in names:
-        if name not in OUTPUTS:
-            raise RequestError(400, f"an output is unknown; known: {', '.join(OUTPUTS)}")
-    return list(dict.fromkeys(names)) or [OUTPUTS[0]]
 
 
 def _encode_arrow(served: Served, found: Outputs, label: str | None) -> bytes:  # noqa: ARG001 (as for JSON)

@@ -22,6 +22,8 @@ _COMPRESSION, _DICTIONARY_DATA, _IS_DELTA = 10, 6, 8
 # Each costs time, however little it holds.
 _MOST_MESSAGES = 1000
 
+UNFOLDED = "the body unfolds to more than {} bytes"
+
 _VIEW_BYTES = 16  # of a string view: its length in the first four, then the text or where it is
 _SLOT_BYTES = 8  # what any other value counts as
 
@@ -66,24 +68,26 @@ def read_table(body: bytes, max_rows: int, max_bytes: int) -> tuple[pa.Table, in
 
 def _check_size(size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise TooLarge(f"the columns unfold to more than {max_bytes} bytes; send fewer rows or shorter values")
+        raise TooLarge(f"{UNFOLDED.format(max_bytes)}; send fewer rows or shorter values")
 
 
 def _check_type(field: Any) -> None:
     kind, value = field.type, field.type
-    if pa.types.is_dictionary(kind) or _is_list(kind):
+    if pa.types.is_dictionary(kind) or is_list(kind):
         value = kind.value_type
-    plain = pa.types.is_primitive(value) or pa.types.is_decimal(value) or pa.types.is_null(value) or _is_text(value)
+    plain = pa.types.is_primitive(value) or pa.types.is_decimal(value) or pa.types.is_null(value) or is_text(value)
     if not plain or isinstance(value, pa.BaseExtensionType):
         name = field.name.encode("unicode_escape").decode()[:64]
         raise DataError(f"column '{name}' is of a type that no raw value has; send text, numbers, or lists of them")
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values are lists of a kind that is read."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values are texts or bytes of any length and layout."""
     return any(
         is_kind(kind)
         for is_kind in (
@@ -96,15 +100,15 @@ def _is_text(kind: pa.DataType) -> bool:
 def _decoded_bytes(column: Any) -> int:
     """Bytes of a valid column once every row has its own value."""
     own = len(column) * _SLOT_BYTES
-    if _is_list(column.type):
+    if is_list(column.type):
         return own + _decoded_bytes(column.values)
     if pa.types.is_dictionary(column.type):
-        if not _is_text(column.type.value_type):
+        if not is_text(column.type.value_type):
             return own
         indices = column.indices.drop_null().to_numpy(zero_copy_only=False)
         return own + int(_lengths(column.dictionary)[indices].sum())
     # A list may hold any number of nulls, which take no bytes of the body: nothing is made for each.
-    return own + int(_lengths(column).sum()) if _is_text(column.type) else own
+    return own + int(_lengths(column).sum()) if is_text(column.type) else own
 
 
 def _lengths(column: Any) -> npt.NDArray[np.int64]:

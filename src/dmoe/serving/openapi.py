@@ -11,7 +11,17 @@ ARROW = "application/vnd.apache.arrow.stream"
 _DATATYPES = ["BYTES", "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64",
               "FP16", "FP32", "FP64"]  # fmt: skip
 _SCALAR = {"type": ["string", "number", "boolean", "null"]}
-_NAMED = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "enum": list(OUTPUTS)}}}
+_PARAMETERS = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number", "boolean"]},
+    "description": "Of the protocol; none has a meaning here.",
+}
+_NAMED = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {"name": {"type": "string", "enum": list(OUTPUTS)}, "parameters": _PARAMETERS},
+    "additionalProperties": False,
+}
 
 INFER_RESPONSE: dict[str, Any] = {
     "type": "object",
@@ -42,7 +52,7 @@ _ERRORS = {
     401: "No token, or a wrong one",
     405: "The path knows other methods",
     408: "The body did not arrive in time",
-    413: "Too many bytes or rows",
+    413: "Too many bytes, rows or values",
     415: "Neither JSON nor an Arrow stream",
     421: "The Host header names another host than this one",
     429: "The queue is full; try again after the seconds of Retry-After",
@@ -76,16 +86,20 @@ def infer_body(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "minItems": 1,
                 "items": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR, "maxItems": 1}]},
             },
+            "parameters": _PARAMETERS,
         },
+        "additionalProperties": False,
     }
     request = {
         "type": "object",
         "required": ["inputs"],
         "properties": {
             "id": {"type": "string", "maxLength": 256},
+            "parameters": _PARAMETERS,
             "inputs": {"type": "array", "minItems": 1, "items": tensor, "description": "One tensor a raw column."},
             "outputs": {"type": "array", "items": _NAMED, "description": "By default the probability alone."},
         },
+        "additionalProperties": False,
     }
     row = [{"name": one["name"], "shape": [1], "datatype": one["datatype"], "data": [one["example"]]} for one in inputs]
     arrow = {"schema": {"type": "string", "format": "binary"}}

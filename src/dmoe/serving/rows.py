@@ -5,26 +5,27 @@ Messages name column and row, never a value. R rows.
 """
 
 import difflib
-import json
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 
 from dmoe.errors import DataError, DmoeError
 from dmoe.export.fields import Column, Features, FieldInput, list_ids, text_column, text_ids, token_makers
 from dmoe.export.onnx_model import OnnxModel
-from dmoe.serving.arrow import TooLarge, read_table
+from dmoe.serving.arrow import UNFOLDED, TooLarge, is_list, is_text, read_table
 from dmoe.tokens.fields import raw_valued, tokens
 from dmoe.tokens.lists import split_values
 from dmoe.tokens.number_format import number_reader, plain_maker, without_numbers
 from dmoe.tokens.scalars import FLOAT32_MAX, Fault
 from dmoe.values.canonical import LostFormError, MissingTexts, ValueForm, float_text
 from dmoe.values.coded_columns import EXACT_BELOW
+
+pc: Any = pyarrow.compute
 
 _NONE = type(None)
 _INTEGERS = {
@@ -37,16 +38,15 @@ _CARRIERS = {
     **{number: {"number": number} for number in (*_INTEGERS, *_FLOATS)},
     "BOOL": {"boolean": "BOOL"},
 }
+# What a value costs while texts are split into several, beside the text.
+_SPLIT_BYTES = 48
 # What JSON values a datatype may hold. A text is never a number by accident, nor a truth value a number.
-_JSON_TYPES: dict[str, Collection[type]] = {
+JSON_TYPES: dict[str, Collection[type]] = {
     "BYTES": {str, _NONE},
     "BOOL": {bool, _NONE},
     **{integer: {int, _NONE} for integer in _INTEGERS},
     **{real: {int, float, _NONE} for real in _FLOATS},
 }
-
-
-_AFTER_KEY = re.compile(rb'"[ \t\r\n]*:')
 
 
 class RequestError(DmoeError):
@@ -55,6 +55,22 @@ class RequestError(DmoeError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+@dataclass(slots=True)
+class Room:
+    """The bytes of memory that what one request unfolds to may take, asked for before they are."""
+
+    limit: int = 64 << 20
+    reserve: Callable[[int], None] = lambda _: None
+    used: int = 0
+
+    def take(self, size: int) -> None:
+        """Raises: RequestError (413) beyond `limit`; what `reserve` raises goes on."""
+        self.used += size
+        if self.used > self.limit:
+            raise RequestError(413, f"{UNFOLDED.format(self.limit)}; send fewer rows or shorter values")
+        self.reserve(size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +102,9 @@ class RowReader:
         self.derived = frozenset(config.derive)
         self._makers = token_makers(model.schema, config)
 
-    def from_json(self, columns: Sequence[JsonColumn]) -> Features:
-        """Raises: RequestError (400) naming the column and row at fault."""
+    def from_json(self, columns: Sequence[JsonColumn], room: Room | None = None) -> Features:
+        """Raises: RequestError (400) naming the column and row at fault; 413 beyond `room`."""
+        room = room or Room()
         given = {column.name: column for column in columns}
         if len(given) < len(columns):
             raise RequestError(400, "an input appears twice")
@@ -101,26 +118,27 @@ class RowReader:
             if name not in given:
                 raise RequestError(400, f"input '{name}' is missing; send null where there is no value")
             column = given[name]
-            if not set(map(type, column.data)) <= set(_JSON_TYPES[column.datatype]):
-                row = next(i for i, value in enumerate(column.data) if type(value) not in _JSON_TYPES[column.datatype])
+            if not set(map(type, column.data)) <= set(JSON_TYPES[column.datatype]):
+                row = next(i for i, value in enumerate(column.data) if type(value) not in JSON_TYPES[column.datatype])
                 raise RequestError(400, f"input '{name}', row {row}: is no {column.datatype} value")
             _check_integers(column)
             for field in fields:
+                if field.lists is not None and column.datatype == "BYTES":
+                    ends = sum(text.count(field.lists.separator) for text in column.data if text is not None)
+                    room.take((ends + len(column.data)) * _SPLIT_BYTES)
                 features[field.name] = self._column(field, column).reshape(-1, field.width)
         self._check_range(features)
         return features
 
-    def from_arrow(
-        self, body: bytes, max_rows: int, max_bytes: int = 64 << 20, reserve: Callable[[int], None] = lambda _: None
-    ) -> Features:
-        """Raises: RequestError (400, or 413 for more than `max_rows` rows or `max_bytes` once decoded).
-
-        Args:
-            reserve: told the decoded bytes before anything is decoded; what it raises goes on.
-        """
+    def from_arrow(self, body: bytes, max_rows: int, room: Room | None = None) -> Features:
+        """Raises: RequestError (400, or 413 for more than `max_rows` rows or what goes beyond `room`)."""
+        room = room or Room()
         try:
-            table, decoded = read_table(body, max_rows, max_bytes)
-            reserve(decoded)
+            table, decoded = read_table(body, max_rows, room.limit)
+            room.take(decoded)
+            for field in (one for fields in self._fields.values() for one in fields):
+                if field.lists is not None and field.column in table.column_names:
+                    room.take(_split_values(table[field.column], field.lists.separator) * _SPLIT_BYTES)
             return self._model.featuriser(self._model.raw_rows(table, "body"))
         except LostFormError as error:
             raise RequestError(400, error.bare) from None
@@ -237,66 +255,19 @@ def _texts(column: JsonColumn) -> Sequence[str | None]:
     return _number_texts(column)
 
 
-def check_keys(body: bytes, values: Mapping[str, Any]) -> None:
-    """Raises: RequestError (400) if an object of a JSON body has a key twice, of which its parser keeps the last.
-
-    Args:
-        values: the parsed body.
-    """
-    # Each key is followed by a colon. There are more such places than pairs where one is lost, or a text holds one.
-    pairs = len(values)
-    for one in (*_listed(values.get("inputs")), *_listed(values.get("outputs"))):
-        pairs += len(one) if isinstance(one, dict) else 0
-    if sum(1 for _ in _AFTER_KEY.finditer(body)) == pairs:
-        return
-    try:
-        json.loads(body, object_pairs_hook=_once)
-    except (ValueError, RecursionError):  # deeper, or of more digits, than Python reads
-        raise RequestError(400, "the body is not JSON") from None
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise RequestError(400, "a key appears twice in one object; send each once")
-    return found
-
-
-def json_columns(inputs: Any, max_rows: int, max_columns: int) -> list[JsonColumn]:
-    """The `inputs` of an Open Inference request, all of one number of rows.
-
-    Raises: RequestError (400, or 413 for more than `max_rows` rows).
-    """
-    if not isinstance(inputs, list) or not inputs:
-        raise RequestError(400, "'inputs' must be a list of tensors")
-    if len(inputs) > max_columns:
-        raise RequestError(400, f"more inputs than the {max_columns} columns of the model; GET the model for them")
-    columns = []
-    for one in inputs:
-        if not isinstance(one, Mapping) or not isinstance(one.get("name"), str):
-            raise RequestError(400, "each of 'inputs' must be an object with name, shape, datatype and data")
-        name, datatype, shape, data = one["name"], one.get("datatype"), one.get("shape"), one.get("data")
-        if not isinstance(datatype, str) or datatype not in _JSON_TYPES:
-            raise RequestError(400, f"input '{name[:64]}': datatype must be one of {', '.join(sorted(_JSON_TYPES))}")
-        if not isinstance(data, list):
-            raise RequestError(400, f"input '{name[:64]}': data must be a list")
-        if shape not in ([len(data)], [len(data), 1]) or not data:
-            raise RequestError(
-                400, f"input '{name[:64]}': shape must be [rows] or [rows, 1] of its data, at least one row"
-            )
-        if len(data) > max_rows:
-            raise RequestError(413, f"more than {max_rows} rows; send them in several requests")
-        # [rows, 1] may come nested, one list a row.
-        if len(shape) == 2 and all(isinstance(value, list) and len(value) == 1 for value in data):
-            data = [value[0] for value in data]
-        columns.append(JsonColumn(name, datatype, data))
-    if len({len(column.data) for column in columns}) > 1:
-        raise RequestError(400, "the inputs must all have the same number of rows")
-    return columns
+def _split_values(column: Any, separator: str) -> int:
+    """Values of a multi-valued column: those of lists, or one more than there are separators in each distinct text."""
+    count = 0
+    for chunk in column.chunks:
+        values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+        if is_list(values.type):
+            count += len(values.flatten())
+            continue
+        count += len(values)
+        if is_text(values.type):
+            texts = values.cast(pa.large_string())
+            count += pc.sum(pc.count_substring(texts, separator)).as_py() or 0
+    return count
 
 
 def _check_integers(column: JsonColumn) -> None:

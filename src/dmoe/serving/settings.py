@@ -26,8 +26,8 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     allow_anonymous: bool = False
     max_body_mb: float = 16.0
-    max_inflight_mb: float = 256.0  # of request bodies being read or answered
-    max_decoded_mb: float = 64.0  # of an Arrow stream, every row with its own value
+    max_inflight_mb: float = 256.0  # of request bodies being read or answered, and what they unfold to
+    max_decoded_mb: float = 64.0  # of one body once parsed, every row with its own value
     max_rows: int = 10_000  # of one request
     max_queue_rows: int = 40_000
     batch_rows: int = 256
@@ -49,16 +49,15 @@ class Settings:
         for name in ("batch_delay_ms", "drain_delay_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
-        for name, other in (
-            ("max_inflight_mb", "max_body_mb"),
-            ("max_inflight_mb", "max_decoded_mb"),
-            ("max_queue_rows", "max_rows"),
-        ):
-            if not getattr(self, name) >= getattr(self, other):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} must be at least --{other.replace('_', '-')}, "
-                    f"got {getattr(self, name):g} and {getattr(self, other):g}"
-                )
+        if not self.max_inflight_mb >= self.max_body_mb + self.max_decoded_mb:
+            raise ConfigError(
+                f"--max-inflight-mb must be at least --max-body-mb and --max-decoded-mb together, "
+                f"got {self.max_inflight_mb:g} and {self.max_body_mb + self.max_decoded_mb:g}"
+            )
+        if not self.max_queue_rows >= self.max_rows:
+            raise ConfigError(
+                f"--max-queue-rows must be at least --max-rows, got {self.max_queue_rows:g} and {self.max_rows:g}"
+            )
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"--name must be letters, digits, '.', '_' and '-', got '{self.name}'")
         if not self.loopback and self.token is None and not self.allow_anonymous:

@@ -5,7 +5,7 @@ N rows, V distinct values, L values of a multi-valued field.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from decimal import Context
+from decimal import Context, InvalidOperation
 from functools import lru_cache
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -62,7 +62,7 @@ def as_text(column: Column, name: str, *, certain: bool = False) -> Column:
     if pa.types.is_floating(kind):
         return _float_text(column, name, certain)
     if pa.types.is_decimal(kind):
-        return _decimal_text(column)
+        return _decimal_text(column, name)
     if pa.types.is_timestamp(kind):
         return _time_text(column)
     if pa.types.is_time(kind):
@@ -169,12 +169,13 @@ def _float_text(column: Column, name: str, certain: bool) -> Column:
     return pc.if_else(whole, integers, others).take(encoded.indices)
 
 
-def _decimal_text(column: Column) -> Column:
+def _decimal_text(column: Column, name: str) -> Column:
     encoded = column.dictionary_encode()
-    texts = [
-        None if one is None else f"{one.normalize(_EXACTLY):f}" if one else "0"
-        for one in encoded.dictionary.to_pylist()
-    ]
+    try:
+        values = encoded.dictionary.to_pylist()
+    except InvalidOperation:  # a scale of more digits than the type has, which Arrow cannot write
+        raise DataError(f"column '{name}' holds {column.type} values, which cannot be read as text") from None
+    texts = [None if one is None else f"{one.normalize(_EXACTLY):f}" if one else "0" for one in values]
     return pa.array(texts, _TEXT).take(encoded.indices)
 
 
