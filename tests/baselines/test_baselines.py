@@ -14,16 +14,20 @@ from sklearn.linear_model import LogisticRegression
 
 from dmoe.baselines import design as designs
 from dmoe.baselines import folder as folders
+from dmoe.baselines import models
 from dmoe.baselines.design import Design, tree_categories, tree_inputs
 from dmoe.baselines.folder import Baseline, fit_baseline
 from dmoe.baselines.kept import kept_logistic
 from dmoe.baselines.target import BLOCKS, TargetEncoding
 from dmoe.cli.main import main
+from dmoe.config.data import DataConfig
 from dmoe.errors import DataError, Interrupted
 from dmoe.evaluation.baseline import read_beside, run_faults, stand_beside
 from dmoe.evaluation.compare import compare_runs
+from dmoe.prepare.prepare import prepare
 from dmoe.report import write_report
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
+from dmoe.shards.files import EncodedRows
 from dmoe.shards.reader import read_once
 from dmoe.training.loop import train
 from tests.small_runs import small_config, write_data
@@ -344,3 +348,63 @@ def test_rates_of_fewer_rows_than_blocks(rows: int) -> None:
     encoding = TargetEncoding.of(SCHEMA, ids_RC, numeric_RN, labels_R)
     matrix, first = encoding.training_matrix(ids_RC, numeric_RN, labels_R)
     assert (matrix.shape[0], first) == (rows - 1, 1)
+
+
+def prepared(folder: Path, rows: list[tuple[str, str, str, str]]) -> Path:
+    """Rows of two labels, a site and a weight, the last fifth of them valid."""
+    folder.mkdir()
+    lines = ["click,like,site,w", *(",".join(row) for row in rows)]
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
+    labels = {"click": {}, "like": {"missing": "negative"}}
+    plan = {"labels": labels, "weight": "w", "fields": {"categorical": ["site"]}}
+    split = {"kind": "ordered", "train": 0.8, "valid": 0.2, "test": 0.0}
+    config = DataConfig.model_validate({**plan, "split": split})
+    prepare(config, [str(folder / "log.csv")], folder / "data")
+    return folder / "data"
+
+
+def test_rows_count_where_the_main_label_is_known_and_by_their_weight(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    drawn = [(str(int(draw.random() < 0.2 + 0.1 * (index % 5))), f"s{index % 5}") for index in range(500)]
+    weights = draw.choice(["1", "3"], 500).tolist()
+    some = [(click, str(n % 2), site, w) for n, ((click, site), w) in enumerate(zip(drawn, weights, strict=True))]
+    unknown = [("", "1", f"s{n % 5}", "1") for n in range(500)]
+    mixed = prepared(tmp_path / "mixed", [row for pair in zip(some, unknown, strict=True) for row in pair])
+    alone = prepared(tmp_path / "alone", some)
+    fits = {
+        name: fit_baseline("logistic", data, tmp_path / f"b-{name}")
+        for name, data in (("mixed", mixed), ("alone", alone))
+    }
+    ids = np.arange(7, dtype=np.int32)[:, None]
+    logits = {name: one.load_model().logits(ids, np.empty((7, 0), np.float32)) for name, one in fits.items()}
+    assert np.array_equal(logits["mixed"], logits["alone"])
+    assert read_once(mixed, "valid", batch_size=9).num_rows == 200
+    scores = [json.loads((one.path / "metrics.json").read_text())["valid"] for one in fits.values()]
+    assert scores[0] == scores[1]
+
+
+def test_a_weight_is_so_many_rows() -> None:
+    draw = np.random.default_rng(1)
+    schema = Schema(label="click", fields=(CategoricalField(name="site", vocabulary_size=6),))
+    times = draw.integers(1, 4, 300)
+
+    def of(start: int, stop: int, repeats: np.ndarray | None) -> EncodedRows:
+        ids, labels = sites[start:stop], clicks[start:stop]
+        weights = times[start:stop].astype(np.float32) if repeats is None else None
+        if repeats is not None:
+            ids, labels = np.repeat(ids, repeats[start:stop], axis=0), np.repeat(labels, repeats[start:stop], axis=0)
+        return EncodedRows(ids, np.empty((len(ids), 0), np.float32), labels, weights)
+
+    sites = draw.integers(0, 6, (300, 1)).astype(np.int32)
+    clicks = (draw.random((300, 1)) < 0.1 + 0.15 * sites).astype(np.uint8)
+    found = []
+    for repeats in (None, times):
+        train, valid = of(0, 200, repeats), of(200, 300, repeats)
+        inputs = Design.of(schema, train.numeric_RN)
+        matrix = inputs.matrix(train.ids_RC, train.numeric_RN)
+        labels_R = train.labels_R.astype(np.float64)
+        found.append(models._best(inputs, matrix, labels_R, valid, "one-hot", lambda _: None, train.weights_R))
+    (loss, weighted), (other_loss, repeated) = found
+    assert loss == pytest.approx(other_loss, abs=1e-4)
+    assert weighted.strength == repeated.strength
+    assert np.allclose(weighted.weights_K, repeated.weights_K, atol=2e-3)

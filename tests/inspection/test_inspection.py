@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -401,3 +402,86 @@ def test_what_quotes_need_is_suggested(tmp_path: Path, value: str, said: dict[st
     (tmp_path / "data.yaml").write_text(found.yaml())
     summary = prepare(read_data_config(tmp_path / "data.yaml"), [str(tmp_path / "log.csv")], tmp_path / "data")
     assert summary["rows"]["rejected"] == 0
+
+
+def two_label_log(folder: Path, rows: int = 4000) -> Path:
+    """A sale needs a click but for five rows; `fresh` tells the sale, and nobody the click."""
+    draw = np.random.default_rng(3)
+    site = draw.integers(5, size=rows)
+    click = draw.random(rows) < 0.2 + 0.1 * site
+    sale = click & (draw.random(rows) < 0.4)
+    mistaken = np.flatnonzero(~click)[:5]
+    sale[mistaken] = True
+    table = {
+        "click": click.astype(int).astype(str).tolist(),
+        "site": [f"s{one}" for one in site],
+        "receipt": [f"r{one:d}" for one in sale],
+        "sale": [str(int(one)) if index % 10 else "" for index, one in enumerate(sale)],
+        "share": (draw.random(rows) < 0.5).astype(int).astype(str).tolist(),
+    }
+    lines = [",".join(row) for row in [list(table), *zip(*table.values(), strict=True)]]
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
+    return folder / "log.csv"
+
+
+def test_several_labels_of_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = two_label_log(tmp_path)
+    found = inspect_log([str(log)], max_rows=10**6)
+    assert found.config["labels"] == {"click": "click", "sale": "sale", "share": "share"}
+    rows = [line.split(",") for line in log.read_text().splitlines()[1:]]
+    both = sum(row[0] == "1" and row[3] == "1" for row in rows)
+    ones = sum(row[3] == "1" for row in rows)
+    assert [one["known"] for one in found.labels] == [4000, 3600, 4000]
+    pair = next(one for one in found.pairs if (one.given, one.label) == ("sale", "click"))
+    assert (pair.rows, pair.both) == (ones, both)
+    other = next(one for one in found.pairs if (one.given, one.label) == ("click", "sale"))
+    assert other.rows == sum(row[0] == "1" and row[3] != "" for row in rows)
+    assert other.both == both
+    assert f"sale: sale  # click is 1 in {both / ones:.2%} of its {ones:,} rows of 1; where it follows" in found.yaml()
+    assert [one.text[:29] for one in found.warnings if one.field == "receipt"] == ["label 'sale': 'receipt' is th"]
+    chosen = run_json(capsys, "inspect", log, "--label", "sale", "--label", "click")
+    assert list(yaml.safe_load(chosen["data_yaml"])["labels"]) == ["sale", "click"]
+    assert "- share  # may be a label; what is known only after" in chosen["data_yaml"]
+    assert chosen["pairs"][0] == {"given": "sale", "label": "click", "rows": ones, "both": both, "share": both / ones}
+    with pytest.raises(SystemExit) as done:
+        main(["inspect", str(log), "--label", "click", "--label", "sold"])
+    assert done.value.code == 2
+    assert "no column 'sold' to be the label" in capsys.readouterr().err
+
+
+def test_several_labels_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = two_label_log(tmp_path)
+    labels = {"click": "click", "sale": {"column": "sale", "given": "click"}}
+    plan = {"labels": labels, "fields": {"categorical": ["site", "receipt"]}, "split": {"kind": "random"}}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    summary = prepare(read_data_config(tmp_path / "data.yaml"), [str(log)], tmp_path / "data")
+    assert sum(one["contradictions"] for one in summary["labels"]["sale"]["splits"].values()) == 5
+    warned = [one["text"][:29] for one in summary["warnings"] if one["field"] == "receipt"]
+    assert warned == ["label 'sale': 'receipt' is th"]
+    found = run_json(capsys, "inspect", tmp_path / "data")
+    train = found["groups"][0]
+    counts = summary["labels"]["sale"]["splits"]["train"]
+    assert (train["labels"]["sale"]["known"], train["labels"]["sale"]["positives"]) == (
+        counts["known"],
+        counts["positives"],
+    )
+    assert sum(known for known, _ in train["labels"]["sale"]["blocks"]) == counts["known"]
+    shares = {(one["given"], one["label"]): one["share"] for one in found["pairs"]}
+    assert shares["sale", "click"] == 1
+    assert shares["click", "sale"] == pytest.approx(0.4, abs=0.05)
+    bits = {field["name"]: field["information_by_label"] for field in found["fields"]}
+    assert bits["receipt"]["sale"] > 0.9
+    assert bits["receipt"]["click"] < bits["receipt"]["sale"]
+    assert yaml.safe_load(found["data_yaml"])["labels"] == labels | {"sale": {"column": "sale", "given": "click"}}
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / "data")])
+    told = capsys.readouterr().err
+    assert re.search(r"bits of +bits of\n.* click +sale", told)
+    assert f"train: {train['rows']:,} rows, sale known in {counts['known']:,}, rate 0." in told
+    with pytest.raises(SystemExit):
+        main(["drift", str(tmp_path / "data"), "-o", str(tmp_path / "drift.html"), "--json"])
+    drift = json.loads(capsys.readouterr().out)
+    assert drift["groups"][0]["label_rates"]["sale"] == pytest.approx(0.4, abs=0.1)
+    page = (tmp_path / "drift.html").read_text()
+    assert "Rate of sale" in page
+    assert "sale: known" in page

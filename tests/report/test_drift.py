@@ -53,15 +53,16 @@ def test_contents_are_those_of_slow_counts(data: Path) -> None:
     assert [(group.name, len(group.parts)) for group in groups] == [("train", 5), ("test", 3), ("test, update 1", 2)]
     for one in read_contents(base, groups):
         rows = [row for part in one.group.parts for row in pq.read_table(part).to_pylist()]
-        assert (one.rows, one.positives) == (len(rows), sum(row["y"] for row in rows))
+        (label,) = one.labels.values()
+        assert (one.rows, label.known, label.positives) == (len(rows), len(rows), sum(row["y"] for row in rows))
         for name in ("steady", "moved", "fresh"):
             counts = Counter(row[name] for row in rows)
             clicked = Counter(row[name] for row in rows if row["y"])
             assert {code: count for code, count in enumerate(one.counts[name].tolist()) if count} == counts
-            assert {code: count for code, count in enumerate(one.positive_counts[name].tolist()) if count} == clicked
+            assert {code: count for code, count in enumerate(label.positive_counts[name].tolist()) if count} == clicked
         assert one.counts["price"].sum() == len(rows)
-        assert sum(count for count, _ in one.blocks) == len(rows)
-        assert sum(positives for _, positives in one.blocks) == one.positives
+        assert sum(count for count, _ in label.blocks) == len(rows)
+        assert sum(positives for _, positives in label.blocks) == label.positives
 
 
 def test_a_planted_shift_stands_out_and_the_rest_is_chance(data: Path) -> None:

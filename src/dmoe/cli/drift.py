@@ -33,10 +33,17 @@ def command(
         print_json({"report": str(output), **found})
         return
     for group in found["groups"]:
-        typer.echo(f"{group['name']}: label rate {group['label_rate']:.4f} ({found['label_rate']:.4f} in the first)")
+        first = found.get("label_rates", {"": found["label_rate"]})
+        for label, rate in group.get("label_rates", {"": group["label_rate"]}).items():
+            what = f"rate of {label}" if label else "label rate"
+            typer.echo(f"{group['name']}: {what} {_rate(rate)} ({_rate(first[label])} in the first)")
         for field in group["fields"][:3]:
             unseen = "" if field["unseen"] is None else f", unseen {field['unseen']:.2%}"
             typer.echo(f"  {field['name']}: shift {field['shift']:.4f} bits (chance {field['chance']:.4f}){unseen}")
     for one in found["far_above"]:
         warn(f"{one['group']}: {one['text']}")
     typer.echo(f"drift report: {show_path(output)}")
+
+
+def _rate(rate: float | None) -> str:
+    return "unknown" if rate is None else f"{rate:.4f}"

@@ -192,16 +192,17 @@ def scored_rows(
     columns: Sequence[int],
     counts: ValueCounts | None = None,
 ) -> tuple[npt.NDArray[np.bool_], Floats, npt.NDArray[np.int32]]:
-    """Labels (R,), logits (R,), and the ids of the chosen columns (R, S)."""
+    """Labels (R,), logits (R,), and the ids of the chosen columns (R, S), of the rows whose main label is known."""
     score = _scorer(run)
     labels, logits, ids = [], [], []
     with torch.inference_mode():
         for batch in _batches(run, logs, split, data, counts):
             if batch.labels_B is None:
                 raise DataError(f"{logs[0]}: has no column '{run.schema.label}'; comparing needs labels")
-            labels.append(batch.labels_B.numpy() > 0)
-            logits.append(score(batch))
-            ids.append(batch.ids_BC.numpy()[:, list(columns)])
+            known_B = slice(None) if batch.known_BT is None else batch.known_BT[:, 0].numpy()
+            labels.append((batch.labels_B.numpy() > 0)[known_B])
+            logits.append(score(batch)[known_B])
+            ids.append(batch.ids_BC.numpy()[known_B][:, list(columns)])
     if not labels:
         raise DataError(f"{logs[0]}: holds no rows to compare on")
     return np.concatenate(labels), np.concatenate(logits), np.concatenate(ids)

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from dmoe.config.data import SPLITS
 from dmoe.errors import DataError
 from dmoe.inspection.information import Integers, chance_divergence, jensen_shannon, mutual_information
-from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, CategoricalField, MultiValuedField
+from dmoe.inspection.label_contents import LabelContents, LabelPair, LabelTally, pairs_of
+from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, UNKNOWN, CategoricalField, MultiValuedField
 from dmoe.shards.folder import DataFolder
 from dmoe.tokens.quantiles import quantile_edges
 from dmoe.tokens.unseen import Finding, is_far_above, merging_fields, source_columns
@@ -27,7 +28,6 @@ from dmoe.values.coded_columns import Column, Numbers
 # Rarer tokens are one bucket: single ones say nothing about a shift.
 FREQUENT_TOKENS = 1000
 NUMBER_BUCKETS = 20
-BLOCKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """`counts` and `positive_counts` by field, each (V,); `blocks`: rows and positives of consecutive rows.
+    """`counts` by field, each (V,); `labels` by name, the main one first, and `pairs` of them.
 
     Of categorical fields, `unseen` and `missing` count rows with a value out of vocabulary and without values.
     `design` of multi-valued fields: how much more the counts vary than those of as many values drawn one by one,
@@ -50,10 +50,9 @@ class Contents:
 
     group: Group
     rows: int
-    positives: int
     counts: dict[str, Integers]
-    positive_counts: dict[str, Integers]
-    blocks: list[tuple[int, int]]
+    labels: dict[str, LabelContents]
+    pairs: list[LabelPair]
     unseen: dict[str, int]
     missing: dict[str, int]
     design: dict[str, float]
@@ -171,33 +170,33 @@ def _contents(data: DataFolder, group: Group, edges: dict[str, Numbers]) -> Cont
         for field in data.schema.fields
     }
     counts = {name: np.zeros(size, dtype=np.int64) for name, size in sizes.items()}
-    positive_counts = {name: np.zeros(size, dtype=np.int64) for name, size in sizes.items()}
+    tallies = {task.name: LabelTally(sizes) for task in data.schema.tasks}
     several = {field.name: isinstance(field, MultiValuedField) for field in data.schema.categorical}
     found = {name: _Values(sizes[name]) for name in several}
-    labels: list[npt.NDArray[np.uint8]] = []
+    num_rows = 0
     for part in group.parts:
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(1 << 17):
-                clicked = batch.column(data.schema.label).to_numpy().astype(bool)
-                labels.append(clicked.astype(np.uint8))
+                num_rows += batch.num_rows
+                for label, tally in tallies.items():
+                    tally.add_labels(batch.column(label).fill_null(UNKNOWN).to_numpy())
                 for name, size in sizes.items():
                     values, rows = row_values(batch.column(name))
                     if name in edges:
                         values = number_buckets(values.astype(np.float64), edges[name])
                     values = np.minimum(values, size - 1)
-                    counts[name] += np.bincount(values, minlength=size)
-                    positive_counts[name] += np.bincount(values[clicked[rows]], minlength=size)
+                    counted = np.bincount(values, minlength=size)
+                    counts[name] += counted
+                    for tally in tallies.values():
+                        tally.add(name, values, rows, counted)
                     if name in found:
-                        found[name].add(values, rows, len(clicked), several[name])
-    whole = np.concatenate(labels)
-    blocks = [(len(block), int(block.sum())) for block in np.array_split(whole, min(BLOCKS, len(whole)))]
+                        found[name].add(values, rows, batch.num_rows, several[name])
     return Contents(
         group,
-        len(whole),
-        int(whole.sum()),
+        num_rows,
         counts,
-        positive_counts,
-        blocks,
+        {label: tally.contents() for label, tally in tallies.items()},
+        pairs_of({label: tally.labels() for label, tally in tallies.items()}),
         {name: one.unseen for name, one in found.items()},
         {name: one.missing for name, one in found.items()},
         {name: one.design(counts[name]) for name, one in found.items() if several[name]},
@@ -272,8 +271,7 @@ def _shares(contents: Contents, name: str) -> dict[Literal["unseen", "missing"],
     return {"unseen": (int(counts[OOV_ID]), int(counts.sum()) - missing), "missing": (missing, contents.rows)}
 
 
-def information(contents: Contents) -> dict[str, float]:
-    """Bits that each field says about the label."""
-    return {
-        name: mutual_information(counts, contents.positive_counts[name]) for name, counts in contents.counts.items()
-    }
+def information(contents: Contents, label: str) -> dict[str, float]:
+    """Bits that each field says about a label, in the rows where it is known."""
+    known = contents.labels[label]
+    return {name: mutual_information(counts, known.positive_counts[name]) for name, counts in known.counts.items()}

@@ -3,7 +3,7 @@
 N rows that were read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,23 +15,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmoe.config.data import DataConfig
-from dmoe.config.labels import Label
 from dmoe.config.raw_format import DELIMITERS
 from dmoe.errors import DataError
-from dmoe.inspection.columns import LogRows, TextColumn, read_rows
-from dmoe.inspection.kinds import MISSING_WORDS, ColumnFacts, Found, Reader, left_out
-from dmoe.inspection.leaks import SampleColumn, Suspicion, field_suspicions, label_suspicions, unseen_suspicion
+from dmoe.inspection.columns import TextColumn, read_rows
+from dmoe.inspection.kinds import ColumnFacts, Found, Reader, left_out
+from dmoe.inspection.label_contents import LabelPair, pairs_of
+from dmoe.inspection.leaks import (
+    SampleColumn,
+    Suspicion,
+    label_suspicions,
+    order_suspicions,
+    telling_suspicions,
+    unseen_suspicion,
+)
+from dmoe.inspection.log_labels import LogLabel, also_labels, find_labels, nested
 from dmoe.inspection.suggest import Suggestion, suggest
 from dmoe.inspection.trial import ReadingTrial
+from dmoe.schema import UNKNOWN
 from dmoe.sources.inputs import expand_inputs, folder_columns
 from dmoe.sources.lines import read_line_chunks
 from dmoe.sources.quoting import guess_delimiter, split_line
 from dmoe.sources.streams import is_parquet
-from dmoe.tokens.labels import label_parser, suggest_label
 from dmoe.tokens.scalars import Fault, parse_number
 from dmoe.validation import validate
 
-LABEL_NAMES = ("label", "click", "clicked", "is_click", "y", "target", "conversion")
 BLOCKS = 20
 # Readings are tried on so many rows.
 TRIAL_ROWS = 300_000
@@ -46,13 +53,18 @@ _QUOTINGS: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """`rates`: start of a day or first row of a block, its rows and its label rate. `config`: the data.yaml."""
+    """`label` and `rate` are those of the main one of the `labels`; `pairs`: how often two of them go together.
+
+    `rates`: start of a day or first row of a block, its rows and its label rate. `config`: the data.yaml.
+    """
 
     rows: int
     rejected: int
     whole: bool
     label: str
     rate: float
+    labels: list[dict[str, Any]]
+    pairs: list[LabelPair]
     columns: list[ColumnFacts]
     rates: list[tuple[str, int, float]]
     config: dict[str, Any]
@@ -64,8 +76,8 @@ class Inspection:
         return Suggestion(self.config, self.comments).text()
 
 
-def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> Inspection:
-    """The first `max_rows` rows of raw logs of one format.
+def inspect_log(inputs: Sequence[str], *, label: str | Sequence[str] | None = None, max_rows: int) -> Inspection:
+    """The first `max_rows` rows of raw logs of one format; `label` names its label, or several, the main one first.
 
     Raises: DataError if a file cannot be read or has no column of 0 and 1.
     """
@@ -73,39 +85,50 @@ def inspect_log(inputs: Sequence[str], *, label: str | None, max_rows: int) -> I
     first = next((path for path in paths if path.stat().st_size), paths[0])
     form, names = _format(first)
     names += [name for name in folder_columns(first) if name not in names]
-    if label is not None and label not in names:
-        raise DataError(f"{first}: no column '{label}' to be the label; it has {', '.join(names[:8])}")
+    asked = [label] if isinstance(label, str) else list(label or ())
+    for name in asked:
+        if name not in names:
+            raise DataError(f"{first}: no column '{name}' to be the label; it has {', '.join(names[:8])}")
     # Which columns are fields is not known yet: all are read as texts.
     fields = {"categorical": {f"column {index}": {"column": name} for index, name in enumerate(names[1:])}}
     reading = validate(DataConfig, {"label": names[0], "fields": fields, "format": form}, str(first))
     form, reading = _quoting(paths, form, reading, names)
     found = read_rows(paths, reading, names, max_rows)
-    label, others = _label(found, label, str(first))
-    said, labels_N = _labels(found.columns[label], label, str(first))
-    keep_N = labels_N >= 0
-    columns = {name: one if keep_N.all() else one.kept(keep_N) for name, one in found.columns.items() if name != label}
-    labels_N = labels_N[keep_N]
+    labels, others = find_labels(found, asked, str(first))
+    keep_N = labels[0].labels_N != UNKNOWN
+    taken = {one.column for one in labels}
+    columns = {
+        name: one if keep_N.all() else one.kept(keep_N) for name, one in found.columns.items() if name not in taken
+    }
+    labels = [one.kept(keep_N) for one in labels]
+    pairs = pairs_of({one.name: one.labels_N for one in labels})
+    labels_N = labels[0].labels_N
     judge = ReadingTrial.of_rows(labels_N[:TRIAL_ROWS])
     reader = Reader(labels_N, judge)
     seen = [
         left_out(name, found.left_out[name]) if name in found.left_out else reader.read(columns[name])
         for name in names
-        if name != label
+        if name not in taken
     ]
-    suggestion = suggest([one.facts for one in seen], columns, seen, said, labels_N, form)
+    suggestion = suggest([one.facts for one in seen], columns, seen, labels, form)
+    suggestion.comments.update({f"label {name}": note for name, note in nested(labels, pairs).items()})
+    for name in also_labels(found, labels):
+        suggestion.comments[name] = "may be a label; what is known only after the row was shown is no field"
     if others:
         suggestion.comments["label"] = f"the first column of two values; others: {', '.join(others)}"
     return Inspection(
         len(labels_N),
         found.rejected + int((~keep_N).sum()),
         found.whole,
-        label,
+        labels[0].name,
         float(labels_N.mean()),
+        [one.facts() for one in labels],
+        pairs,
         [one.facts for one in seen],
         _rates(labels_N, next((one for one in seen if one.times is not None), None), columns),
         suggestion.config,
         suggestion.comments,
-        _suspicions(seen, columns, labels_N, judge),
+        [found for one in labels for found in _suspicions(seen, columns, one, several=len(labels) > 1)],
     )
 
 
@@ -133,27 +156,32 @@ def _quoting(
 
 
 def _suspicions(
-    seen: Sequence[Found], columns: dict[str, TextColumn], labels_N: npt.NDArray[np.int64], judge: ReadingTrial
-) -> list[Suspicion]:
-    """What is suspicious about the fields that are suggested, and about the label along the rows."""
-    found = list(label_suspicions([("the log", labels_N)]))
-    rows = len(judge.labels_N)
+    seen: Sequence[Found], columns: dict[str, TextColumn], label: LogLabel, *, several: bool
+) -> Iterator[Suspicion]:
+    """What is suspicious about the fields that are suggested, and about a label along the rows where it is known."""
+    name = label.name if several else None
+    rows_N = np.flatnonzero(label.labels_N != UNKNOWN)
+    yield from (one.of_label(name) for one in label_suspicions([("the log", label.labels_N[rows_N])]))
+    rows_N = rows_N[:TRIAL_ROWS]
+    judge = ReadingTrial.of_rows(label.labels_N[rows_N])
     for one in seen:
         facts = one.facts
         if facts.kind not in ("categorical", "numeric"):
             continue
         column = columns[facts.name]
         size = len(column.texts)
-        codes_N = column.codes_N[:rows].astype(np.int64)
+        codes_N = column.codes_N[rows_N].astype(np.int64)
         codes_N[codes_N < 0] = size
         numbers_N = None if one.numbers_V is None else np.append(one.numbers_V, np.nan)[codes_N]
         words = partial(_quoted, column)
         sample = SampleColumn(facts.name, codes_N, size + 1, size, words, numbers_N, is_number=facts.kind == "numeric")
-        told = field_suspicions(sample, judge, judge.fit_N)
+        if not label.main:
+            yield from (found.of_label(name) for found in telling_suspicions(sample, judge))
+            continue
+        order, told = order_suspicions(sample, judge.fit_N), telling_suspicions(sample, judge)
         later = int((~judge.fit_N).sum())
         new = unseen_suspicion(facts.name, "later rows", facts.unseen.get(1, 0.0), later, 0.0)
-        found += told or ([new] if new is not None else [])
-    return found
+        yield from [*order, *(found.of_label(name) for found in told)] or ([new] if new is not None else [])
 
 
 def _quoted(column: TextColumn, code: int) -> str:
@@ -185,42 +213,6 @@ def _format(path: Path) -> tuple[dict[str, Any], list[str]]:
         return form, values
     names = [f"c{index}" for index in range(len(values))]
     return {**form, "header": False, "columns": names}, names
-
-
-def _label(found: LogRows, name: str | None, where: str) -> tuple[str, list[str]]:
-    """The label and, where it was chosen for its place only, the other columns that it might be."""
-    if name is not None:
-        if name in found.left_out:
-            raise DataError(f"{where}: column '{name}' cannot be the label: {found.left_out[name]}")
-        return name, []
-    fits = [name for name, column in found.columns.items() if _is_label(column)]
-    if not fits:
-        raise DataError(f"{where}: no column holds 0 and 1 only; name the label by --label")
-    named = [name for name in fits if name.lower() in LABEL_NAMES]
-    return (named or fits)[0], [] if named else fits[1:]
-
-
-def _is_label(column: TextColumn) -> bool:
-    return len(column.texts) <= 4 and suggest_label(column.name, _present(column)) is not None
-
-
-def _present(column: TextColumn) -> list[str]:
-    return [text for text in column.texts.to_pylist() if text not in MISSING_WORDS]
-
-
-def _labels(column: TextColumn, name: str, where: str) -> tuple[str | dict[str, Any], npt.NDArray[np.int64]]:
-    """What data.yaml says of the label; 0 and 1, and -1 where it is neither.
-
-    Raises: DataError if no row is one of these.
-    """
-    said = suggest_label(name, _present(column)) or name
-    label = Label.model_validate({"column": said} if isinstance(said, str) else said)
-    parsed = list(map(label_parser(label, MISSING_WORDS), column.texts.to_pylist()))
-    by_code = np.array([-1 if isinstance(one, Fault) else one for one in parsed] + [-1], dtype=np.int64)
-    labels_N: npt.NDArray[np.int64] = by_code[column.codes_N]
-    if not (labels_N >= 0).any():
-        raise DataError(f"{where}: label '{name}' holds neither 0 nor 1; name another by --label")
-    return said, labels_N
 
 
 def _rates(

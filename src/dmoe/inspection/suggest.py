@@ -15,6 +15,7 @@ from dmoe.errors import DataError
 from dmoe.inspection.columns import TextColumn
 from dmoe.inspection.information import chance_divergence, jensen_shannon
 from dmoe.inspection.kinds import MIN_COUNTS, MISSING_WORDS, ColumnFacts, Found
+from dmoe.inspection.log_labels import LogLabel, said_of
 from dmoe.inspection.times import parts_of
 from dmoe.validation import validate
 
@@ -34,12 +35,12 @@ class Suggestion:
     def text(self) -> str:
         """YAML, comments at the end of the line that they are about or, of columns left out, at the end."""
         config, fields = self.config, self.config["fields"]
-        lines = [
-            self._line("label", {"label": config["label"]}),
-            self._line("split", {"split": config["split"]}, flow=True),
-        ]
+        lines = [self._line("label", {"label": config["label"]})] if "label" in config else ["labels:"]
+        named = {name: f"label {name}" for name in config.get("labels", {})}
+        lines += ["  " + self._line(about, {name: config["labels"][name]}, flow=True) for name, about in named.items()]
+        lines.append(self._line("split", {"split": config["split"]}, flow=True))
         lines += ["fields:", "  " + self._line("min_count", {"min_count": fields["min_count"]})]
-        used = {"label", "split", "min_count"}
+        used = {"label", "split", "min_count", *named.values()}
         for kind in ("categorical", "numeric", "multi_valued"):
             if not fields.get(kind):
                 continue
@@ -90,8 +91,7 @@ def suggest(
     facts: Sequence[ColumnFacts],
     columns: Mapping[str, TextColumn],
     found: Sequence[Found],
-    label: str | dict[str, Any],
-    labels_N: npt.NDArray[np.int64],
+    labels: Sequence[LogLabel],
     form: dict[str, Any],
 ) -> Suggestion:
     """What to prepare the log with.
@@ -106,10 +106,10 @@ def suggest(
         for one in facts
         if one.kind == "multi-valued"
     }
-    derive = _derived(facts, label if isinstance(label, str) else str(label["column"]))
+    derive = _derived(facts, [name for one in labels for name in (one.name, one.column)])
     if not (categorical or numeric or several or derive):
         raise DataError("no column can be a field: all are constant or the number of the row")
-    split, why = _split(columns, found, labels_N)
+    split, why = _split(columns, found, labels[0].labels_N)
     comments["split"] = why
     kinds: dict[str, dict[str, Any]] = {
         "categorical": {name: {} for name in [*categorical, *derive]},
@@ -121,7 +121,7 @@ def suggest(
     fields |= {kind: options for kind, options in kinds.items() if options}
     if not any(fields.get("categorical", {}).values()):
         fields["categorical"] = list(kinds["categorical"])
-    values: dict[str, Any] = {"label": label, "split": split, "fields": fields}
+    values: dict[str, Any] = {**said_of(labels), "split": split, "fields": fields}
     if derive:
         values["derive"] = derive
     values["format"] = {**form, "missing": missing}
@@ -177,9 +177,9 @@ def _words_of(column: TextColumn) -> set[str]:
     return {word for word in MISSING_WORDS if word in there}
 
 
-def _derived(facts: Sequence[ColumnFacts], label: str) -> dict[str, Any]:
+def _derived(facts: Sequence[ColumnFacts], labels: Sequence[str]) -> dict[str, Any]:
     derive: dict[str, Any] = {}
-    taken = {one.name for one in facts} | {label}
+    taken = {one.name for one in facts} | {*labels}
     for one in facts:
         if one.kind == "time":
             free = set() if one.also_categorical else {one.name}

@@ -31,8 +31,9 @@ class GroupDrift:
         return self.contents.group.name
 
     @property
-    def rate(self) -> float:
-        return self.contents.positives / self.contents.rows
+    def rates(self) -> dict[str, float | None]:
+        """By label, in the rows where it is known."""
+        return _rates(self.contents)
 
 
 def write_drift_report(folder: Path, output: Path) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def write_drift_report(folder: Path, output: Path) -> dict[str, Any]:
     first, *others = read_contents(data, groups)
     with drawing():
         found = [_group(data, first, other, index) for index, other in enumerate(others)]
-        rates = curves("rates", "Label rate", "share of the rows of the group", _rate_curves([first, *others]))
+        rates = [one for name in first.labels if (one := _rate_figure(name, [first, *others])) is not None]
     warnings = [
         {"group": group, **one.values(), "text": one.text_of_update() if group.startswith("update") else one.text()}
         for group, one in far_above(data, [first, *others])
@@ -65,18 +66,28 @@ def write_drift_report(folder: Path, output: Path) -> dict[str, Any]:
         aside.write_bytes(text.encode("utf-8"))
     return {
         "reference": first.group.name,
-        "label_rate": first.positives / first.rows,
+        **_told_rates(_rates(first)),
         "far_above": warnings,
         "groups": [
             {
                 "name": one.name,
                 "rows": one.contents.rows,
-                "label_rate": one.rate,
+                **_told_rates(one.rates),
                 "fields": [asdict(field) for field in one.fields],
             }
             for one in found
         ],
     }
+
+
+def _rates(contents: Contents) -> dict[str, float | None]:
+    return {name: one.rate for name, one in contents.labels.items()}
+
+
+def _told_rates(rates: dict[str, float | None]) -> dict[str, Any]:
+    """The rate of the main label, and of all where there are several."""
+    main = {"label_rate": next(iter(rates.values()))}
+    return {**main, "label_rates": rates} if len(rates) > 1 else main
 
 
 def _group(data: DataFolder, first: Contents, other: Contents, index: int) -> GroupDrift:
@@ -91,10 +102,15 @@ def _group(data: DataFolder, first: Contents, other: Contents, index: int) -> Gr
     return GroupDrift(other, fields, figure)
 
 
-def _rate_curves(contents: list[Contents]) -> list[Curve]:
+def _rate_figure(label: str, contents: list[Contents]) -> Markup | None:
+    """The rate of a label along the rows of each group."""
     series = []
     for slot, one in enumerate(contents):
-        ends = [(index + 1) / len(one.blocks) for index in range(len(one.blocks))]
-        rates = [positives / rows for rows, positives in one.blocks]
+        blocks = one.labels[label].blocks
+        ends = [(index + 1) / len(blocks) for index in range(len(blocks))]
+        rates = [positives / known if known else None for known, positives in blocks]
         series.append(Curve(name=one.group.name, slot=slot, x=ends, y=rates))
-    return series
+    several = len(contents[0].labels) > 1
+    place = list(contents[0].labels).index(label)
+    key, title = (f"rates-{place}", f"Rate of {label}") if several else ("rates", "Label rate")
+    return curves(key, title, "share of the rows of the group", series)
