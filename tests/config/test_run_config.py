@@ -5,7 +5,7 @@ import yaml
 
 from dmoe.config.run import RunConfig, load_config, preset_summary, presets
 from dmoe.errors import ConfigError
-from dmoe.schema import CategoricalField, NumericField, Schema
+from dmoe.schema import CategoricalField, Domain, NumericField, Schema
 
 
 def write(tmp_path, text):
@@ -25,10 +25,12 @@ def test_every_preset_loads_builds_and_says_what_it_is():
             NumericField(name="n"),
         ),
     )
-    assert {"single", "se-moe", "me-moe", "d-moe", "production"} <= set(presets())
+    assert {"single", "se-moe", "me-moe", "d-moe", "production", "d-moe-tasks"} <= set(presets())
+    assert {"shared-bottom", "mmoe", "ple", "stem", "crocodile", "esmm"} <= set(presets())
+    in_domains = schema.model_copy(update={"domain": Domain(field="a", names=("x", "y"), of_id=(0, 0, 0, 1))})
     for name in presets():
         config = load_config(name)
-        model = build_model(config.model, schema, seed=0)
+        model = build_model(config.model, schema if config.model.heads == "task" else in_domains, seed=0)
         assert len(build_terms(config.decorrelation, model)) == sum(term.alpha > 0 for term in config.decorrelation)
         assert len(preset_summary(name)) > 20
 

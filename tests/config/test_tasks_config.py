@@ -53,6 +53,36 @@ def test_the_preset_of_tasks_is_d_moe_for_one_label():
 
 
 @pytest.mark.parametrize(
+    ("preset", "experts", "heads", "parts"),
+    [
+        ("shared-bottom", 1, 2, {"experts": 1, "gates": 0}),
+        ("mmoe", 8, 2, {"experts": 8, "gates": 2}),
+        ("ple", 4, 2, {"experts": 4, "gates": 3, "levels": 1}),
+        ("stem", 10, 2, {"experts": 10, "gates": 2}),
+        ("esmm", 2, 2, {"experts": 2, "gates": 0}),
+        ("d-moe-tasks", 2, 2, {"experts": 2, "gates": 2}),
+    ],
+)
+def test_presets_are_the_models_they_are_named_after(preset, experts, heads, parts):
+    model = build_model(load_config(preset, SMALL).model, TWO, seed=0)
+    assert (model.num_experts, len(model.heads())) == (experts, heads)
+    assert {name: len(getattr(model, name)) for name in parts} == parts
+    if preset == "stem":
+        assert model.table_of_expert == [0] * 8 + [1, 2]
+        assert all(len(mixed.experts) == 10 and len(mixed.stopped) == 1 for mixed in model.mixed)
+
+
+def test_levels_take_the_gate_and_the_units_of_the_model():
+    first = "{experts: [{kind: mlp, hidden_units: [3], per: task}]}"
+    config = load_config("ple", [*SMALL, f"model.levels=[{first}, {{experts: [{{kind: mlp}}], expert_units: 5}}]"])
+    model = build_model(config.model, TWO, seed=0)
+    assert [level.experts[0].align.out_features for level in model.levels] == [4, 5]
+    assert model.levels[0].experts[0].interaction.out_features == 3
+    assert yaml.safe_load(config.to_yaml())["model"]["levels"][1]["expert_units"] == 5
+    assert [expert["kind"] for expert in config.model.mixed(TWO)] == ["mlp"]
+
+
+@pytest.mark.parametrize(
     ("overrides", "schema", "message"),
     [
         (["model.tasks={watsch: {}}"], TWO, "model.tasks: no label 'watsch' in the data; did you mean 'watch'"),
@@ -68,6 +98,20 @@ def test_the_preset_of_tasks_is_d_moe_for_one_label():
         (["model.experts=[{kind: fm, per: task}]", "model.gates=one"], TWO, "set foreign: stopped or open"),
         (["model.gate.table=owner"], TWO, "'gate.table' owner needs tables: per-owner"),
         (["model.gate.table=owner", "model.tables=per-owner"], TWO, "one table of each head's owner, got 0"),
+        (["model.levels=[{experts: [{kind: fm}]}]"], TWO, r"experts\[0\] of a level must be of kind mlp, got 'fm'"),
+        (
+            ["model.levels=[{experts: [{kind: mlp, units: 3}]}]"],
+            TWO,
+            r"levels\[0\].experts\[0\].*has no option 'units'",
+        ),
+        (["model.levels=[{experts: [{kind: mlp, hidden_units: [0]}]}]"], TWO, r"levels\[0\].experts\[0\].*at least 1"),
+        (["model.levels=[{experts: [{kind: mlp, per: domain}]}]"], TWO, "needs a head for each domain"),
+        (["model.levels=[{experts: [{kind: mlp}], gate: {table: 0}}]"], TWO, "leave out table and fields"),
+        (
+            ["model.heads=task-and-domain", "model.levels=[{experts: [{kind: mlp, per: task}]}]"],
+            TWO,
+            "task 0 owns needs one stream of it, got 3",
+        ),
         (["model.gate.units=[]"], TWO, "'gate.units' must be 0, a width or a list of widths"),
         (["model.gate.units=-1"], TWO, "'gate.units' must be 0, a width or a list of widths"),
         (

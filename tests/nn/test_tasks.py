@@ -56,7 +56,7 @@ def by_equations(model: DMoE, ids: Tensor, mixes: Sequence[dict[int, bool]]) -> 
     for number, mixed in enumerate(mixes):
         weights = torch.ones(len(ids), 1, dtype=torch.float64)
         if len(mixed) > 1:
-            gate = model.gates[str(model.gate_of_head[number])]
+            gate = model.gates[str(model.gate_of[number])]
             read = sum(tables[table].flatten(1) for table in model.gate_reads[number])
             scores = (dense(gate.hidden, read) @ gate.output.weight.T + gate.output.bias).exp()
             weights = scores / scores.sum(1, keepdim=True)

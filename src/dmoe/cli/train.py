@@ -1,11 +1,15 @@
 """`dmoe train`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dmoe.cli.common import JsonOption, cec_text, print_json, show_path, stderr, warn
+
+if TYPE_CHECKING:
+    from dmoe.config.model import ModelConfig
+    from dmoe.schema import Schema
 
 HELP = """Train a model and write a run folder.
 
@@ -112,19 +116,19 @@ def command(
         typer.echo(line)
     for line in faults:
         stderr.print(f"warning: {line}")
-    warnings = dead_expert_lines(run.config, metrics["valid"]["dead_columns"] or [])
+    warnings = dead_expert_lines(run.config.model, run.schema, metrics["valid"]["dead_columns"] or [])
     for line in [*warnings, *fall_lines(read_json_lines(run.path / "metrics.jsonl"))]:
         stderr.print(line)
     typer.echo(f"run: {show_path(run.path)} (best epoch {metrics['best_epoch']})")
 
 
-def dead_expert_lines(config: "RunConfig", dead_columns: list[int]) -> list[str]:  # type: ignore[name-defined]  # noqa: F821
+def dead_expert_lines(model: "ModelConfig", schema: "Schema", dead_columns: list[int]) -> list[str]:
     """A warning for each expert of whose output units none varies over the validation split."""
-    units = config.model.expert_units
+    units = model.mixed_units
     return [
         f"warning: expert {index} ({expert['kind']}) is dead: each of its {units} outputs is the same for every row; "
         "try less optimiser.embedding_l2, or leave it out (docs/training.md, Dead experts)"
-        for index, (expert, dead) in enumerate(zip(config.model.experts, dead_columns, strict=False))
+        for index, (expert, dead) in enumerate(zip(model.mixed(schema), dead_columns, strict=False))
         if dead == units
     ]
 

@@ -13,9 +13,14 @@ from dmoe.config.tasks import (
     TaskConfig,
     check_copies,
     copies,
+    sizes_of,
     tables_of_owners,
     without_defaults,
 )
+from dmoe.schema import Schema
+
+# Keys of several labels or domains, which a configuration of one does not write out.
+_OF_SEVERAL = ("heads", "gates", "foreign", "levels", "tasks")
 
 
 class GateConfig(Strict):
@@ -63,14 +68,34 @@ class GateConfig(Strict):
         return [self.units] if self.units else []
 
 
+class LevelConfig(Strict):
+    """Experts above the first level: an `mlp` reads what the level below is mixed to (`dmoe.nn.levels`).
+
+    `expert_units` and `gate` are by default the model's; a gate here has no table and no fields to choose.
+    """
+
+    experts: list[dict[str, Any]] = Field(min_length=1)
+    expert_units: int | None = Field(default=None, ge=1)
+    gate: GateConfig | None = None
+
+    @model_validator(mode="after")
+    def _above(self) -> "LevelConfig":
+        for index, expert in enumerate(self.experts):
+            if expert.get("kind") != "mlp":
+                raise ValueError(f"experts[{index}] of a level must be of kind mlp, got {expert.get('kind')!r}")
+        if self.gate is not None and (self.gate.table != "own" or self.gate.fields is not None):
+            raise ValueError("a gate of a level reads what its head's experts are mixed to: leave out table and fields")
+        return self
+
+
 class ModelConfig(Strict):
     """Experts, the tables that they read, the gate and the tower; or one expert by itself, `form: benchmark`.
 
     An expert may say `fields`, the fields or groups of fields that it reads, beside its own options; `count`, how many
     of its kind there are; and `per`: `task` or `domain` for so many owned by each. With several labels, or domains,
     `heads` says who has a gate and a tower, `gates: one` makes all share a gate, `foreign` is what a gate does with
-    another owner's expert (leaves it out; takes it, with a stopped gradient; takes it), and `tasks` what a label, or
-    `*`, is told (docs/tasks.md).
+    another owner's expert (leaves it out; takes it, with a stopped gradient; takes it), `levels` has experts above
+    these, and `tasks` is what a label, or `*`, is told (docs/tasks.md).
 
     `field_std` is the spread of the vectors around which the rows of each field start; 0 starts all of them close to
     zero. `linear`: a logistic regression, fitted by itself, has the share of the logit that the valid split gives it.
@@ -95,11 +120,12 @@ class ModelConfig(Strict):
     heads: HeadKind = "task"
     gates: Literal["per-head", "one"] = "per-head"
     foreign: Foreign = "hidden"
+    levels: list[LevelConfig] = Field(default=[])
     tasks: dict[str, TaskConfig] = Field(default={})
 
     @model_serializer(mode="wrap")
     def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, handler(self), ("heads", "gates", "foreign", "tasks"))
+        return without_defaults(self, handler(self), _OF_SEVERAL)
 
     @field_validator("experts")
     @classmethod
@@ -132,6 +158,8 @@ class ModelConfig(Strict):
     @model_validator(mode="after")
     def _owners_fit(self) -> "ModelConfig":
         check_copies(self.experts, self.heads)
+        for level, above in enumerate(self.levels):
+            check_copies(above.experts, self.heads, f"levels[{level}].experts")
         if self.has_owners and self.gates == "one" and self.foreign == "hidden":
             raise ValueError("'gates' one weighs all experts for all heads; set foreign: stopped or open, or per-head")
         if self.gate.table in ("owner", "owner+shared") and self.tables != "per-owner":
@@ -160,7 +188,7 @@ class ModelConfig(Strict):
             return self
         if len(self.experts) > 1 or self.experts[0].get("count", 1) > 1 or self.has_owners:
             raise ValueError(f"'form' benchmark is for one expert, got {len(self.experts)}")
-        for name in ("gate", "expert_units", "tower_units", "tower_dropout", "heads", "gates", "foreign", "tasks"):
+        for name in ("gate", "expert_units", "tower_units", "tower_dropout", *_OF_SEVERAL):
             if getattr(self, name) != ModelConfig.model_fields[name].default:
                 raise ValueError(f"'{name}' has no use in form: benchmark, which has no such layer; leave it out")
         return self
@@ -168,11 +196,22 @@ class ModelConfig(Strict):
     @property
     def has_owners(self) -> bool:
         """Whether the number of experts depends on the data's tasks or domains."""
-        return any(expert.get("per") is not None for expert in self.experts)
+        entries = [*self.experts, *(expert for level in self.levels for expert in level.experts)]
+        return any(expert.get("per") is not None for expert in entries)
 
     def owned(self, num_tasks: int = 1, num_domains: int = 1) -> list[tuple[int, Owner | None]]:
         """For each expert the entry of `experts` that it is a copy of, and its owner."""
         return copies(self.experts, num_tasks, num_domains)
+
+    def mixed(self, schema: Schema) -> list[dict[str, Any]]:
+        """For each expert whose outputs the heads mix, those of the last level, the entry that it is a copy of."""
+        entries = self.levels[-1].experts if self.levels else self.experts
+        return [entries[entry] for entry, _ in copies(entries, *sizes_of(schema))]
+
+    @property
+    def mixed_units(self) -> int:
+        """The width of what the heads mix."""
+        return (self.levels[-1].expert_units if self.levels else None) or self.expert_units
 
     def table_of_expert(self, num_tasks: int = 1, num_domains: int = 1) -> list[int]:
         """The table that each expert reads; the gate's own comes on top."""

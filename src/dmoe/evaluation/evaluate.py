@@ -106,7 +106,7 @@ def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str
 
     Raises: UserError for a run of one expert, which has nothing to correlate.
     """
-    if len(run.config.model.experts) < 2:
+    if len(run.config.model.mixed(run.schema)) < 2:
         raise UserError(f"{run.path}: has one expert; cross-expert correlation needs two")
     folder = run.data_folder(data)
     chosen = choose_device(device)
@@ -250,16 +250,16 @@ def expert_names(model: DMoE) -> list[str]:
 
 
 def _describe_experts(model: DMoE) -> list[dict[str, Any]]:
-    interactions = [cast(AlignedExpert, expert).interaction for expert in model.experts]
+    interactions = [cast(AlignedExpert, expert).interaction for expert in model.mixed_experts]
     kinds = [interaction.kind or type(interaction).__name__ for interaction in interactions]
     return [
         {
             "index": index,
             "name": kind if kinds.count(kind) == 1 else f"{kind} {kinds[: index + 1].count(kind)}",
-            "table": model.table_of_expert[index],
+            "table": model.table_of_mixed[index],
             "parameters": sum(parameter.numel() for parameter in expert.parameters()),
         }
-        for index, (kind, expert) in enumerate(zip(kinds, model.experts, strict=True))
+        for index, (kind, expert) in enumerate(zip(kinds, model.mixed_experts, strict=True))
     ]
 
 

@@ -6,13 +6,14 @@ from typing import Any, assert_never
 import torch
 from torch import nn
 
-from dmoe.config.model import ModelConfig
+from dmoe.config.model import GateConfig, ModelConfig
 from dmoe.config.run import DecorrelationConfig
-from dmoe.config.tasks import TaskConfig, heads_of, sizes_of, tasks_of
+from dmoe.config.tasks import TaskConfig, copies, heads_of, sizes_of, tasks_of
 from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
 from dmoe.errors import ConfigError, nearest
-from dmoe.nn.experts import Expert, expert_class
-from dmoe.nn.experts.options import check_experts
+from dmoe.nn.experts import DNN, Expert, expert_class
+from dmoe.nn.experts.options import check_experts, check_options
+from dmoe.nn.levels import LevelPlan
 from dmoe.nn.model import DecorrelationTerm, DMoE
 from dmoe.nn.tables.bank import TokenField
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, MultiValuedField, NumericField, Schema
@@ -53,6 +54,7 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
                 experts.append(expert_class(kind)(num_fields, widths[table_of_expert[expert]], **options))
             except ValueError as error:
                 raise ConfigError(f"model.experts[{index}] ({kind}): {error}") from None
+        levels = _levels(config, num_tasks, num_domains)
         table = config.gate.table
         try:
             model = DMoE(
@@ -79,6 +81,7 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
                 owners=[owner for _, owner in owned],
                 foreign=config.foreign,
                 gates=config.gates,
+                levels=levels,
             )
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
@@ -141,6 +144,28 @@ def _domain(config: ModelConfig, schema: Schema) -> tuple[int, tuple[int, ...]] 
     return None
 
 
+def _levels(config: ModelConfig, num_tasks: int, num_domains: int) -> list[LevelPlan]:
+    """Raises: ConfigError if an expert rejects its options."""
+    plans, width = [], config.expert_units
+    for level, above in enumerate(config.levels):
+        owned = copies(above.experts, num_tasks, num_domains)
+        units = above.expert_units or config.expert_units
+        experts: list[Expert] = []
+        for entry, _ in owned:
+            said = {key: value for key, value in above.experts[entry].items() if key not in ("kind", "count", "per")}
+            where = f"model.levels[{level}].experts[{entry}]"
+            check_options(DNN, said, where)
+            try:
+                experts.append(DNN(1, width, **said))
+            except ValueError as error:
+                raise ConfigError(f"{where}: {error}") from None
+        gate = above.gate or config.gate
+        options = _weighing(gate, units)
+        plans.append(LevelPlan(experts, [owner for _, owner in owned], units, gate.units, options))
+        width = units
+    return plans
+
+
 def _tower_units(config: ModelConfig, task: TaskConfig) -> list[int]:
     return config.tower_units if task.tower_units is None else task.tower_units
 
@@ -150,14 +175,18 @@ def _gate_options(config: ModelConfig, schema: Schema) -> dict[str, Any]:
 
     Raises: ConfigError for a field that the data does not have.
     """
-    gate = config.gate
+    chosen = _weighing(config.gate, config.expert_units)
+    if config.gate.fields is not None:
+        chosen["fields"] = chosen_fields(schema, config.gate.fields, "model.gate.fields")
+    return chosen
+
+
+def _weighing(gate: GateConfig, expert_units: int) -> dict[str, Any]:
     chosen: dict[str, Any] = {"kind": gate.kind, "k": gate.k, "balance": gate.balance, "dropout": gate.dropout}
     if gate.balance_weight is not None:
         chosen["balance_weight"] = gate.balance_weight
     if gate.kind == "per-unit":
-        chosen["expert_units"] = config.expert_units
-    if gate.fields is not None:
-        chosen["fields"] = chosen_fields(schema, gate.fields, "model.gate.fields")
+        chosen["expert_units"] = expert_units
     return chosen
 
 

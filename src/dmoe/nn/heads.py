@@ -111,9 +111,15 @@ def weigh_all(streams: Sequence[Stream], trunk: Trunk) -> tuple[list[GateOutput]
     for stream in streams:
         if id(stream.gate) not in found or stream.gate is None:
             found[id(stream.gate)] = stream.weigh(trunk)
-    losses = [gate.loss for gate in found.values() if gate.loss is not None]
-    total = losses[0] if len(losses) == 1 else torch.stack(losses).sum() if losses else None
-    return [found[id(stream.gate)] for stream in streams], total
+    return [found[id(stream.gate)] for stream in streams], added([gate.loss for gate in found.values()])
+
+
+def added(losses: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum of the losses that there are."""
+    there = [loss for loss in losses if loss is not None]
+    if len(there) < 2:
+        return there[0] if there else None
+    return torch.stack(there).sum()
 
 
 def in_domain(of_domain: Sequence[Tensor], domain_B: Tensor | None) -> Tensor:

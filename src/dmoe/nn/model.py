@@ -31,7 +31,8 @@ from dmoe.nn.benchmark_form import BareExpert, BenchmarkHead
 from dmoe.nn.calibration import LogitMap
 from dmoe.nn.experts.base import Expert
 from dmoe.nn.gate import Gate
-from dmoe.nn.heads import Head, Mixed, Stream, Trunk, gate_in_domain, in_domain, sources_of_gates, weigh_all
+from dmoe.nn.heads import Head, Stream, Trunk, added, gate_in_domain, in_domain, sources_of_gates, weigh_all
+from dmoe.nn.levels import Level, LevelPlan, climb, mixed_by_level
 from dmoe.nn.linear import LinearPart
 from dmoe.nn.mlp import MLP, initialise_linear
 from dmoe.nn.output import DMoEOutput, Location, TaskOutput
@@ -72,6 +73,7 @@ class DMoE(nn.Module):
         owners: for each expert the task or domain that it belongs to, None for nobody.
         foreign: what a gate does with another owner's experts: "hidden", "stopped" or "open"; see `dmoe.nn.heads`.
         gates: "per-head", or "one" for all heads.
+        levels: further levels of experts, which read what the level below is mixed to; see `dmoe.nn.levels`.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
 
@@ -109,6 +111,7 @@ class DMoE(nn.Module):
         owners: Sequence[Owner | None] | None = None,
         foreign: Foreign = "hidden",
         gates: Literal["per-head", "one"] = "per-head",
+        levels: Sequence[LevelPlan] = (),
     ) -> None:
         super().__init__()
         if not experts:
@@ -133,17 +136,21 @@ class DMoE(nn.Module):
         owners = [None] * num_experts if owners is None else list(owners)
         if len(owners) != num_experts:
             raise ValueError(f"DMoE.owners lists {len(owners)} entries for {num_experts} experts")
-        self.mixed = [Mixed.of(head, owners, foreign) for head in self.head_of]
+        adds_shared = gate_table == "owner+shared"
+        mixed_of = mixed_by_level(
+            self.head_of, [owners, *(plan.owners for plan in levels)], foreign, adds_shared=adds_shared
+        )
+        self.mixed = mixed_of[0]
         if gates == "one" and any(len(mixed.experts) < num_experts for mixed in self.mixed):
             raise ValueError("DMoE.gates 'one' needs every expert in every gate: foreign 'stopped' or 'open'")
-        several = len(self.head_of) > 1
+        self._several = several = len(self.head_of) > 1 or len(levels) > 0
         gated = [number for number, mixed in enumerate(self.mixed) if len(mixed.experts) > 1]
-        self.gate_of_head = [0 if gates == "one" else number for number in range(len(self.head_of))]
+        self.gate_of = [0 if gates == "one" and n < len(self.head_of) else n for n in range(len(self.mixed))]
 
         # Tables (eq. 1, 6). The gates' own comes last (section 3.3).
         options = dict(gate_options or {})
         gate_fields: Sequence[int] | None = options.pop("fields", None)
-        self.gate_reads: list[tuple[int, ...]] = [()] * len(self.head_of)
+        self.gate_reads: list[tuple[int, ...]] = [()] * len(self.mixed)
         if gated:
             self.gate_reads = sources_of_gates(gate_table, self.head_of, owners, self.table_of_expert, len(widths))
             if gate_table == "own":
@@ -182,7 +189,7 @@ class DMoE(nn.Module):
         # Tower (eq. 4, 11).
         def tower_of(head: HeadOf) -> MLP:
             units = tower_units if tower_units_of_task is None else tower_units_of_task[head.task]
-            return MLP(expert_units, units, dropout=tower_dropout)
+            return MLP(levels[-1].expert_units if levels else expert_units, units, dropout=tower_dropout)
 
         def output_of(tower: MLP) -> nn.Linear:
             output = nn.Linear(tower.out_features, 1)
@@ -190,8 +197,14 @@ class DMoE(nn.Module):
             return output
 
         if several:
-            own = [number for number in gated if number in self.gate_of_head]
-            self.gates = nn.ModuleDict({str(number): gate_of(number) for number in own})
+            self.gates = nn.ModuleDict({str(n): gate_of(n) for n in gated if n in self.gate_of})
+            self.levels = nn.ModuleList()
+            width = expert_units
+            for plan, mixed in zip(levels, mixed_of[1:], strict=True):
+                self.levels.append(
+                    Level(plan, width, self.head_of, mixed, adds_shared=adds_shared, one_gate=gates == "one")
+                )
+                width = plan.expert_units
             towers = [tower_of(head) for head in self.head_of]
             self.towers = nn.ModuleList(towers)
             self.outputs = nn.ModuleList(output_of(tower) for tower in towers)
@@ -212,16 +225,27 @@ class DMoE(nn.Module):
             self.calibration = LogitMap()
 
     @property
+    def mixed_experts(self) -> nn.ModuleList:
+        """The experts whose outputs the heads mix: those of the last level."""
+        levels = self._levels()
+        return levels[-1].experts if levels else self.experts
+
+    @property
+    def table_of_mixed(self) -> Sequence[int | None]:
+        """The table that each of them reads, None above the first level."""
+        return [None] * self.num_experts if self._levels() else self.table_of_expert
+
+    @property
     def num_experts(self) -> int:
-        return len(self.experts)
+        """How many experts the heads mix."""
+        return len(self.mixed_experts)
 
     def forward(
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None
     ) -> DMoEOutput:
         """`rows`: what a training step read of each of `embedding.row_tables`; by default the tables are read."""
-        trunk = self.trunk(ids_BC, numeric_BN, rows)
-        domain_B = self.domain_of(ids_BC)
-        heads = self.heads()
+        climbed = climb(self.trunk(ids_BC, numeric_BN, rows), self._streams(), self._levels())
+        trunk, heads, domain_B = climbed.trunk, self.heads(), self.domain_of(ids_BC)
 
         # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m), ŷ = Tower(h)        (eq. 9, 10, 11)
         gates, gate_loss = weigh_all([head.stream for head in heads], trunk)
@@ -251,14 +275,15 @@ class DMoE(nn.Module):
             intermediates=trunk.intermediates,
             inputs=tuple(input_BFD.flatten(1) for input_BFD in trunk.inputs),
             unit_weights=tasks[0].unit_weights,
-            gate_loss=gate_loss,
+            gate_loss=added([*climbed.losses, gate_loss]),
             linear=tasks[0].linear,
             tasks=tuple(tasks),
             domain=domain_B,
+            levels=climbed.outputs,
         )
 
     def trunk(self, ids_BC: Tensor, numeric_BN: Tensor | None, rows: Sequence[TableRows] | None = None) -> Trunk:
-        """What all heads share: tables and experts."""
+        """What all heads share: tables and the experts of the first level."""
         # e^(m) = E^(m)(x)                                                    (eq. 6)
         embeddings_TBFD = self.embedding(ids_BC, numeric_BN, rows)
         inputs = [
@@ -274,21 +299,22 @@ class DMoE(nn.Module):
 
     def heads(self) -> tuple[Head, ...]:
         """From the trunk to logits, by task and then by domain."""
-        if len(self.head_of) == 1:
-            stream = Stream(self.gate, self.gate_reads[0], self.mixed[0])
-            return (Head(self.head_of[0], stream, self.tower, self.head),)
-        return tuple(
-            Head(
-                of,
-                Stream(self._gate(self.gate_of_head[number]), self.gate_reads[number], self.mixed[number]),
-                self.towers[number],
-                self.outputs[number],
-            )
-            for number, of in enumerate(self.head_of)
-        )
+        if not self._several:
+            return (Head(self.head_of[0], self._streams()[0], self.tower, self.head),)
+        levels = self._levels()
+        streams = levels[-1].streams() if levels else self._streams()
+        own = zip(self.head_of, streams, self.towers, self.outputs, strict=True)
+        return tuple(Head(of, stream, tower, output) for of, stream, tower, output in own)
 
-    def _gate(self, number: int) -> Gate | None:
-        return cast(Gate, self.gates[str(number)]) if str(number) in self.gates else None
+    def _streams(self) -> list[Stream]:
+        """Those of the first level: of the heads and, where a level above reads it, of nobody."""
+        if not self._several:
+            return [Stream(self.gate, self.gate_reads[0], self.mixed[0])]
+        gates = [cast(Gate, self.gates[str(n)]) if str(n) in self.gates else None for n in self.gate_of]
+        return [Stream(*one) for one in zip(gates, self.gate_reads, self.mixed, strict=False)]
+
+    def _levels(self) -> list[Level]:
+        return [cast(Level, level) for level in self.levels] if self._several else []
 
     def domain_of(self, ids_BC: Tensor) -> Tensor | None:
         """The domain (B,) of each row, of a model that is told the domains."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Location = Literal["output", "pre-activation", "intermediate", "input"]
+Location = Literal["output", "pre-activation", "intermediate", "input", "levels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class DMoEOutput:
     """What one forward pass gives: the prediction, and every layer that a loss or a metric may look at.
 
     `tasks` has every task, the main one first; its `logit`, `gate_weights`, `unit_weights` and `linear` are here too.
+    Of a model with levels, what is said of experts is said of those of the last level, which the heads mix.
     """
 
     logit: Tensor  # (B,)
@@ -39,6 +40,7 @@ class DMoEOutput:
     linear: Tensor | None = None  # (B,) of the linear part, in evaluation mode
     tasks: tuple[TaskOutput, ...] = ()
     domain: Tensor | None = None  # (B,) int64, the domain of each row, of a model that is told the domains
+    levels: tuple[tuple[Tensor, ...], ...] = ()  # of each level what `expert_outputs` is of the last
 
     def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
         """Groups of layers to de-correlate at `location` (section 4.7): one tensor an expert in each group.
@@ -47,6 +49,8 @@ class DMoEOutput:
         """
         if location == "output":
             return [self.expert_outputs]
+        if location == "levels":
+            return list(self.levels)
         if location == "pre-activation":
             return [self.pre_activations]
         if location == "input":

@@ -64,7 +64,7 @@ class ReportedRun:
 
     @property
     def num_experts(self) -> int:
-        return len(self.config.model.experts)
+        return len(self.config.model.mixed(self.schema))
 
     @property
     def splits(self) -> list[str]:
@@ -94,7 +94,7 @@ class ReportedRun:
     def expert_names(self) -> list[str]:
         """Names of the experts, told apart by their index where two are alike."""
         detail = self.detail
-        names = [str(expert["kind"]) for expert in self.config.model.experts]
+        names = [str(expert["kind"]) for expert in self.config.model.mixed(self.schema)]
         if detail is not None and len(detail.experts) == len(names):
             names = [expert.name for expert in sorted(detail.experts, key=lambda expert: expert.index)]
         return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
@@ -139,7 +139,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         values = config.values()
     evaluations = _evaluations(folder / "evaluation")
     for split, evaluation in evaluations.items():
-        _check_experts(evaluation, len(config.model.experts), folder / "evaluation" / f"{split}.json")
+        _check_experts(evaluation, len(config.model.mixed(schema)), folder / "evaluation" / f"{split}.json")
     return ReportedRun(
         name=name,
         folder=folder,

@@ -97,7 +97,7 @@ def train(
         run.check_rows(data)
     else:
         choose_device(config.training.device)
-        _check_splits(data, len(config.model.experts))
+        _check_splits(data, len(config.model.mixed(schema)))
         check_model(config.model, config.decorrelation, schema)
         check_tasks(config, schema)
         first = _first_weights(config, schema, data, start) if start else None

@@ -19,6 +19,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("nfm", HIDDEN),
     ("dnn", HIDDEN),
     ("dnn", {"hidden_units": [5]}),
+    ("dnn", {"hidden_units": []}),
     ("deepfm", HIDDEN),
     ("deepfm", {**HIDDEN, "output": "pairs"}),
     ("deepfm", {**HIDDEN, "output": "scalar"}),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.dnn import DNN
 from dmoe.nn.experts.fm import FM, FMOutput
@@ -44,7 +45,8 @@ class DeepFM(Expert):
         super().__init__()
         self.num_fields, self.embedding_dim = num_fields, embedding_dim
         self.fm = FM(num_fields, embedding_dim, output=output)
-        self.dnn = DNN(num_fields, embedding_dim, hidden_units=hidden_units, dropout=dropout, batch_norm=batch_norm)
+        hidden = arguments.widths("hidden_units", hidden_units)
+        self.dnn = DNN(num_fields, embedding_dim, hidden_units=hidden, dropout=dropout, batch_norm=batch_norm)
         self.summed_features = self.fm.out_features
         self.out_features = self.fm.out_features + self.dnn.out_features
 

@@ -17,13 +17,13 @@ class DNN(Expert):
     """`h_l = ReLU(W_l h_{l-1} + b_l)` from the concatenated embeddings (Covington et al., RecSys 2016).
 
     Args:
-        hidden_units: width of each hidden layer; any depth.
+        hidden_units: width of each hidden layer; any depth, with none x_0 itself.
         dropout: share of hidden units dropped while training.
         batch_norm: normalise before each ReLU.
 
     Intermediates: each hidden layer, after ReLU and before dropout.
 
-    Shape: (B, F, D) to (B, ``hidden_units[-1]``).
+    Shape: (B, F, D) to (B, ``hidden_units[-1]``), without hidden layers (B, F * D).
     Raises: ValueError naming the argument.
     """
 
@@ -39,7 +39,7 @@ class DNN(Expert):
         super().__init__()
         self.num_fields = arguments.integer("num_fields", num_fields)
         self.embedding_dim = arguments.integer("embedding_dim", embedding_dim)
-        hidden = arguments.widths("hidden_units", hidden_units)
+        hidden = arguments.widths("hidden_units", hidden_units, empty=True)
         self.mlp = MLP(num_fields * embedding_dim, hidden, dropout=dropout, batch_norm=batch_norm)
         self.out_features = self.mlp.out_features
 

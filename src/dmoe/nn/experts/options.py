@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from dmoe.errors import ConfigError, nearest
-from dmoe.nn.experts.base import expert_class
+from dmoe.nn.experts.base import Expert, expert_class
 
 # What a configuration may say of every expert; it is not an option of its class.
 _OF_ALL = ("kind", "fields", "count", "per")
@@ -24,18 +24,26 @@ def check_experts(experts: Sequence[Mapping[str, Any]], source: str) -> None:
     for index, expert in enumerate(experts):
         where = f"{source}: 'model.experts': experts[{index}]"
         try:
-            options = expert_class(str(expert["kind"])).options()
+            kind = expert_class(str(expert["kind"]))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        for key, value in expert.items():
-            if key in _OF_ALL:
-                continue
-            if key not in options:
-                raise ConfigError(f"{where}: expert '{expert['kind']}' has no option '{key}'{nearest(key, options)}")
-            if not _fits(value, options[key].annotation):
-                shown = inspect.formatannotation(options[key].annotation)
-                shown = shown.replace("collections.abc.", "").replace("typing.", "")
-                raise ConfigError(f"{where}.{key} must be {shown}, got {value!r}")
+        said = {key: value for key, value in expert.items() if key not in _OF_ALL}
+        check_options(kind, said, where)
+
+
+def check_options(expert: type[Expert], said: Mapping[str, Any], where: str) -> None:
+    """Checks the names and types of an expert's options.
+
+    Raises: ConfigError with what is at fault and the nearest known name.
+    """
+    options = expert.options()
+    for key, value in said.items():
+        if key not in options:
+            raise ConfigError(f"{where}: expert '{expert.kind}' has no option '{key}'{nearest(key, options)}")
+        if not _fits(value, options[key].annotation):
+            shown = inspect.formatannotation(options[key].annotation)
+            shown = shown.replace("collections.abc.", "").replace("typing.", "")
+            raise ConfigError(f"{where}.{key} must be {shown}, got {value!r}")
 
 
 def _fits(value: object, annotation: Any) -> bool:

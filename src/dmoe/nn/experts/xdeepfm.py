@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.cin import CIN
 from dmoe.nn.experts.dnn import DNN
@@ -49,7 +50,8 @@ class XDeepFM(Expert):
         super().__init__()
         self.num_fields, self.embedding_dim = num_fields, embedding_dim
         self.cin = CIN(num_fields, embedding_dim, units=units, activation=activation, split_half=split_half)
-        self.dnn = DNN(num_fields, embedding_dim, hidden_units=hidden_units, dropout=dropout, batch_norm=batch_norm)
+        hidden = arguments.widths("hidden_units", hidden_units)
+        self.dnn = DNN(num_fields, embedding_dim, hidden_units=hidden, dropout=dropout, batch_norm=batch_norm)
         self.out_features = self.cin.out_features + self.dnn.out_features
 
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
