@@ -31,8 +31,10 @@ def write_run(
     finished: bool = True,
     dead: int = 12,
     field: str = "site_id",
+    labels: bool = False,
+    domains: bool = False,
 ) -> Path:
-    """One run folder; `splits` are the evaluated ones."""
+    """One run folder; `splits` are the evaluated ones. `labels`: click, watch given click, and like."""
     folder.mkdir(parents=True)
     config = {
         "model": {
@@ -63,6 +65,10 @@ def write_run(
             "price": {"missing": {"train": 0.1}},
         },
     }
+    if labels:
+        schema["labels"] = [{"name": "click"}, {"name": "watch", "given": "click"}, {"name": "like"}]
+    if domains:
+        schema["domain"] = {"field": "hour", "names": ["feed", HOSTILE, "other"], "of_id": [0, 2] + [0, 1, 2] * 8}
     (folder / "schema.json").write_text(json.dumps(schema))
     random = np.random.default_rng(len(kinds) + round(alpha) + round(cec * 1e4))
     best = max(0, epochs - 2)
@@ -80,7 +86,11 @@ def write_run(
                 "train_loss": 0.41 - 0.012 * index + (0.004 if alpha else 0.0),
                 "train_logloss": 0.41 - 0.012 * index,
                 "decorrelation_loss": 0.02 * math.exp(-index) if alpha else 0.0,
-                "valid": {"auc": auc - 0.002 - off, "logloss": 0.392 + off - (auc - 0.75)},
+                "valid": {
+                    "auc": auc - 0.002 - off,
+                    "logloss": 0.392 + off - (auc - 0.75),
+                    **({"tasks": task_scores(auc, off)} if labels else {}),
+                },
                 "best": index <= best,
             }
         )
@@ -117,8 +127,54 @@ def write_run(
     }
     (folder / "environment.json").write_text(json.dumps(environment))
     for split in splits:
-        write_evaluation(folder, split, kinds, auc - (0.002 if split == "valid" else 0.0), cec, dead, random, field)
+        own = auc - (0.002 if split == "valid" else 0.0)
+        write_evaluation(folder, split, kinds, own, cec, dead, random, field)
+        if labels or domains:
+            path = folder / "evaluation" / f"{split}.json"
+            tasks = evaluated_tasks(own, labels, domains)
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"tasks": tasks}))
     return folder
+
+
+def task_scores(auc: float, off: float) -> dict[str, Any]:
+    return {
+        name: {"auc": auc + more - off, "logloss": 0.39 - more + off}
+        for name, more in (("click", 0.0), ("watch", -0.03), ("like", 0.05))
+    }
+
+
+def evaluated_tasks(auc: float, labels: bool, domains: bool) -> dict[str, Any]:
+    """`tasks` of evaluation/<split>.json; `other` has one class only."""
+
+    def scores(rows: int, positives: int, own: float | None) -> dict[str, Any]:
+        return {
+            "rows": rows,
+            "positives": positives,
+            "auc": own,
+            "logloss": 0.31234,
+            "observed": positives / rows,
+            "predicted_to_observed": 1.02,
+        }
+
+    def described(rows: int, positives: int, own: float) -> dict[str, Any]:
+        found = scores(rows, positives, own) | {"relative_information_gain": 0.125, "calibration": None}
+        if domains:
+            found["domains"] = {
+                "feed": scores(rows // 4, positives // 4, own - 0.02),
+                HOSTILE: scores(rows // 2, positives // 2, own - 0.04),
+                "other": scores(10, 0, None),
+            }
+            found["macro"] = {"auc": own - 0.03, "logloss": 0.32345, "left_out": ["other"]}
+        return found
+
+    click = {"click": described(100_000, 16_980, auc) | {"unknown": 0}}
+    if not labels:
+        return click
+    joint = described(100_000, 5_000, auc + 0.1)
+    return click | {
+        "watch": described(16_980, 5_000, auc - 0.03) | {"unknown": 83_020, "given": "click", "joint": joint},
+        "like": described(90_000, 1_800, auc + 0.05) | {"unknown": 10_000},
+    }
 
 
 def write_evaluation(

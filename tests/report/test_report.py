@@ -47,6 +47,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, three: Page) -> list[Pa
         "single": {"kinds": ("crossnet",)},
         "a/run": {"kinds": ("cin", "fm", "dnn", "dnn", "crossnet"), "alpha": 10.0, "field": HOSTILE},
         "b/run": {"epochs": 1, "steps": False},
+        "labels": {"labels": True, "domains": True},
         "bare": {"epochs": 0, "splits": (), "steps": False, "finished": False},
         "<b>$x_1$ & \x01 点击": {"tables": [0, 0]},
     }
@@ -73,6 +74,54 @@ def test_comparison_shows_scores_differences_and_floors(three: Page) -> None:
     assert "model.tables shared per-expert per-expert" in text
     assert "decorrelation[0].alpha – – 100" in text
     assert "optimiser.lr" not in text
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> list[Page]:
+    """A run of several labels in domains; two such runs, and one of one label; a run of one label in domains."""
+    shapes = {
+        "one": {"run": {"labels": True, "domains": True}},
+        "two": {
+            "first": {"labels": True, "auc": 0.75},
+            "second": {"labels": True, "auc": 0.76, "domains": True},
+            "plain": {},
+        },
+        "domains": {"run": {"domains": True}},
+    }
+    return _pages(tmp_path_factory.mktemp("labelled"), shapes)
+
+
+def test_labels_chains_and_domains_have_scores_of_their_own(labelled: list[Page]) -> None:
+    one, _, domains = labelled
+    text = one.text("labels")
+    assert "click 100,000 0 16.98% 0.75000 0.31234 12.50% 1.020" in text
+    assert "watch given click 16,980 83,020 29.45% 0.72000 0.31234 12.50% 1.020" in text
+    assert "click and watch 100,000 – 5.00% 0.85000 0.31234 12.50% 1.020" in text
+    assert "like 90,000 10,000 2.00% 0.80000 0.31234" in text
+    # The largest domain first, then both ways of taking them together.
+    assert f"click by domain on test Domain Rows Positive AUC Logloss Predicted / observed {HOSTILE} 50,000" in text
+    assert "other 10 0.00% – 0.31234 1.020 all rows together (micro) 100,000 16.98% 0.75000" in text
+    assert "mean over domains (macro) – – 0.72000 0.32345 –" in text
+    assert "Not in the mean, since all their rows are alike: other." in text
+    assert "labels click, watch (given click) and like, 3 domains by hour" in one.text("result")
+    assert "Validation AUC, watch by epoch. run: from" in one.source
+    assert text.count("by domain on test") == 4
+    alone = domains.text("labels")
+    assert "click 100,000 0 16.98%" in alone
+    assert "Validation AUC, click" not in domains.source
+    assert "label click, 3 domains by hour" in domains.text("result")
+
+
+def test_labels_of_several_runs_are_compared(labelled: list[Page]) -> None:
+    text = labelled[1].text("comparison")
+    assert "AUC of watch given click, test 0.72000 0.73000 +0.01000 –" in text
+    assert "Logloss of click and watch, test 0.31234 0.31234 0.00000 –" in text
+    assert "AUC of click, test" not in text
+    assert labelled[1].text("labels").count("Scores by label on test") == 2
+
+
+def test_a_run_of_one_label_has_no_section_of_labels(three: Page) -> None:
+    assert "labels" not in three.source.replace("aria-labelledby", "")
 
 
 def test_best_score_is_marked_by_its_own_direction(three: Page) -> None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from dmoe.disk.files import written_aside
 from dmoe.errors import ConfigError
-from dmoe.report import figures, numbers, sentences, tables
+from dmoe.report import figures, labels, numbers, sentences, tables
 from dmoe.report.records import EpochLine, GateField
 from dmoe.report.runs import ReportedRun, read_runs
 from dmoe.report.svg import drawing
@@ -27,6 +27,7 @@ class Drawings:
     """The figures of the page; by run name, then by location where there are several."""
 
     training: list[Markup]
+    labels: list[Markup]
     calibration: dict[str, Markup]
     correlation: dict[str, dict[str, Markup]]
     experts: dict[str, Markup]
@@ -59,10 +60,11 @@ def render(runs: Sequence[ReportedRun]) -> str:
         runs=runs,
         several=len(runs) > 1,
         drawings=_draw(runs),
-        comparison=tables.comparison(runs),
+        comparison=tables.comparison(runs, labels.comparison(runs)),
         warnings=tables.warnings(runs),
         config_differences=tables.configuration_differences(runs),
         environment=tables.environment(runs),
+        labels={run.name: found for run in runs if (found := labels.of_run(run))},
         experts={run.name: tables.experts(run, run.detail) for run in runs if run.detail},
         same_schema=all(run.schema == runs[0].schema for run in runs),
         version=version("dmoe"),
@@ -157,7 +159,7 @@ def _draw(runs: Sequence[ReportedRun]) -> Drawings:
                 )
                 if drawn is not None:
                     experts[run.name] = drawn
-        return Drawings(_training_curves(runs), calibration, correlation, experts, full)
+        return Drawings(_training_curves(runs), _label_curves(runs), calibration, correlation, experts, full)
 
 
 def _training_curves(runs: Sequence[ReportedRun]) -> list[Markup]:
@@ -178,6 +180,21 @@ def _training_curves(runs: Sequence[ReportedRun]) -> list[Markup]:
         _step_panel(runs, "step-decorrelation", "De-correlation loss, step by step", "decorrelation"),
     ]
     return [panel for panel in panels if panel is not None]
+
+
+def _label_curves(runs: Sequence[ReportedRun]) -> list[Markup]:
+    """AUC and logloss of each label while training, none of runs of one label."""
+    found = []
+    for number, name in enumerate(
+        dict.fromkeys(name for run in runs for line in run.epochs for name in line.valid.tasks)
+    ):
+        for key, title in (("auc", "AUC"), ("logloss", "logloss")):
+            values = [
+                [getattr(line.valid.tasks[name], key) if name in line.valid.tasks else None for line in run.epochs]
+                for run in runs
+            ]
+            found.append(_epoch_panel(runs, f"label-{number}-{key}", f"Validation {title}, {name}", values))
+    return [panel for panel in found if panel is not None]
 
 
 def _values(run: ReportedRun, key: str) -> list[float | None]:

@@ -21,6 +21,12 @@ class ScoresRecord(_Record):
     logloss: Number = None
 
 
+class TaskScoresRecord(ScoresRecord):
+    """Scores, and with several labels those of each."""
+
+    tasks: dict[str, ScoresRecord] = Field(default_factory=dict)
+
+
 class EpochLine(_Record):
     """One line of metrics.jsonl."""
 
@@ -31,7 +37,7 @@ class EpochLine(_Record):
     train_loss: Number = None
     train_logloss: Number = None
     decorrelation_loss: Number = None
-    valid: ScoresRecord = ScoresRecord()
+    valid: TaskScoresRecord = TaskScoresRecord()
     best: bool = False
 
 
@@ -181,6 +187,37 @@ class UnseenRecord(_Record):
     fields: tuple[UnseenField, ...] = ()
 
 
+class PartRecord(ScoresRecord):
+    """Scores of the rows of a label, all of them or those of a domain."""
+
+    rows: int = 0
+    positives: int = 0
+    observed: Number = None
+    predicted_to_observed: Number = None
+
+
+class MacroRecord(ScoresRecord):
+    """Means over domains; `left_out` have one class only."""
+
+    left_out: tuple[str, ...] = ()
+
+
+class LabelRecord(PartRecord):
+    """Of one label where it is known, or of all labels of its chain (`joint`)."""
+
+    relative_information_gain: Number = None
+    domains: dict[str, PartRecord] = Field(default_factory=dict)
+    macro: MacroRecord | None = None
+
+
+class TaskRecord(LabelRecord):
+    """`unknown`: rows of the split that do not know it."""
+
+    unknown: int = 0
+    given: str | None = None
+    joint: LabelRecord | None = None
+
+
 class EvaluationRecord(_Record):
     """evaluation/<split>.json."""
 
@@ -197,6 +234,7 @@ class EvaluationRecord(_Record):
     gate: GateRecord | None = None
     removal: tuple[ExpertScores, ...] = ()
     alone: tuple[ExpertScores, ...] = ()
+    tasks: dict[str, TaskRecord] = Field(default_factory=dict)
 
 
 class ReliabilityRecord(_Record):

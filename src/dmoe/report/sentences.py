@@ -8,6 +8,7 @@ from typing import Any
 from dmoe.report import numbers
 from dmoe.report.records import CalibrationMap, CorrelationRecord, EvaluationRecord, GateRecord, ScoresRecord
 from dmoe.report.runs import ReportedRun
+from dmoe.schema import Schema
 
 _LOCATIONS = {
     "output": "Expert outputs (after the ReLU)",
@@ -84,7 +85,19 @@ def data(run: ReportedRun) -> str:
         parts.append(f"{len(schema.categorical)} categorical with {entries} vocabulary entries")
     if schema.numeric:
         parts.append(f"{len(schema.numeric)} numeric")
-    return f"{len(schema.fields)} fields ({join(parts)}), label {schema.label}."
+    return f"{len(schema.fields)} fields ({join(parts)}), {_labels(schema)}."
+
+
+def _labels(schema: Schema) -> str:
+    if not schema.labels:
+        labels = f"label {schema.label}"
+    else:
+        labels = "labels " + join(
+            [task.name if task.given is None else f"{task.name} (given {task.given})" for task in schema.labels]
+        )
+    if schema.domain is None:
+        return labels
+    return f"{labels}, {len(schema.domain.names)} domains by {schema.domain.field}"
 
 
 def training(run: ReportedRun) -> str:

@@ -43,34 +43,35 @@ class ExpertLine:
     changes: tuple[float | None, float | None] = field(default=(None, None))
 
 
-def comparison(runs: Sequence[ReportedRun]) -> list[Line]:
-    """The lines of the table at the top; differences are to the first run."""
+def comparison(runs: Sequence[ReportedRun], further: Sequence[Line] = ()) -> list[Line]:
+    """The lines of the table at the top, `further` ones behind the scores; differences are to the first run."""
     lines = []
     for split in _all_splits(runs):
         scores = [run.scores(split) for run in runs]
         auc = [one.auc if one else None for one in scores]
         logloss = [one.logloss if one else None for one in scores]
         lines += [
-            _line(f"AUC, {split}", auc, numbers.score, better="high", decimals=5),
-            _line(f"Logloss, {split}", logloss, numbers.score, better="low", decimals=5),
+            compared(f"AUC, {split}", auc, numbers.score, better="high", decimals=5),
+            compared(f"Logloss, {split}", logloss, numbers.score, better="low", decimals=5),
         ]
+    lines += further
     outputs = [_output(run) for run in runs]
     where = {run.detail.split for run in runs if run.detail is not None and run.num_experts > 1}
     suffix = f", {where.pop()}" if len(where) == 1 else ""
     total = [one.cec if one else None for one in outputs]
     lines += [
-        _line(f"CEC of outputs{suffix}", total, numbers.correlation, decimals=4),
-        _line("CEC noise floor", [one.cec_floor if one else None for one in outputs], numbers.correlation),
+        compared(f"CEC of outputs{suffix}", total, numbers.correlation, decimals=4),
+        compared("CEC noise floor", [one.cec_floor if one else None for one in outputs], numbers.correlation),
         Line("Dead output units", [TableCell(_dead(one)) for one in outputs]),
-        _line("Training rows/s", [run.rows_per_second for run in runs], numbers.whole),
-        _line("Training time", [run.metrics.seconds if run.metrics else None for run in runs], numbers.duration),
-        _line("Parameters", [run.metrics.parameters if run.metrics else None for run in runs], numbers.whole),
+        compared("Training rows/s", [run.rows_per_second for run in runs], numbers.whole),
+        compared("Training time", [run.metrics.seconds if run.metrics else None for run in runs], numbers.duration),
+        compared("Parameters", [run.metrics.parameters if run.metrics else None for run in runs], numbers.whole),
         Line("De-correlation", [TableCell(_terms(run)) for run in runs]),
     ]
     return [line for line in lines if any(cell.text != numbers.ABSENT for cell in line.cells)]
 
 
-def _line(
+def compared(
     label: str,
     values: Sequence[float | None],
     written: Callable[[float | None], str],
@@ -78,6 +79,7 @@ def _line(
     better: Literal["high", "low"] | None = None,
     decimals: int | None = None,
 ) -> Line:
+    """A figure of every run, with its difference from the first run's to so many decimals, and the best marked."""
     known = [value for value in values if value is not None]
     best = None if better is None or len(known) < 2 else (max if better == "high" else min)(known)
     first = values[0]

@@ -1,0 +1,113 @@
+"""Scores of each label and each domain, and of what labels of a chain say together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dmoe.report import numbers
+from dmoe.report.records import LabelRecord, PartRecord, TaskRecord
+from dmoe.report.runs import ReportedRun
+from dmoe.report.tables import Line, compared
+
+MAX_DOMAINS = 20
+
+
+@dataclass(frozen=True)
+class ScoresLine:
+    """Scores of one label, of several together, or of one domain, as they are written."""
+
+    name: str
+    cells: tuple[str, ...]  # rows, unknown, positive, AUC, logloss, RIG, predicted / observed
+
+
+@dataclass(frozen=True)
+class DomainTable:
+    """The domains of one label, the largest first, and the two ways of taking them together."""
+
+    title: str
+    lines: list[ScoresLine]
+    left_out: list[str]
+    others: int  # domains that are not shown
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the section says of one run."""
+
+    split: str
+    lines: list[ScoresLine]
+    domains: list[DomainTable]
+    joint: bool
+    several: bool
+
+
+def of_run(run: ReportedRun) -> Labels | None:
+    """Of the evaluation shown in detail, None without several labels or domains."""
+    if run.detail is None or not run.detail.tasks:
+        return None
+    lines, domains = [], []
+    for name, task in run.detail.tasks.items():
+        for title, one, unknown in _parts(name, task, run.detail.tasks):
+            lines.append(_line(title, one, unknown, one.relative_information_gain))
+            if one.domains:
+                domains.append(_domains(title, one))
+    joint = any(task.joint is not None for task in run.detail.tasks.values())
+    return Labels(run.detail.split, lines, domains, joint, len(run.detail.tasks) > 1)
+
+
+def _parts(name: str, task: TaskRecord, tasks: Mapping[str, TaskRecord]) -> list[tuple[str, LabelRecord, int | None]]:
+    """A label by itself, and with those above it: title, scores, and rows that do not know it."""
+    if task.joint is None:
+        return [(name, task, task.unknown)]
+    chain = [name]
+    while (above := tasks[chain[0]].given) is not None and above in tasks and above not in chain:
+        chain.insert(0, above)
+    return [(f"{name} given {task.given}", task, task.unknown), (" and ".join(chain), task.joint, None)]
+
+
+def _line(title: str, one: PartRecord, unknown: int | None, gain: float | None) -> ScoresLine:
+    return ScoresLine(
+        title,
+        (
+            numbers.whole(one.rows),
+            numbers.whole(unknown),
+            numbers.percent(one.positives / one.rows if one.rows else None),
+            numbers.score(one.auc),
+            numbers.score(one.logloss),
+            numbers.percent(gain),
+            numbers.weight(one.predicted_to_observed),
+        ),
+    )
+
+
+def _domains(title: str, one: LabelRecord) -> DomainTable:
+    parts = sorted(one.domains.items(), key=lambda part: -part[1].rows)
+    lines = [_line(name, part, None, None) for name, part in parts[:MAX_DOMAINS]]
+    lines.append(_line("all rows together (micro)", one, None, None))
+    macro = one.macro
+    if macro is not None:
+        written = (numbers.score(macro.auc), numbers.score(macro.logloss))
+        absent = numbers.ABSENT
+        lines.append(ScoresLine("mean over domains (macro)", (absent, absent, absent, *written, absent, absent)))
+    return DomainTable(title, lines, list(macro.left_out) if macro else [], max(0, len(parts) - MAX_DOMAINS))
+
+
+def comparison(runs: Sequence[ReportedRun]) -> list[Line]:
+    """Scores of the labels beside the main one, and joint ones, on the split that every run shows in detail."""
+    splits = {run.detail.split for run in runs if run.detail is not None}
+    if len(splits) != 1:
+        return []
+    split = splits.pop()
+    found: list[dict[str, LabelRecord]] = []
+    for run in runs:
+        tasks = run.detail.tasks if run.detail is not None else {}
+        parts = [part for name, task in tasks.items() for part in _parts(name, task, tasks)]
+        found.append({title: one for title, one, _ in parts if title != run.schema.label})
+    lines = []
+    for title in dict.fromkeys(title for one in found for title in one):
+        scores = [one.get(title, LabelRecord()) for one in found]
+        auc, logloss = [one.auc for one in scores], [one.logloss for one in scores]
+        lines += [
+            compared(f"AUC of {title}, {split}", auc, numbers.score, better="high", decimals=5),
+            compared(f"Logloss of {title}, {split}", logloss, numbers.score, better="low", decimals=5),
+        ]
+    return lines
