@@ -10,6 +10,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from tests.several_labels import several, several_in_graph  # noqa: F401
 from tests.small_runs import small_data  # noqa: F401
 
 

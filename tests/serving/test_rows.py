@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pyarrow import ipc
 
 from dmoe.errors import DataError
-from dmoe.export.manifest import OUTPUTS
 from dmoe.export.onnx_model import OnnxModel
+from dmoe.outputs import KINDS
 from dmoe.serving.arrow import read_table
 from dmoe.serving.json_body import json_columns
 from dmoe.serving.rows import JsonColumn, RequestError, RowReader
@@ -56,7 +56,7 @@ def test_json_and_arrow_and_tables_give_the_same_inputs(
     columns = [JsonColumn(name, "BYTES", [row[name] for row in values]) for name in VALUES]
     assert same(reader.from_arrow(stream(arrow), 100), expected)
     # JSON leaves it to the graph which texts mean "missing", so its inputs may differ where the scores do not.
-    assert same(model.score(reader.from_json(columns), OUTPUTS), model.score(expected, OUTPUTS))
+    assert same(model.score(reader.from_json(columns), KINDS), model.score(expected, KINDS))
 
 
 @pytest.mark.filterwarnings("ignore::dmoe.MissingWordsWarning")

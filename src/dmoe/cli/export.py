@@ -52,14 +52,18 @@ def command(
     )
     faults = run_faults(run)
     if as_json:
-        parity = manifest.parity.model_dump()
-        print_json({"model": str(output), "version": manifest.version, **parity, "faults": faults})
+        parity = manifest.parity.model_dump(exclude_none=True)
+        outputs = {name: one.parity.model_dump(exclude_none=True) for name, one in manifest.outputs.items()}
+        of_outputs = {"outputs": outputs} if outputs else {}
+        print_json({"model": str(output), "version": manifest.version, **parity, **of_outputs, "faults": faults})
         return
     for line in faults:
         stderr.print(f"warning: {line}")
-    found = manifest.parity
-    typer.echo(
-        f"{found.split}: {found.rows} rows, largest difference in probability {found.max_abs_probability:.1e}, "
-        f"AUC {found.auc_export:.6f} (run {found.auc_torch:.6f})"
-    )
+    for name, found in {name: one.parity for name, one in manifest.outputs.items()}.items() or [
+        ("probability", manifest.parity)
+    ]:
+        typer.echo(
+            f"{found.split}: {found.rows} rows, largest difference in {name} {found.max_abs_probability:.1e}, "
+            f"AUC {found.auc_export:.6f} (run {found.auc_torch:.6f})"
+        )
     typer.echo(f"model: {show_path(output)} (version {manifest.version})")

@@ -1,37 +1,30 @@
-"""The export beside the run it came from: every token, and the rows of a data set.
+"""Whether the export knows every token, and the raw values of encoded rows.
 
-R rows of a split, B rows of a batch.
+B rows of a batch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from dmoe.errors import DmoeError
-from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
+from dmoe.evaluation.evaluate import SCORING_ROWS
 from dmoe.export.extra import require
 from dmoe.export.fields import Column, Features, FieldInput, text_ids
 from dmoe.export.lookup import TokenTable
 from dmoe.export.onnx_model import Graph
-from dmoe.metrics.scores import auc, logloss
-from dmoe.nn.model import DMoE
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, NumericField, Schema
 from dmoe.shards.batch import Batch
-from dmoe.shards.reader import SplitReader, read_once
 from dmoe.tokens.vocabulary import read_vocabulary
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-Scorer: TypeAlias = Callable[[Batch], tuple[Floats, Floats]]  # probability (B,), logit (B,)
+Scorer: TypeAlias = Callable[[Batch], dict[str, Floats]]  # (B,) by the name of the output
 
 _UNSEEN = "\0unseen"  # no line of text can hold it
-_REFERENCE_ROWS = 100_000
-_REFERENCE_BINS = 20
 
 
 def check_tokens(
@@ -86,10 +79,9 @@ class Decoder:
             field.name: list(read_vocabulary(vocabularies, field)) for field in schema.categorical
         }
 
-    def scorer(self, graph: Graph) -> Scorer:
-        def score(batch: Batch) -> tuple[Floats, Floats]:
-            found = graph.run(self(batch), ("probability", "logit"))
-            return found["probability"][:, 0].astype(np.float64), found["logit"][:, 0].astype(np.float64)
+    def scorer(self, graph: Graph, outputs: Sequence[str]) -> Scorer:
+        def score(batch: Batch) -> dict[str, Floats]:
+            return {name: one[:, 0].astype(np.float64) for name, one in graph.run(self(batch), outputs).items()}
 
         return score
 
@@ -132,44 +124,3 @@ class Decoder:
 def _unscaled(field: NumericField, values: Floats) -> Floats:
     numbers = values * field.scale + field.mean
     return np.sign(numbers) * np.expm1(np.abs(numbers)) if field.transform == "log" else numbers
-
-
-def compare(model: DMoE, score: Scorer, data: Path) -> dict[str, Any]:
-    """`Parity` of a scorer with the torch model, on the test split, or valid where there is none."""
-    split = "test" if (data / "test").is_dir() else "valid"
-    reader = read_once(data, split, batch_size=SCORING_ROWS)
-    labels, ours, torches, probabilities = [], [], [], [0.0]
-    for batch, output in scored_batches(model, reader.batches(), torch.device("cpu")):
-        probability_B, logit_B = score(batch)
-        labels.append(batch.labels_B.numpy())
-        ours.append(logit_B)
-        logit = model.calibration.served(output.logit).double()
-        torches.append(logit.numpy())
-        probabilities.append(float(np.abs(torch.sigmoid(logit).numpy() - probability_B).max()))
-    labels_R, ours_R, torch_R = np.concatenate(labels), np.concatenate(ours), np.concatenate(torches)
-    return {
-        "split": split,
-        "rows": len(labels_R),
-        "max_abs_probability": max(probabilities),
-        "max_abs_logit": float(np.abs(ours_R - torch_R).max()),
-        "auc_torch": auc(labels_R, torch_R),
-        "auc_export": auc(labels_R, ours_R),
-        "logloss_torch": logloss(labels_R, torch_R),
-        "logloss_export": logloss(labels_R, ours_R),
-    }
-
-
-def reference_scores(score: Scorer, data: Path, memory_bytes: int) -> list[dict[str, float]]:
-    """Bins of about equal shares of the scores of training rows, a random 100,000 of them at most.
-
-    `memory_bytes`: up to this the rows are drawn from all, beyond it from a window.
-    """
-    reader = SplitReader(data, "train", batch_size=SCORING_ROWS, shuffle=True, memory_bytes=memory_bytes)
-    batches: Iterator[Batch] = islice(reader.batches(), math.ceil(_REFERENCE_ROWS / SCORING_ROWS))
-    scores = np.concatenate([score(batch)[0] for batch in batches])
-    edges = np.unique(np.quantile(scores, np.arange(1, _REFERENCE_BINS) / _REFERENCE_BINS))
-    uppers = [*edges[edges < 1].tolist(), 1.0]
-    counts = np.bincount(np.searchsorted(uppers, scores), minlength=len(uppers))
-    return [
-        {"upper": upper, "share": count / len(scores)} for upper, count in zip(uppers, counts.tolist(), strict=True)
-    ]

@@ -8,14 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dmoe.disk.files import check_in_place, check_links, read_json
 from dmoe.errors import ConfigError, DataError
+from dmoe.schema import Task
 from dmoe.validation import validate
 from dmoe.values.canonical import Kind
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 2
-
-# What a model folder can be asked for: (rows, 1), (rows, 1) and (rows, experts).
-OUTPUTS = ("probability", "logit", "gate_weights")
 
 # The ids of a row's values, (rows, id columns) int64, in which a missing one is 0 and an unseen one 1, whatever ids
 # the model takes for them. No field has such a name: those of the graph's own nodes begin so.
@@ -44,12 +42,17 @@ class Input(_Strict):
 
 
 class Parity(_Strict):
-    """The exported model beside the torch model on the same rows of the data set."""
+    """The exported model beside the torch model on the same rows of the data set.
+
+    Differences are of all `rows`; of a label that is not known on all of them the scores are of the `known_rows`. A
+    joint probability has no logit of its own.
+    """
 
     split: str
     rows: int
+    known_rows: int | None = None
     max_abs_probability: float
-    max_abs_logit: float
+    max_abs_logit: float | None = None
     auc_torch: float
     auc_export: float
     logloss_torch: float
@@ -63,18 +66,40 @@ class ScoreBin(_Strict):
     share: float
 
 
+class OutputProof(_Strict):
+    """One probability of a model of several labels."""
+
+    parity: Parity
+    reference_scores: tuple[ScoreBin, ...]
+
+
+class DomainNames(_Strict):
+    """The field that says the domain, and the domains by their numbers; an id that is of none goes to `unseen`."""
+
+    field: str
+    names: tuple[str, ...]
+    unseen: str
+
+
 class FileSum(_Strict):
     bytes: int = Field(ge=0)
     sha256: str
 
 
 class Manifest(_Strict):
+    """`parity` and `reference_scores` are the main label's. With several, `labels` and `outputs` (by the names of the
+    probabilities) have all of them.
+    """
+
     format_version: int = MANIFEST_FORMAT
     tables: TableType
     inputs: tuple[Input, ...]
     experts: tuple[str, ...]
     parity: Parity
     reference_scores: tuple[ScoreBin, ...]
+    labels: tuple[Task, ...] = ()
+    domain: DomainNames | None = None
+    outputs: dict[str, OutputProof] = Field(default_factory=dict)
     versions: dict[str, str]
     files: dict[str, FileSum]
 

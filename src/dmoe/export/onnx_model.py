@@ -3,7 +3,7 @@
 R rows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,9 +16,10 @@ from dmoe.errors import DataError, DmoeError
 from dmoe.export.extra import require
 from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
 from dmoe.export.lookup import TokenTable
-from dmoe.export.manifest import OUTPUTS, VALUES, Manifest
+from dmoe.export.manifest import VALUES, Manifest
 from dmoe.machine.limits import usable_threads
 from dmoe.machine.ordered_pool import OrderedPool
+from dmoe.outputs import Probabilities, all_outputs, probabilities, task_outputs, whole
 from dmoe.schema import Schema, vocabulary_path
 from dmoe.sources.delimited import RawRows
 from dmoe.sources.inputs import expand_inputs
@@ -52,8 +53,8 @@ class Graph:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{path}: ONNX Runtime refuses the graph ({reason}); export the run again") from None
 
-    def check_inputs(self, inputs: Sequence[FieldInput], folder: Path) -> None:
-        """Raises: DataError unless the graph takes just these inputs, of these types and widths, and gives `OUTPUTS`.
+    def check(self, inputs: Sequence[FieldInput], outputs: Collection[str], folder: Path) -> None:
+        """Raises: DataError unless the graph takes just these inputs, of these types and widths, and gives the outputs.
 
         Nothing is made as wide as schema.json says before.
         """
@@ -61,8 +62,8 @@ class Graph:
         taken = {one.name: (one.type, one.shape[1:]) for one in self._session.get_inputs()}
         if taken != {one.name: (types[one.kind], [one.width]) for one in inputs}:
             raise DataError(f"{folder / 'model.onnx'}: takes other inputs than schema.json says; export the run again")
-        if not {one.name for one in self._session.get_outputs()} >= set(OUTPUTS):
-            raise DataError(f"{folder / 'model.onnx'}: does not give {', '.join(OUTPUTS)}; export the run again")
+        if not {one.name for one in self._session.get_outputs()} >= set(outputs):
+            raise DataError(f"{folder / 'model.onnx'}: does not give {', '.join(outputs)}; export the run again")
 
     def run(self, features: Features, outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """The named outputs, float32 (R, width)."""
@@ -85,7 +86,8 @@ class OnnxModel:
         self.inputs = field_inputs(self.schema, self._config, id_fields)
         self.tables = token_tables(folder, self.inputs)
         self.graph = Graph(folder)
-        self.graph.check_inputs(self.inputs, folder)
+        self.outputs = task_outputs(self.schema)
+        self.graph.check(self.inputs, all_outputs(self.outputs), folder)
         self.featuriser = Featuriser(self.schema, self._config, self.inputs, self.tables)
 
     @staticmethod
@@ -108,8 +110,9 @@ class OnnxModel:
                     return model
         raise DataError(f"{folder}: is replaced while it is read, {_READINGS} times in a row; try again")
 
-    def predict_proba(self, rows: Any) -> npt.NDArray[np.float32]:
-        """Click probability of each raw row, (R,), in order.
+    def predict_proba(self, rows: Any) -> Probabilities:
+        """Probability of the label for each raw row, (R,), in order; of several labels by their names, with the joint
+        one of a conditional label under the names of its chain (`click+watch`).
 
         Warns with `UnseenValuesWarning` where far more values of a field are unseen or missing than in training.
 
@@ -118,9 +121,9 @@ class OnnxModel:
         Raises: DataError if a column is missing or a row cannot be read.
         """
         counts = self.value_counts()
-        parts = [one.probability for one in self.stream(rows, counts=counts)]
+        parts = [one.probabilities for one in self.stream(rows, counts=counts)]
         warn(counts)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+        return whole(parts, self.outputs)
 
     def value_counts(self) -> ValueCounts:
         """New counts that `stream` can add to."""
@@ -151,8 +154,9 @@ class OnnxModel:
         wanted = needed_columns(self._config, table.column_names, where, scoring=True)
         return table_rows(as_arrow(table, wanted), wanted, where)
 
-    def score(self, features: Features, outputs: Sequence[str] = OUTPUTS[:1]) -> dict[str, npt.NDArray[np.float32]]:
-        """The named outputs for the rows of `features`, (R, width), `GRAPH_ROWS` at a time."""
+    def score(self, features: Features, outputs: Sequence[str] | None = None) -> dict[str, npt.NDArray[np.float32]]:
+        """The named outputs, or all probabilities, for the rows of `features`, (R, width), `GRAPH_ROWS` at a time."""
+        outputs = probabilities(self.outputs) if outputs is None else outputs
         rows = len(next(iter(features.values())))
         parts = [
             self.graph.run({name: column[start : start + GRAPH_ROWS] for name, column in features.items()}, outputs)
@@ -185,10 +189,11 @@ class OnnxModel:
     def _score_piece(self, read: ReadRows, keep: Sequence[str], counts: ValueCounts | None) -> ScoredRows:
         raw, kept = set_apart(read(), self._config, keep)
         features = self.featuriser(raw)
-        found = self.score(features, (OUTPUTS[0], *self.counted))
+        names = probabilities(self.outputs)
+        found = self.score(features, (*names, *self.counted))
         if counts is not None:
             counts.add(self.tallied(counts, features, found.get(VALUES)))
-        return ScoredRows(found[OUTPUTS[0]][:, 0], kept)
+        return ScoredRows({name: found[name][:, 0] for name in names}, kept)
 
 
 def token_tables(folder: Path, inputs: Sequence[FieldInput]) -> Mapping[str, TokenTable]:

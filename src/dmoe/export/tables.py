@@ -4,6 +4,8 @@ Shape suffixes: B rows, C id columns, N numeric fields, F fields, T tables, D wi
 S summed width, V summed vocabulary sizes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,8 @@ from dmoe.export.manifest import TableType
 from dmoe.nn.model import DMoE
 from dmoe.nn.tables.bank import FrozenTable
 from dmoe.nn.tables.table import MultiTableEmbedding
+from dmoe.outputs import TaskOutputs
+from dmoe.weights.served import served_logits, served_probabilities
 
 
 class StoredEmbedding(nn.Module):
@@ -63,16 +67,18 @@ class StoredEmbedding(nn.Module):
 
 
 class ScoringModel(nn.Module):
-    """ids and numbers to `(probability_B1, logit_B1, gate_weights_BM)`."""
+    """ids and numbers to all outputs of the tasks: probabilities (B, 1), logits (B, 1), gate weights (B, M)."""
 
-    def __init__(self, model: DMoE, stored: TableType) -> None:
+    def __init__(self, model: DMoE, stored: TableType, tasks: Sequence[TaskOutputs]) -> None:
         super().__init__()
         for bank in model.embedding.each_bank():
             bank.add_module("tables", StoredEmbedding(bank.tables, stored))
         self.model = model.eval()
+        self.tasks = tasks
         self.eval()
 
-    def forward(self, ids_BC: Tensor, numeric_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, ids_BC: Tensor, numeric_BN: Tensor) -> tuple[Tensor, ...]:
         output = self.model(ids_BC, numeric_BN)
-        logit_B1 = self.model.calibration.served(output.logit).unsqueeze(1)
-        return torch.sigmoid(logit_B1), logit_B1, output.gate_weights
+        logits = [one.unsqueeze(1) for one in served_logits(self.model, [task.logit for task in output.tasks])]
+        found = served_probabilities(logits, self.tasks)
+        return *found.values(), *logits, *(task.gate_weights for task in output.tasks)

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +14,17 @@ import torch
 from dmoe.disk.files import put_back, write_json, written_aside
 from dmoe.errors import DataError, DmoeError, UserError
 from dmoe.evaluation.evaluate import expert_names
-from dmoe.export.check import Decoder, check_tokens, compare, reference_scores
+from dmoe.export.check import Decoder, check_tokens
 from dmoe.export.extra import require
 from dmoe.export.fields import FieldInput, data_config, field_inputs
 from dmoe.export.graph import OPSET, front_graph, joined
 from dmoe.export.lookup import write_tokens
-from dmoe.export.manifest import MANIFEST, MANIFEST_FORMAT, OUTPUTS, Manifest, TableType, checksums
+from dmoe.export.manifest import MANIFEST, MANIFEST_FORMAT, Manifest, TableType, checksums
 from dmoe.export.onnx_model import Graph, token_tables
+from dmoe.export.proof import compare, reference_scores
 from dmoe.export.tables import ScoringModel
-from dmoe.schema import Schema, vocabulary_path
+from dmoe.outputs import all_outputs, probabilities, task_outputs
+from dmoe.schema import OOV_ID, Schema, vocabulary_path
 from dmoe.tokens.fields import raw_valued
 from dmoe.tokens.vocabulary import read_vocabulary
 from dmoe.weights.run import Run
@@ -69,10 +71,11 @@ def export(
 
 def _write_model(run: Run, folder: Path, tables: TableType, max_graph_tokens: int) -> list[FieldInput]:
     schema, config = run.schema, data_config(run.schema, run.path)
-    scoring = ScoringModel(run.load_model(), tables)
+    tasks = task_outputs(schema)
+    scoring = ScoringModel(run.load_model(), tables, tasks)
     large = {field.name for field in schema.categorical if field.vocabulary_size > max_graph_tokens}
     inputs = field_inputs(schema, config, large)
-    clash = [one.name for one in inputs if one.name in OUTPUTS]
+    clash = [one.name for one in inputs if one.name in all_outputs(tasks)]
     if clash:
         raise DataError(f"field '{clash[0]}' has the name of an output of the graph; rename it in the data and train")
     tokens: dict[str, dict[str, int]] = {}
@@ -110,7 +113,7 @@ def _model_graph(scoring: ScoringModel, schema: Schema, folder: Path) -> Any:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["ids", "numeric"],
-                output_names=list(OUTPUTS),
+                output_names=list(all_outputs(scoring.tasks)),
                 dynamic_shapes=(batch, batch),
                 verbose=False,
             )
@@ -140,13 +143,17 @@ def _prove(run: Run, folder: Path, data: Path, tables: TableType, inputs: list[F
     """Writes the manifest, after scoring rows of the data set with the export and with the run."""
     model = run.load_model()
     decoder = Decoder(run.schema, inputs, run.path, token_tables(folder, inputs))
-    scorer = decoder.scorer(Graph(folder))
-    parity = compare(model, scorer, data)
-    if tables == "float32" and parity["max_abs_probability"] > _TOLERANCE:
-        raise DmoeError(
-            f"{run.path}: the export differs from the run by {parity['max_abs_probability']:.1e} in probability "
-            f"on the {parity['split']} split, more than {_TOLERANCE:g}; nothing was written"
-        )
+    tasks = task_outputs(run.schema)
+    named = probabilities(tasks)
+    scorer = decoder.scorer(Graph(folder), (*named, *(task.logit for task in tasks)))
+    parities = compare(model, scorer, data, tasks)
+    for name, parity in parities.items():
+        if tables == "float32" and parity["max_abs_probability"] > _TOLERANCE:
+            raise DmoeError(
+                f"{run.path}: the export differs from the run by {parity['max_abs_probability']:.1e} in {name} "
+                f"on the {parity['split']} split, more than {_TOLERANCE:g}; nothing was written"
+            )
+    references = reference_scores(scorer, data, named, int(run.config.training.memory_gb * 2**30))
     kinds = {name: run.schema.field(name).values.kind for name in raw_valued(data_config(run.schema, run.path))}
     write_json(
         folder / MANIFEST,
@@ -165,9 +172,25 @@ def _prove(run: Run, folder: Path, data: Path, tables: TableType, inputs: list[F
                 for one in inputs
             ],
             "experts": expert_names(model),
-            "parity": parity,
-            "reference_scores": reference_scores(scorer, data, int(run.config.training.memory_gb * 2**30)),
+            "parity": parities[named[0]],
+            "reference_scores": references[named[0]],
+            **_tasks_and_domains(run.schema, parities, references),
             "versions": {name: version(name) for name in ("dmoe", "torch", "onnx", "onnxruntime")},
             "files": checksums(folder),
         },
     )
+
+
+def _tasks_and_domains(schema: Schema, parities: Mapping[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest of a model of one label in one domain leaves out."""
+    found: dict[str, Any] = {}
+    if schema.labels:
+        found["labels"] = [task.model_dump() for task in schema.labels]
+        found["outputs"] = {
+            name: {"parity": parity, "reference_scores": references[name]} for name, parity in parities.items()
+        }
+    if schema.domain is not None:
+        names = schema.domain.names
+        unseen = names[schema.domain.of_id[OOV_ID]]
+        found["domain"] = {"field": schema.domain.field, "names": list(names), "unseen": unseen}
+    return found

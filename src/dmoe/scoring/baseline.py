@@ -14,6 +14,7 @@ class BaselineScorer(EncodedScorer):
 
     def __init__(self, baseline: Baseline) -> None:
         super().__init__(baseline.path, baseline.schema)
+        self.outputs = self.outputs[:1]  # a baseline is of the main label
         self._model = baseline.load_model()
 
     @staticmethod
@@ -21,6 +22,6 @@ class BaselineScorer(EncodedScorer):
         """Raises: DataError if it is no folder of `dmoe baseline`."""
         return BaselineScorer(Baseline.open(folder))
 
-    def _probability(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
+    def _probabilities(self, ids_BC: Tensor, numeric_BN: Tensor) -> dict[str, Tensor]:
         logits_B = torch.from_numpy(self._model.logits(ids_BC.numpy(), numeric_BN.numpy()))
-        return torch.sigmoid(logits_B).float()
+        return {self.outputs[0].probability: torch.sigmoid(logits_B).float()}

@@ -172,6 +172,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     stacklevel=2,
                 )
             click_R = self.predictor_.predict_proba(table)
+            assert not isinstance(click_R, dict)  # it was fitted to one label
         return np.column_stack([1 - click_R, click_R])
 
     def predict(self, X: Any) -> NDArray[Any]:

@@ -6,26 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from dmoe.disk.files import written_aside
 from dmoe.errors import ConfigError, DataError, UserError
 from dmoe.export.manifest import is_model_folder
+from dmoe.outputs import Probabilities, TaskOutputs, probabilities
 from dmoe.sources.inputs import check_outside
 from dmoe.sources.kept_columns import ScoredRows, check_types
 from dmoe.tokens.unseen import ValueCounts
-
-_SCORE = pa.field("probability", pa.float32())
 
 
 class Scorer(Protocol):
     """What `load` gives."""
 
-    def predict_proba(self, rows: Any) -> NDArray[np.float32]:
-        """Click probability of each raw row, (R,), in order.
+    @property
+    def outputs(self) -> tuple[TaskOutputs, ...]:
+        """The labels that it predicts, and what their probabilities are called."""
+
+    def predict_proba(self, rows: Any) -> Probabilities:
+        """Probability of the label for each raw row, (R,), in order; of several labels by their names, with the joint
+        one of a conditional label under the names of its chain (`click+watch`).
 
         Warns with `UnseenValuesWarning` where far more values of a field are unseen or missing than in training.
 
@@ -85,23 +87,27 @@ class Predictions:
 def write_predictions(
     scorer: Scorer, inputs: Sequence[Path], output: Path, *, keep: Sequence[str] = (), strict: bool = False
 ) -> Predictions:
-    """Scores raw files into the columns `keep` of the input and a column `probability`, in order, batch by batch.
+    """Scores raw files into the columns `keep` of the input and a column `probability`, in order, batch by batch; of
+    several labels one column each (`probability.click`), and of a conditional one also the joint probability
+    (`probability.click+watch`).
 
     Args:
         keep: raw columns to write beside the scores, as they are read: text of delimited files, else their own type.
         strict: refuse rows of which far more values are unseen or missing than training showed.
-    Raises: UserError if the output's ending is neither .parquet nor .csv, or `keep` names `probability` or a column
-    twice; DataError if an input cannot be read or lacks a column, a kept column has two types or one that CSV cannot
-    hold, rows are refused, or `output` is one of the inputs. Nothing is left at `output` unless all rows were scored.
+    Raises: UserError if the output's ending is neither .parquet nor .csv, or `keep` names a column of the scores or
+    one twice; DataError if an input cannot be read or lacks a column, a kept column has two types or one that CSV
+    cannot hold, rows are refused, or `output` is one of the inputs. Nothing is left at `output` unless all rows were
+    scored.
     """
     if output.suffix not in (".parquet", ".csv"):
         raise UserError(f"{output}: predictions are written as .parquet or .csv")
     check_outside(output, [str(path) for path in inputs])
     if not output.parent.is_dir():
         raise UserError(f"{output.parent}: no such folder to write {output.name} to")
-    if _SCORE.name in keep:
-        raise UserError(f"--keep {_SCORE.name}: is the name of the scores' own column; rename the column of the input")
+    scores = pa.schema([(name, pa.float32()) for name in probabilities(scorer.outputs)])
     for index, name in enumerate(keep):
+        if name in scores.names:
+            raise UserError(f"--keep {name}: is the name of the scores' own column; rename the column of the input")
         if name in keep[:index]:
             raise UserError(f"--keep {name}: is given twice")
     counts = scorer.value_counts()
@@ -112,12 +118,15 @@ def write_predictions(
             for scored in scorer.stream(list(inputs), keep=keep, counts=counts):
                 kept = pa.table({}) if scored.kept is None else scored.kept
                 if writer is None:
-                    first, writer = kept.schema, stack.enter_context(_writer(aside, kept.schema, output.suffix))
+                    first = kept.schema
+                    writer = stack.enter_context(_writer(aside, kept.schema, scores, output.suffix))
                 check_types(first, kept.schema)
-                writer.write_table(pa.table([*kept.columns, pa.array(scored.probability)], [*keep, _SCORE.name]))
-                rows += len(scored.probability)
+                columns = [pa.array(scored.probabilities[name]) for name in scores.names]
+                writer.write_table(pa.table([*kept.columns, *columns], [*keep, *scores.names]))
+                rows += len(scored)
             if writer is None:  # not even a header was there
-                stack.enter_context(_writer(aside, pa.schema([(name, pa.string()) for name in keep]), output.suffix))
+                texts = pa.schema([(name, pa.string()) for name in keep])
+                stack.enter_context(_writer(aside, texts, scores, output.suffix))
         findings = counts.findings() if strict else []
         if findings:
             others = f"; {len(findings) - 1} more such fields" if len(findings) > 1 else ""
@@ -125,8 +134,8 @@ def write_predictions(
     return Predictions(rows, counts)
 
 
-def _writer(path: Path, kept: pa.Schema, suffix: str) -> Any:
-    schema = kept.append(_SCORE).remove_metadata()
+def _writer(path: Path, kept: pa.Schema, scores: pa.Schema, suffix: str) -> Any:
+    schema = pa.schema([*kept, *scores])
     if suffix == ".parquet":
         return parquet.ParquetWriter(path, schema)
     for column in kept:

@@ -6,17 +6,20 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dmoe.evaluation.evaluate import SCORING_ROWS
 from dmoe.nn.model import DMoE
+from dmoe.outputs import Probabilities, probabilities, task_outputs, whole
 from dmoe.schema import Schema
 from dmoe.sources.kept_columns import ScoredRows
 from dmoe.sources.tables import as_paths
 from dmoe.tokens.encoder import RawBatch, RawEncoder
 from dmoe.tokens.unseen import ValueCounts, warn
 from dmoe.weights.run import Run, choose_device
+from dmoe.weights.served import served_logits, served_probabilities
+
+_NONE = np.empty(0, dtype=np.float32)
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
@@ -27,9 +30,11 @@ class EncodedScorer:
     def __init__(self, folder: Path, schema: Schema) -> None:
         self.folder, self.schema = folder, schema
         self.encoder = RawEncoder(folder)
+        self.outputs = task_outputs(schema)
 
-    def predict_proba(self, rows: Any) -> NDArray[np.float32]:
-        """Click probability of each raw row, (R,), in order.
+    def predict_proba(self, rows: Any) -> Probabilities:
+        """Probability of the label for each raw row, (R,), in order; of several labels by their names, with the joint
+        one of a conditional label under the names of its chain (`click+watch`).
 
         Warns with `UnseenValuesWarning` where far more values of a field are unseen or missing than in training.
 
@@ -38,9 +43,9 @@ class EncodedScorer:
         Raises: DataError if a column is missing or a row cannot be read.
         """
         counts = self.value_counts()
-        parts = [one.probability for one in self.stream(rows, counts=counts)]
+        parts = [one.probabilities for one in self.stream(rows, counts=counts)]
         warn(counts)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+        return whole(parts, self.outputs)
 
     def value_counts(self) -> ValueCounts:
         """New counts that `stream` can add to."""
@@ -56,9 +61,10 @@ class EncodedScorer:
         with torch.inference_mode():
             for batch in self._batches(rows, keep, counts):
                 if not len(batch):
-                    yield ScoredRows(np.empty(0, dtype=np.float32), batch.kept)
+                    yield ScoredRows(dict.fromkeys(probabilities(self.outputs), _NONE), batch.kept)
                     continue
-                yield ScoredRows(self._probability(batch.ids_BC, batch.numeric_BN).cpu().numpy(), batch.kept)
+                found = self._probabilities(batch.ids_BC, batch.numeric_BN)
+                yield ScoredRows({name: one.cpu().numpy() for name, one in found.items()}, batch.kept)
 
     def _batches(self, rows: Any, keep: Sequence[str], counts: ValueCounts | None) -> Iterable[RawBatch]:
         paths = as_paths(rows)
@@ -70,8 +76,8 @@ class EncodedScorer:
             for start in range(0, len(whole.ids_BC), SCORING_ROWS)
         )
 
-    def _probability(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
-        """(B,) float32."""
+    def _probabilities(self, ids_BC: Tensor, numeric_BN: Tensor) -> dict[str, Tensor]:
+        """(B,) float32 each, by the names of `outputs`."""
         raise NotImplementedError
 
 
@@ -91,7 +97,8 @@ class Predictor(EncodedScorer):
         run = Run.open(folder)
         return Predictor(run.path, run.schema, run.load_model(), choose_device(device), precision)
 
-    def _probability(self, ids_BC: Tensor, numeric_BN: Tensor) -> Tensor:
+    def _probabilities(self, ids_BC: Tensor, numeric_BN: Tensor) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             output = self.model(ids_BC.to(self.device), numeric_BN.to(self.device))
-        return torch.sigmoid(self.model.calibration.served(output.logit.float()))
+        logits = served_logits(self.model, [task.logit.float() for task in output.tasks])
+        return served_probabilities(logits, self.outputs)

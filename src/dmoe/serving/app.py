@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from dmoe.errors import DmoeError
 from dmoe.export.fields import Features
-from dmoe.export.manifest import OUTPUTS, VALUES
+from dmoe.export.manifest import VALUES
 from dmoe.machine.limits import usable_threads
 from dmoe.serving import openapi
 from dmoe.serving.arrow import write_table
@@ -106,8 +106,9 @@ class Application:
             f"{model}/infer",
             self._infer,
             methods=["POST"],
-            responses=openapi.INFER_ANSWER | openapi.responses(400, 408, 413, 415, 429, 503, 504),
-            openapi_extra=openapi.infer_body(self._inputs(self.slot.current)),
+            responses=openapi.infer_answer(self.slot.current.outputs)
+            | openapi.responses(400, 408, 413, 415, 429, 503, 504),
+            openapi_extra=openapi.infer_body(self._inputs(self.slot.current), self.slot.current.outputs),
         )
         app.add_api_route(
             f"/v2/repository/models/{self.settings.name}/load",
@@ -145,10 +146,16 @@ class Application:
         return await self._ready()
 
     async def _model(self) -> Response:
-        """Inputs (the raw columns), outputs, experts and how equal the model is to its run."""
+        """Inputs (the raw columns), outputs, experts and how equal the model is to its run; of several labels also how
+        they depend on each other, and of domains which field says them."""
         served = self.slot.current
         manifest = served.model.manifest
-        widths = {"gate_weights": len(manifest.experts)}
+        widths = {task.gate_weights: len(manifest.experts) for task in served.model.outputs}
+        more: dict[str, Any] = {}
+        if manifest.labels:
+            more["labels"] = [label.model_dump() for label in manifest.labels]
+        if manifest.domain is not None:
+            more["domain"] = manifest.domain.model_dump()
         return _json(
             {
                 "name": self.settings.name,
@@ -156,10 +163,12 @@ class Application:
                 "platform": "onnxruntime_onnx",
                 "inputs": self._inputs(served),
                 "outputs": [
-                    {"name": output, "datatype": "FP32", "shape": [-1, widths.get(output, 1)]} for output in OUTPUTS
+                    {"name": output, "datatype": "FP32", "shape": [-1, widths.get(output, 1)]}
+                    for output in served.outputs
                 ],
                 "experts": list(manifest.experts),
-                "parity": manifest.parity.model_dump(),
+                "parity": manifest.parity.model_dump(exclude_none=True),
+                **more,
             }
         )
 
@@ -224,8 +233,7 @@ class Application:
             if not np.isfinite(values).all():
                 row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
                 raise RequestError(400, f"row {row} has no finite score: a number is too far from those of training")
-        if "probability" in found:
-            served.drift.add(found["probability"])
+        served.drift.add(found)
         headers = served.unseen.add(features, values_RC)
         for finding in served.unseen.due():
             log("unseen", version=served.version, **finding.values(), message=finding.text())
@@ -240,13 +248,13 @@ class Application:
     ) -> tuple[Features, list[str], str | None]:
         if outputs is not None:
             raise RequestError(400, "'outputs' goes into the body of a JSON request")
-        asked = read_request(body, self.settings.max_rows, len(served.reader.columns), room)
+        asked = read_request(body, served.model.outputs, self.settings.max_rows, len(served.reader.columns), room)
         return served.reader.from_json(asked.columns, room), asked.outputs, asked.label
 
     def _parse_arrow(
         self, served: Served, body: bytes, outputs: str | None, room: Room
     ) -> tuple[Features, list[str], str | None]:
-        names = output_names(outputs.split(",") if outputs else [])
+        names = output_names(outputs.split(",") if outputs else [], served.model.outputs)
         return served.reader.from_arrow(body, self.settings.max_rows, room), names, None
 
     def _encode_json(self, served: Served, found: Outputs, label: str | None) -> bytes:

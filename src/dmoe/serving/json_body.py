@@ -1,14 +1,14 @@
 """JSON bodies of the Open Inference Protocol: bounded before they are parsed, known by each of their keys."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 
-from dmoe.export.manifest import OUTPUTS
+from dmoe.outputs import TaskOutputs, all_outputs, probabilities
 from dmoe.serving.rows import JSON_TYPES, JsonColumn, RequestError, Room
 
 # Keys of the protocol's request, of each of its inputs, and of each of its outputs.
@@ -32,8 +32,8 @@ class JsonRequest:
     columns: list[JsonColumn]
 
 
-def read_request(body: bytes, max_rows: int, max_columns: int, room: Room) -> JsonRequest:
-    """Parses a request body.
+def read_request(body: bytes, tasks: Sequence[TaskOutputs], max_rows: int, max_columns: int, room: Room) -> JsonRequest:
+    """Parses a request body for a model of these tasks.
 
     Raises: RequestError: 413 for more than `max_rows` rows or what would take more memory than `room`, else 400.
     """
@@ -51,22 +51,24 @@ def read_request(body: bytes, max_rows: int, max_columns: int, room: Room) -> Js
     wanted = values.get("outputs", [])
     if not isinstance(wanted, list) or not all(isinstance(one, dict) for one in wanted):
         raise RequestError(400, "'outputs' must be a list of objects with a name")
-    if len(wanted) > len(OUTPUTS):
-        raise RequestError(400, f"more outputs than there are; known: {', '.join(OUTPUTS)}")
+    known = all_outputs(tasks)
+    if len(wanted) > len(known):
+        raise RequestError(400, f"more outputs than there are; known: {', '.join(known)}")
     for one in wanted:
         _known_keys(one, _OUTPUT_KEYS, "an output")
-    names = output_names([one.get("name") for one in wanted])
+    names = output_names([one.get("name") for one in wanted], tasks)
     columns = json_columns(values.get("inputs"), max_rows, max_columns)
     _check_keys(body, values)
     return JsonRequest(label, names, columns)
 
 
-def output_names(names: list[Any]) -> list[str]:
-    """Each named output once, by default the probability. Raises: RequestError (400) for an unknown one."""
+def output_names(names: list[Any], tasks: Sequence[TaskOutputs]) -> list[str]:
+    """Each named output once, by default every probability. Raises: RequestError (400) for an unknown one."""
+    known = all_outputs(tasks)
     for name in names:
-        if name not in OUTPUTS:
-            raise RequestError(400, f"an output is unknown; known: {', '.join(OUTPUTS)}")
-    return list(dict.fromkeys(names)) or [OUTPUTS[0]]
+        if name not in known:
+            raise RequestError(400, f"an output is unknown; known: {', '.join(known)}")
+    return list(dict.fromkeys(names)) or list(probabilities(tasks))
 
 
 def json_columns(inputs: Any, max_rows: int, max_columns: int) -> list[JsonColumn]:

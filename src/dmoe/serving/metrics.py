@@ -1,7 +1,7 @@
 """What Prometheus reads: requests, rows, latency, batches, queue, and how scores have drifted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,17 @@ class ScoreDrift:
         self._uppers = np.array([one.upper for one in reference])
         self._expected = np.array([one.share for one in reference])
         self.counts = np.zeros(len(reference), np.int64)
+        self._sum = 0.0
 
     def add(self, probabilities: npt.NDArray[np.float32]) -> None:
         bins = np.searchsorted(self._uppers, probabilities.ravel())
         self.counts += np.bincount(np.minimum(bins, len(self.counts) - 1), minlength=len(self.counts))
+        self._sum += float(probabilities.sum(dtype=np.float64))
+
+    def mean(self) -> float:
+        """The mean probability, NaN without rows."""
+        rows = int(self.counts.sum())
+        return self._sum / rows if rows else math.nan
 
     def bins(self) -> list[tuple[float, int]]:
         """Upper bound and count of each bin."""
@@ -42,6 +49,23 @@ class ScoreDrift:
         actual = smoothed / smoothed.sum()
         expected = np.maximum(self._expected, 1e-6)
         return float(((actual - expected) * np.log(actual / expected)).sum())
+
+
+class Drift:
+    """`ScoreDrift` of every probability of a model, by its name; the main label's comes first."""
+
+    def __init__(self, references: Mapping[str, Sequence[ScoreBin]]) -> None:
+        self.outputs = {name: ScoreDrift(reference) for name, reference in references.items()}
+
+    def add(self, found: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Counts the answered probabilities of a request, (R, 1) each; other outputs are passed over."""
+        for name, drift in self.outputs.items():
+            if name in found:
+                drift.add(found[name])
+
+    @property
+    def main(self) -> ScoreDrift:
+        return next(iter(self.outputs.values()))
 
 
 class Metrics:
@@ -78,17 +102,20 @@ class Metrics:
             client.Gauge, "dmoe_score_stability_index", "Drift of scores from those of training rows", ["version"]
         )
 
+        self._by_output: tuple[Any, ...] = ()
+
     def _make(self, kind: Any, name: str, text: str, labels: Sequence[str] = (), **options: Any) -> Any:
         return kind(name, text, labels, registry=self._registry, **options)
 
-    def render(self, version: str, drift: ScoreDrift, counts: ValueCounts) -> bytes:
+    def render(self, version: str, drift: Drift, counts: ValueCounts) -> bytes:
         """The exposition text; only the present version is shown."""
         for gauge in (self._model, self._scores, self._drift, self._values, self._expected):
             gauge.clear()
         self._model.labels(version).set(1)
-        for upper, count in drift.bins():
+        for upper, count in drift.main.bins():
             self._scores.labels(version, f"{upper:.6g}").set(count)
-        self._drift.labels(version).set(drift.stability_index())
+        self._drift.labels(version).set(drift.main.stability_index())
+        self._render_outputs(version, drift)
         for one in counts.values():
             kinds = {"missing": one["missing"]}
             if "unseen" in one:
@@ -100,3 +127,28 @@ class Metrics:
                     self._expected.labels(version, one["field"], kind).set(one[f"expected_{kind}"])
         text: bytes = self._client.generate_latest(self._registry)
         return text
+
+    def _render_outputs(self, version: str, drift: Drift) -> None:
+        """Each probability of a model of several labels, in gauges that models of one do not show."""
+        for gauge in self._by_output:
+            gauge.clear()
+        if len(drift.outputs) == 1:
+            return
+        if not self._by_output:
+            gauge_kind, labels = self._client.Gauge, ["version", "output"]
+            self._by_output = (
+                self._make(gauge_kind, "dmoe_output_mean", "Mean probability", labels),
+                self._make(gauge_kind, "dmoe_output_scores", "Scores by output and bin", [*labels, "upper"]),
+                self._make(
+                    gauge_kind,
+                    "dmoe_output_stability_index",
+                    "Drift of an output's scores from those of training rows",
+                    labels,
+                ),
+            )
+        mean, scores, index = self._by_output
+        for name, one in drift.outputs.items():
+            mean.labels(version, name).set(one.mean())
+            index.labels(version, name).set(one.stability_index())
+            for upper, count in one.bins():
+                scores.labels(version, name, f"{upper:.6g}").set(count)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dmoe.export.manifest import OUTPUTS
+from dmoe.outputs import KINDS
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -16,35 +16,33 @@ _PARAMETERS = {
     "additionalProperties": {"type": ["string", "number", "boolean"]},
     "description": "Of the protocol; none has a meaning here.",
 }
-_NAMED = {
-    "type": "object",
-    "required": ["name"],
-    "properties": {"name": {"type": "string", "enum": list(OUTPUTS)}, "parameters": _PARAMETERS},
-    "additionalProperties": False,
-}
 
-INFER_RESPONSE: dict[str, Any] = {
-    "type": "object",
-    "required": ["model_name", "model_version", "outputs"],
-    "properties": {
-        "model_name": {"type": "string"},
-        "model_version": {"type": "string"},
-        "id": {"type": "string"},
-        "outputs": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name", "shape", "datatype", "data"],
-                "properties": {
-                    "name": {"type": "string", "enum": list(OUTPUTS)},
-                    "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
-                    "datatype": {"type": "string", "enum": ["FP32"]},
-                    "data": {"type": "array", "items": {"type": "number"}},
+
+def infer_response(outputs: Sequence[str]) -> dict[str, Any]:
+    """The schema of the answer of a model with these outputs."""
+    return {
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["name", "shape", "datatype", "data"],
+                    "properties": {
+                        "name": {"type": "string", "enum": list(outputs)},
+                        "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+                        "datatype": {"type": "string", "enum": ["FP32"]},
+                        "data": {"type": "array", "items": {"type": "number"}},
+                    },
                 },
             },
         },
-    },
-}
+    }
+
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _ERRORS = {
@@ -72,8 +70,8 @@ def answer(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": "Done", "content": {JSON: {"schema": schema}}}}
 
 
-def infer_body(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The body of an inference request for a model with these inputs, with an example of one row."""
+def infer_body(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[str]) -> dict[str, Any]:
+    """The body of an inference request for a model with these inputs and outputs, with an example of one row."""
     tensor = {
         "type": "object",
         "required": ["name", "shape", "datatype", "data"],
@@ -90,6 +88,13 @@ def infer_body(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         },
         "additionalProperties": False,
     }
+    named = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string", "enum": list(outputs)}, "parameters": _PARAMETERS},
+        "additionalProperties": False,
+    }
+    default = "By default the probability alone." if len(outputs) == len(KINDS) else "By default all probabilities."
     request = {
         "type": "object",
         "required": ["inputs"],
@@ -97,7 +102,7 @@ def infer_body(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "id": {"type": "string", "maxLength": 256},
             "parameters": _PARAMETERS,
             "inputs": {"type": "array", "minItems": 1, "items": tensor, "description": "One tensor a raw column."},
-            "outputs": {"type": "array", "items": _NAMED, "description": "By default the probability alone."},
+            "outputs": {"type": "array", "items": named, "description": default},
         },
         "additionalProperties": False,
     }
@@ -107,16 +112,16 @@ def infer_body(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-INFER_ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "One score a row, in the form of the request",
-        "headers": {
-            f"X-Dmoe-{kind}": {
-                "description": f"Fields with far more {kind.lower()} values than in training: field;share, …",
-                "schema": {"type": "string"},
-            }
-            for kind in ("Unseen", "Missing")
-        },
-        "content": {JSON: {"schema": INFER_RESPONSE}, ARROW: {"schema": {"type": "string", "format": "binary"}}},
+def infer_answer(outputs: Sequence[str]) -> dict[int | str, dict[str, Any]]:
+    headers = {
+        f"X-Dmoe-{kind}": {
+            "description": f"Fields with far more {kind.lower()} values than in training: field;share, …",
+            "schema": {"type": "string"},
+        }
+        for kind in ("Unseen", "Missing")
     }
-}
+    content = {
+        JSON: {"schema": infer_response(outputs)},
+        ARROW: {"schema": {"type": "string", "format": "binary"}},
+    }
+    return {200: {"description": "One score a row, in the form of the request", "headers": headers, "content": content}}

@@ -10,7 +10,8 @@ import numpy as np
 from dmoe.errors import DmoeError
 from dmoe.export.fields import Features
 from dmoe.export.onnx_model import OnnxModel
-from dmoe.serving.metrics import ScoreDrift
+from dmoe.outputs import PROBABILITY, all_outputs
+from dmoe.serving.metrics import Drift
 from dmoe.serving.rows import RowReader
 from dmoe.serving.unseen import UnseenWatch
 
@@ -22,8 +23,13 @@ class Served:
     model: OnnxModel
     reader: RowReader
     version: str
-    drift: ScoreDrift
+    drift: Drift
     unseen: UnseenWatch
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names that a request can ask for."""
+        return all_outputs(self.model.outputs)
 
     @staticmethod
     def open(path: Path) -> "Served":
@@ -38,10 +44,13 @@ class Served:
         except MemoryError:
             raise DmoeError(f"{path}: there is no memory for it") from None
         row = _missing_row(model)
+        logits = [task.logit for task in model.outputs]
         for _ in range(3):  # the first calls allocate
-            if not math.isfinite(float(model.graph.run(row, ["logit"])["logit"][0, 0])):
+            if not all(math.isfinite(float(one[0, 0])) for one in model.graph.run(row, logits).values()):
                 raise DmoeError(f"{path}: does not score a row of missing values; export the run again")
-        drift = ScoreDrift(model.manifest.reference_scores)
+        manifest = model.manifest
+        references = {name: proof.reference_scores for name, proof in manifest.outputs.items()}
+        drift = Drift(references or {PROBABILITY: manifest.reference_scores})
         return Served(model, RowReader(model), model.manifest.version, drift, UnseenWatch(model))
 
 

@@ -3,7 +3,7 @@
 R rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -22,10 +22,14 @@ _FILE = b"file"
 
 @dataclass(frozen=True, slots=True)
 class ScoredRows:
-    """`probability` (R,) float32 of consecutive rows, and their kept columns, None if there are none."""
+    """Probabilities (R,) float32 of consecutive rows by the names of `dmoe.outputs`, the main label's first, and their
+    kept columns, None if there are none."""
 
-    probability: npt.NDArray[np.float32]
+    probabilities: Mapping[str, npt.NDArray[np.float32]]
     kept: Kept | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.probabilities.values())))
 
 
 def set_apart(

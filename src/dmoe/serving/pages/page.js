@@ -2,6 +2,7 @@
 
 const element = (id) => document.getElementById(id);
 let model = null;
+let answered = null;
 
 function headers(more) {
   const token = element("token").value;
@@ -49,7 +50,21 @@ async function load() {
     label.append(box);
     return label;
   }));
+  // With several labels the name of each probability goes on: probability.click, probability.click+watch.
+  element("labels").hidden = probabilities().length < 2;
+  element("shown").replaceChildren(...probabilities().map((name) => new Option(inWords(name), name)));
 }
+
+const probabilities = () => model.outputs.map((one) => one.name).filter((name) => /^probability(\.|$)/.test(name));
+const rest = (name) => name.slice("probability".length);
+const inWords = (name) => {
+  const chain = rest(name).slice(1).split("+");
+  const label = (model.labels || []).find((one) => one.name === chain[0]);
+  if (chain.length > 1) return chain.join(" and ");
+  return label && label.given ? `${label.name}, given ${label.given}` : chain[0];
+};
+// The gate of a chain is that of its last label.
+const gateOf = (name) => `gate_weights${name.includes("+") ? `.${name.split("+").pop()}` : rest(name)}`;
 
 const box = (index) => element(`field-${index}`);
 
@@ -86,29 +101,48 @@ async function score() {
     const data = [values[index], ...given.map((without) => (without === index ? null : values[index]))];
     return { name: input.name, datatype: "BYTES", shape: [data.length], data };
   });
+  const outputs = [...new Set(probabilities().flatMap((name) => [name, gateOf(name)]))].map((name) => ({ name }));
   const answer = await call(`/v2/models/${model.name}/infer`, {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ inputs, outputs: [{ name: "probability" }, { name: "gate_weights" }] }),
+    body: JSON.stringify({ inputs, outputs }),
   });
-  const output = Object.fromEntries(answer.outputs.map((one) => [one.name, one]));
-  show(output.probability.data, output.gate_weights, given, values);
+  answered = { output: Object.fromEntries(answer.outputs.map((one) => [one.name, one])), given, values };
+  showAll();
 }
 
-function show(probabilities, gate, given, values) {
-  const [probability, ...without] = probabilities;
+// Every label's probability, and the experts and fields of the one that was chosen.
+function showAll() {
+  const { output, given, values } = answered;
+  element("scores").replaceChildren(...probabilities().map((name) => {
+    const row = document.createElement("tr");
+    const [probability] = output[name].data;
+    row.append(make("td", inWords(name)), meter(inWords(name), probability), make("td", probability.toFixed(4), "number"));
+    return row;
+  }));
+  const name = element("shown").value;
+  if (probabilities().length > 1) element("of").textContent = `probability of ${inWords(name)}`;
+  show(output[name].data, output[gateOf(name)], given, values);
+}
+
+function meter(name, value) {
+  const bar = document.createElement("meter");
+  bar.value = value;
+  bar.title = `${name} ${value.toFixed(3)}`;
+  const cell = document.createElement("td");
+  cell.append(bar);
+  return cell;
+}
+
+function show(scores, gate, given, values) {
+  const [probability, ...without] = scores;
   element("result").hidden = false;
   element("probability").textContent = probability.toFixed(4);
   element("gate").hidden = gate.shape[1] < 2;
   element("weights").replaceChildren(...model.experts.map((expert, index) => {
     const row = document.createElement("tr");
     const weight = gate.data[index];
-    const bar = document.createElement("meter");
-    bar.value = weight;
-    bar.title = `${expert} ${weight.toFixed(3)}`;
-    const cell = document.createElement("td");
-    cell.append(bar);
-    row.append(make("td", expert), cell, make("td", weight.toFixed(3), "number"));
+    row.append(make("td", expert), meter(expert, weight), make("td", weight.toFixed(3), "number"));
     return row;
   }));
   const moves = given.map((field, index) => ({ field, change: probability - without[index] }));
@@ -129,6 +163,7 @@ function show(probabilities, gate, given, values) {
 element("fill").addEventListener("click", () => attempt(fromText));
 element("example").addEventListener("click", () => attempt(() => fill(model.inputs.map((input) => input.example))));
 element("clear").addEventListener("click", () => attempt(() => fill([])));
+element("shown").addEventListener("change", () => attempt(showAll));
 element("token").addEventListener("change", () => attempt(load));
 element("row").addEventListener("submit", (event) => {
   event.preventDefault();
