@@ -18,6 +18,9 @@ growth trains SE, ME, ME with the loss and the single experts on the latest rows
 by the recipe that `training.recipe: auto` chooses for it (--size: by a fixed one), and shows what is gained against the
 number of training rows. Valid and test stay the same rows.
 
+tasks and domains are for data of several labels or domains: a model for each label by itself, Shared-Bottom, MMoE, PLE,
+STEM, ESMM, Crocodile and D-MoE, each without a loss and with each of two, in a table for each label or domain.
+
 A call that was interrupted, killed or ran out of budget is continued by the same call. At the end FOLDER holds
 results.parquet and results.csv, tables, figures and report.html.
 
@@ -26,6 +29,7 @@ Examples:
   dmoe experiment table1 --data DATA --output experiments/criteo --seeds 5
   dmoe experiment all beyond --data DATA --output experiments/criteo --seeds 5 --budget 8
   dmoe experiment growth --data DATA --output experiments/growth --rows 20000 --rows 200000 --rows 2000000 --seeds 3
+  dmoe experiment tasks --data DATA --output experiments/tasks --seeds 5
   dmoe experiment planted --data DATA --truth log.truth.json --output experiments/planted
 """
 

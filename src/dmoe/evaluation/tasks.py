@@ -98,6 +98,10 @@ class SplitRows:
         """Those of all rows, for sums in float64."""
         return np.concatenate(self._logits[task]).astype(np.float64)
 
+    def domains_R(self) -> NDArray[np.int64]:
+        """The number of each row's domain, of data with domains."""
+        return np.concatenate(self._domains)
+
     def of_task(self, task: int = 0) -> TaskRows:
         """The rows that know its label."""
         linear_R = np.concatenate(self._linear[task]).astype(np.float64) if self._linear[task] else None
@@ -157,7 +161,7 @@ class SplitRows:
             else None,
         }
         if self.schema.domain is not None:
-            domains_R = np.concatenate(self._domains)[known_R]
+            domains_R = self.domains_R()[known_R]
             parts = {name: rows.only(domains_R == number) for number, name in enumerate(self.schema.domain.names)}
             described["domains"] = {
                 name: {**part.scores(), "positives": int(part.labels_R.sum())} for name, part in parts.items()

@@ -16,8 +16,10 @@ from pyarrow import parquet
 from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
 from dmoe.disk.files import read_json, written_aside
 from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
+from dmoe.evaluation.tasks import SplitRows
 from dmoe.experiments import planted
 from dmoe.experiments.similarity import error_correlation, information_abundance
+from dmoe.experiments.slices import task_columns, task_figures
 from dmoe.metrics.scores import auc
 from dmoe.nn.model import DMoE
 from dmoe.schema import FIRST_TOKEN_ID, Schema, vocabulary_path
@@ -54,16 +56,19 @@ def analyse(run: Run, data: Path, scores: Path, truth: planted.Truth | None) -> 
     tables: list[pa.Table] = []
     outputs: dict[str, list[planted.Floats]] = {}
     for split in SPLITS:
-        labels_R, logits_R, alone, cka, kept = _scored(model, data, split, keep=truth is not None)
+        rows, alone, cka, kept = _scored(model, data, split, keep=truth is not None)
         outputs[split] = kept
         evaluation = read_json(run.path / "evaluation" / f"{split}.json")
-        metrics[split] = _figures(evaluation, labels_R, alone, cka)
+        known_R = rows.known_R()
+        of_main = [one_R[known_R] for one_R in alone]
+        metrics[split] = _figures(evaluation, rows.of_task().labels_R > 0, of_main, cka) | task_figures(evaluation)
         tables.append(
             pa.table(
                 {
-                    "split": pa.array([split] * len(labels_R)).dictionary_encode(),
-                    "label": labels_R,
-                    "logit": logits_R,
+                    "split": pa.array([split] * len(known_R)).dictionary_encode(),
+                    "label": pa.array(rows.labels_R() > 0, mask=~known_R),
+                    "logit": rows.logits_R().astype(np.float32),
+                    **task_columns(rows),
                     **{f"alone_{index}": one_R for index, one_R in enumerate(alone)},
                 }
             )
@@ -80,18 +85,17 @@ def analyse(run: Run, data: Path, scores: Path, truth: planted.Truth | None) -> 
 
 def _scored(
     model: DMoE, data: Path, split: str, *, keep: bool
-) -> tuple[Any, Any, list[Any], LinearCKA | None, list[planted.Floats]]:
-    """Labels, logits, the logits of each expert alone, CKA of the outputs, and the outputs of the first rows."""
+) -> tuple[SplitRows, list[Any], LinearCKA | None, list[planted.Floats]]:
+    """Labels and logits, the logits of each expert alone, CKA of the outputs, and the outputs of the first rows."""
     reader = read_once(data, split, batch_size=SCORING_ROWS)
     several = model.num_experts > 1
     cka = LinearCKA(model.num_experts) if several else None
-    labels, logits = [], []
+    found = SplitRows(reader.schema)
     alone: list[list[Any]] = [[] for _ in range(model.num_experts if several else 0)]
     kept: list[list[Any]] = [[] for _ in alone]
     rows = 0
     for batch, output in scored_batches(model, reader.batches(), torch.device("cpu")):
-        labels.append(batch.labels_B.numpy() > 0)
-        logits.append(output.logit.float().numpy())
+        found.update(batch, output)
         if cka is not None:
             cka.update(output.expert_outputs)
             for index, one in enumerate(output.expert_outputs):
@@ -99,9 +103,9 @@ def _scored(
         if keep and rows < planted.MAX_ROWS:
             for index, one in enumerate(output.expert_outputs[: len(kept)]):
                 kept[index].append(one[: planted.MAX_ROWS - rows].double().numpy())
-        rows += len(labels[-1])
+        rows += len(batch)
     joined = [np.concatenate(one) for one in kept if one]
-    return np.concatenate(labels), np.concatenate(logits), [np.concatenate(one) for one in alone], cka, joined
+    return found, [np.concatenate(one) for one in alone], cka, joined
 
 
 def _figures(

@@ -10,6 +10,7 @@ cells/KEY/failed.json  why a cell failed, until it is tried again
 cells/KEY/log.txt      what the cell said while it ran
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from dmoe.disk.files import check_links, read_json, remove_leftovers, write_json
 from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import grid
 from dmoe.experiments.cell import CELL_FORMAT, DONE
+from dmoe.experiments.families import FAMILIES, Slice, family_arms, family_grid, slices
 from dmoe.experiments.grid import Arm, Cell, Grid
 from dmoe.schema import Schema
 from dmoe.shards.latest import write_latest
@@ -30,6 +32,11 @@ from dmoe.validation import validate
 FORMAT_VERSION: Literal[2] = 2
 ASKED = "experiment.json"
 FAILED = "failed.json"
+
+
+def all_names() -> list[str]:
+    """Every experiment, those of several labels or domains last."""
+    return [*grid.names(), *FAMILIES]
 
 
 class SplitSize(BaseModel):
@@ -103,7 +110,7 @@ class Folder:
             names = {*earlier.names, *asked.names}
             asked = asked.model_copy(
                 update={
-                    "names": tuple(name for name in grid.names() if name in names),
+                    "names": tuple(name for name in all_names() if name in names),
                     "seeds": max(earlier.seeds, asked.seeds),
                     "parts": tuple(sorted({*earlier.parts, *asked.parts})),
                 }
@@ -114,13 +121,27 @@ class Folder:
         write_json(self.path / ASKED, asked.model_dump(mode="json"))
         return asked
 
-    def grid(self, name: str) -> Grid:
-        """The grid of an experiment, over the parts that were asked for."""
-        return grid.grid(name).over_parts(self.asked.parts)
+    def tables(self) -> list[str]:
+        """The names of the tables: an experiment has one, a family one for each slice."""
+        found = []
+        for name in self.asked.names:
+            family = name in FAMILIES
+            found += [f"{name}-{of.suffix}" for of in slices(name, self.schema)] if family else [name]
+        return found
 
-    def arms(self, name: str) -> list[Arm]:
+    def grid(self, table: str) -> Grid:
+        """The grid of a table, over the parts that were asked for."""
+        name, _, suffix = table.partition("-")
+        if name in FAMILIES:
+            return family_grid(name, Slice.read(suffix), self.schema)
+        return grid.grid(table).over_parts(self.asked.parts)
+
+    def arms(self, table: str) -> Sequence[Arm]:
         asked = self.asked
-        return grid.arms(name, grid.size(asked.size), asked.changes, asked.parts, asked.splits["train"].rows)
+        name, _, suffix = table.partition("-")
+        if name in FAMILIES:
+            return family_arms(name, Slice.read(suffix), grid.size(asked.size), asked.changes, self.schema)
+        return grid.arms(table, grid.size(asked.size), asked.changes, asked.parts, asked.splits["train"].rows)
 
     def data(self, part: int | None) -> Path:
         """The data set that a cell reads: the one asked for, or its latest `part` training rows."""

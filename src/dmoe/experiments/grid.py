@@ -38,11 +38,11 @@ FEWEST_ROWS = 10_000
 Metric: TypeAlias = Literal["auc", "logloss", "cec", "separation"]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Loss(_Strict):
+class Loss(Strict):
     """A de-correlation term; its alpha is searched."""
 
     loss: Literal["corr", "cov"] = "corr"
@@ -62,7 +62,7 @@ class Loss(_Strict):
         return " ".join(words)
 
 
-class Variant(_Strict):
+class Variant(Strict):
     """How a model is built: the tables of its experts, and the loss between them."""
 
     tables: Literal["shared", "per-expert"] = "per-expert"
@@ -72,7 +72,7 @@ class Variant(_Strict):
     table_parameters_of_me: bool = False
 
 
-class Comparison(_Strict):
+class Comparison(Strict):
     """`better` is expected above `than` (CEC: below); `claim` is the paper's sentence that this decides."""
 
     better: str
@@ -81,21 +81,21 @@ class Comparison(_Strict):
     claim: str | None = None
 
 
-class Ensemble(_Strict):
+class Ensemble(Strict):
     """A column made from finished cells: the mean logit of as many runs of `of` as the model has experts."""
 
     name: str
     of: str
 
 
-class BestOf(_Strict):
+class BestOf(Strict):
     """A column that is, in each row, the one of these columns that is best on the validation split."""
 
     name: str
     of: list[str] = Field(min_length=1)
 
 
-class Grid(_Strict):
+class Grid(Strict):
     """One table or figure.
 
     `nested`: its one model on parts of the log, each a row of the table; see `over_parts`.
@@ -148,7 +148,7 @@ class Grid(_Strict):
         return self.model_copy(update={"models": dict.fromkeys(labels, experts), "parts": labels})
 
 
-class Size(_Strict):
+class Size(Strict):
     """How large models are, how they are trained, and which alphas are searched."""
 
     run: dict[str, Any]
@@ -254,7 +254,7 @@ def expand(wanted: list[str]) -> list[str]:
 @cache
 def grid(name: str) -> Grid:
     """The grid of an experiment."""
-    return validate(Grid, _package_yaml("grids", name), f"grid {name}")
+    return validate(Grid, package_yaml("grids", name), f"grid {name}")
 
 
 def sizes() -> list[str]:
@@ -270,7 +270,7 @@ def size(name: str) -> Size:
     """
     if name not in sizes():
         raise ConfigError(f"--size {name}: no such size{nearest(name, sizes())}")
-    return validate(Size, _package_yaml("sizes", name), f"size {name}")
+    return validate(Size, package_yaml("sizes", name), f"size {name}")
 
 
 def size_for(schema: Schema, train_rows: int) -> str:
@@ -316,6 +316,7 @@ def arms(
     return found
 
 
-def _package_yaml(folder: str, name: str) -> dict[str, Any]:
+def package_yaml(folder: str, name: str) -> dict[str, Any]:
+    """A YAML file that ships with the experiments."""
     text = (files("dmoe.experiments") / folder / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_yaml(text, f"{folder}/{name}.yaml")

@@ -46,9 +46,10 @@ class Search:
 
 
 def score(figures: Mapping[str, Any]) -> float:
-    """What a search maximises; reads the validation split alone."""
+    """What a search maximises, of several labels their mean; reads the validation split alone."""
     valid = figures["metrics"]["valid"]
-    return float(valid["auc"] - valid["logloss"])
+    tasks = valid.get("tasks", {"": valid}).values()
+    return float(sum(one["auc"] - one["logloss"] for one in tasks) / len(tasks))
 
 
 def search(arm: Arm, seed: int, finished: Finished, failed: Sequence[str] = ()) -> Search | None:

@@ -113,7 +113,7 @@ class Runner:
         self.folder, self.limits, self.display = folder, limits, display
         self.asked: Asked = folder.asked
         self.schema = folder.schema
-        self.arms: list[Arm] = [arm for name in self.asked.names for arm in folder.arms(name)]
+        self.arms: list[Arm] = [arm for table in folder.tables() for arm in folder.arms(table)]
         self.rows = self.asked.splits["train"].rows
 
     def run(self) -> State:

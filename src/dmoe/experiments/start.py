@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dmoe.errors import ConfigError
 from dmoe.experiments import grid
+from dmoe.experiments.families import FAMILIES, check_family, family_arms, slices
 from dmoe.experiments.folder import Asked, Folder, describe_data
 from dmoe.experiments.planted import Truth
 
@@ -35,12 +36,17 @@ def start(
     Raises: ConfigError for an unknown name, size or key, a missing truth, or a folder of other runs; DataError for data
     without the three splits, or a truth that is not of this log.
     """
-    wanted = grid.expand(list(names))
+    families = [name for name in FAMILIES if name in names]
+    ordinary = grid.expand([name for name in names if name not in FAMILIES])
+    wanted = [*ordinary, *families]
     schema, splits = describe_data(data)
+    for name in families:
+        check_family(name, schema)
     if truth is None:
         if "planted" in names:
             raise ConfigError("planted: needs --truth, the .truth.json of the generated log")
-        wanted = [name for name in wanted if not grid.grid(name).needs_truth]
+        ordinary = [name for name in ordinary if not grid.grid(name).needs_truth]
+        wanted = [*ordinary, *families]
     else:
         known = Truth.read(truth)
         rows = sum(one.rows for one in splits.values())
@@ -50,7 +56,8 @@ def start(
             )
     train_rows = splits["train"].rows
     if size == "auto":
-        size = grid.RECIPE if wanted == [grid.GROWTH] else grid.size_for(schema, train_rows)
+        by_recipe = not set(ordinary) - {grid.GROWTH}
+        size = grid.RECIPE if by_recipe else grid.size_for(schema, train_rows)
         if grid.GROWTH in wanted and size != grid.RECIPE:
             raise ConfigError(
                 "growth: trains each part by its recipe, and other experiments train by a fixed size; give growth a "
@@ -59,7 +66,11 @@ def start(
     known_parts = _parts(parts, wanted, train_rows, output)
     if any(change.startswith(_FIXED) for change in changes):
         raise ConfigError(f"--set {' '.join(changes)}: experts, tables, losses and seeds are what experiments vary")
-    for name in wanted:
+    for name in families:
+        for of in slices(name, schema):
+            for one in family_arms(name, of, grid.size(size), tuple(changes), schema):
+                one.cell(1, 1.0 if one.loss else None)
+    for name in ordinary:
         for arm in grid.arms(name, grid.size(size), tuple(changes), known_parts, train_rows):
             arm.cell(1, 1.0 if arm.loss else None)
     folder = Folder(output)

@@ -11,9 +11,11 @@ from pyarrow import parquet
 from dmoe.decorrelation import scales_of_alpha
 from dmoe.evaluation.compare import SIGNIFICANCE
 from dmoe.experiments import plan
+from dmoe.experiments.families import FAMILIES, Slice
 from dmoe.experiments.folder import Folder
 from dmoe.experiments.grid import Arm, BestOf, Comparison, Grid, Metric, Variant
 from dmoe.experiments.plan import Search
+from dmoe.experiments.slices import read_slice, slice_figures
 from dmoe.experiments.statistics import (
     CellScores,
     Compared,
@@ -125,10 +127,10 @@ class ExperimentSummary:
         self.failed = folder.failed()
         test_rows = self.asked.splits["test"].rows
         self._scores = lru_cache(maxsize=max(4, SCORES_BYTES // (64 * test_rows)))(self._read_scores)
-        arms = [arm for name in self.asked.names for arm in folder.arms(name)]
+        arms = [arm for table in folder.tables() for arm in folder.arms(table)]
         self.expected = plan.expected_number(arms, self.asked.seed_numbers)
         self.wanted = plan.wanted(arms, self.asked.seed_numbers, self.finished, list(self.failed))
-        self.tables = [self._table(name) for name in self.asked.names]
+        self.tables = [self._table(name) for name in folder.tables()]
 
     @property
     def number_finished(self) -> int:
@@ -170,15 +172,20 @@ class ExperimentSummary:
         if "+" in key:
             parts = [self.scores(one) for one in key.split("+")]
             return CellScores(parts[0].labels_R, np.mean([part.logits_R for part in parts], axis=0))
-        table = parquet.read_table(
-            self.folder.cell(key) / "scores.parquet", columns=["label", "logit"], filters=[("split", "=", "test")]
-        )
+        cell, at, suffix = key.partition("@")
+        path = self.folder.cell(cell) / "scores.parquet"
+        if at:
+            return CellScores(*read_slice(path, Slice.read(suffix), self.folder.schema))
+        table = parquet.read_table(path, columns=["label", "logit"], filters=[("split", "=", "test")])
+        table = table.filter(table["label"].is_valid())
         return CellScores(table["label"].to_numpy(), table["logit"].to_numpy().astype(np.float64))
 
     def _table(self, name: str) -> Table:
         spec = self.folder.grid(name)
         arms = self.folder.arms(name)
-        places = {(arm.model, arm.variant): self._place(arm) for arm in arms}
+        family, _, suffix = name.partition("-")
+        of = Slice.read(suffix) if family in FAMILIES else None
+        places = {(arm.model, arm.variant): self._place(arm, of) for arm in arms}
         if spec.ensemble is not None:
             for arm in arms:
                 if arm.variant == spec.ensemble.of:
@@ -193,11 +200,11 @@ class ExperimentSummary:
             self._slopes(spec, places),
         )  # fmt: skip
 
-    def _place(self, arm: Arm) -> Place:
+    def _place(self, arm: Arm, of: Slice | None = None) -> Place:
         seeds, failed = self.asked.seed_numbers, list(self.failed)
         cells = plan.cells_of(arm, seeds, self.finished, failed)
         done = {seed: cell.key for seed, cell in cells.items() if cell.key in self.finished}
-        runs = {seed: self._figures(key) for seed, key in done.items()}
+        runs = {seed: self._figures(key, of) for seed, key in done.items()}
         alpha = plan.alpha_of(arm, seeds[0], self.finished, failed) if arm.loss else None
         both = None
         if done and arm.loss is not None and alpha is not None and arm.loss.location in ("output", "pre-activation"):
@@ -208,13 +215,17 @@ class ExperimentSummary:
             reasons = [self.failed[cell.key] for cell in cells.values() if cell.key in self.failed]
             missing = f"failed: {reasons[0]}" if reasons else "not run yet"
         search = plan.search(arm, seeds[0], self.finished, failed) if arm.searched else None
+        if of is not None:
+            done = {seed: f"{key}@{of.suffix}" for seed, key in done.items()}
         return Place(arm.model, arm.variant, runs, done, alpha, both, search, missing)
 
-    def _figures(self, key: str) -> dict[str, Any]:
+    def _figures(self, key: str, of: Slice | None) -> dict[str, Any]:
         cell = self.finished[key]
+        own = {} if of is None else slice_figures(cell["metrics"]["test"], of, self.folder.schema)
         abundance = [one["weighted"] for one in cell["tables"] if one["experts"] and one["weighted"] is not None]
         return {
-            **cell["metrics"]["test"],
+            **{name: value for name, value in cell["metrics"]["test"].items() if name != "tasks"},
+            **own,
             "valid_auc": cell["metrics"]["valid"]["auc"],
             "parameters": cell["parameters"],
             "seconds": cell["seconds"],
