@@ -71,3 +71,12 @@ def test_click_rates_that_drift_are_said_and_chance_is_not() -> None:
     assert rate_drift({"valid": of(10**8, 50_000_000), "test": of(10**8, 50_200_000)}) is None, "too little to matter"
     assert rate_drift({"test": of(1000, 10)}) is None
     assert rate_drift({"valid": of(1000, 300), "test": of(1000, 0)}) is None
+
+
+def test_every_label_is_judged_by_its_own_figures() -> None:
+    bad = evaluation(relative_information_gain=-0.25)
+    beside = {"name": "logistic regression", "splits": {}, "tasks": {"like": {"test": paired(-0.02, 0.001)}}}
+    found = faults_of_run({"test": evaluation(tasks={"click": bad, "buy": bad, "like": evaluation()})}, beside)
+    assert len(found) == 2, "the main label is judged by the figures on top"
+    assert found[0].startswith("on test, buy, its logloss 0.5000 is worse than predicting the mean")
+    assert found[1].startswith("on test, like, the logistic regression is better beyond chance")

@@ -10,9 +10,11 @@ from pyarrow import parquet
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
+from dmoe.baselines.kept import kept_logistic
 from dmoe.config.run import RunConfig
 from dmoe.disk.files import read_json, read_json_lines
 from dmoe.errors import ConfigError, Interrupted
+from dmoe.evaluation.baseline import read_beside, stand_beside
 from dmoe.evaluation.evaluate import evaluate_run, scored_rows
 from dmoe.schema import Schema
 from dmoe.shards.reader import read_once
@@ -92,6 +94,25 @@ def test_training_watches_the_mean_and_says_what_one_set_of_weights_costs(run: R
     assert calibration["tasks"]["click"]["slope"] == calibration["slope"]
     for name, of in calibration["tasks"].items():
         assert of["splits"]["valid"]["after"]["predicted_to_observed"] == pytest.approx(1, abs=1e-3), name
+
+
+def test_each_label_stands_beside_a_regression_of_its_own(run: Run, data: Path) -> None:
+    beside = stand_beside(run, data)
+    assert read_beside(run.path) == beside
+    truth, ours = parquet.read_table(data / "test"), logits_of(run, data, "test")
+    batch = next(read_once(data, "test", batch_size=8192).batches())
+    for number, name in enumerate(NAMES):
+        regression = kept_logistic(data, Path(), 4.0, label=name)
+        assert regression.facts.label == name
+        logits = regression.load_model().logits(batch.ids_BC.numpy(), batch.numeric_BN.numpy())
+        column = truth[name].to_numpy()
+        known = ~np.isnan(column)
+        found = beside["tasks"][name]["test"]["auc"]
+        assert found["first"] == pytest.approx(roc_auc_score(column[known], logits[known]))
+        assert found["second"] == pytest.approx(roc_auc_score(column[known], ours[name][known]))
+        said = read_json(regression.path / "evaluation" / "test.json")
+        assert (said["rows"], said["auc"]) == (known.sum(), pytest.approx(found["first"])), number
+    assert beside["splits"]["test"]["auc"] == pytest.approx(beside["tasks"]["click"]["test"]["auc"])
 
 
 def test_auc_inside_groups(run: Run, data: Path) -> None:

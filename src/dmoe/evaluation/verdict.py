@@ -56,7 +56,7 @@ def _beaten(split: str, beside: Mapping[str, Any]) -> str | None:
 
 
 def faults_of_run(evaluations: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Any] | None) -> list[str]:
-    """`faults` of the last held-out split that there is: test, else valid.
+    """`faults` of the last held-out split that there is, test, else valid: of the main label, then of the others.
 
     Args:
         evaluations: by split; `beside` what comparison.json of the run folder holds.
@@ -67,6 +67,11 @@ def faults_of_run(evaluations: Mapping[str, Mapping[str, Any]], beside: Mapping[
     paired = beside["splits"].get(split) if beside is not None else None
     named = None if beside is None or paired is None else {"name": beside["name"], **paired}
     found = faults(split, evaluations[split], named)
+    by_task = (beside or {}).get("tasks") or {}
+    for name, task in list((evaluations[split].get("tasks") or {}).items())[1:]:
+        paired = by_task.get(name, {}).get(split)
+        other = None if beside is None or paired is None else {"name": beside["name"], **paired}
+        found += faults(f"{split}, {name},", task, other)
     drift = rate_drift(evaluations)
     return [*found, *([drift] if drift is not None else [])]
 
@@ -88,9 +93,12 @@ def rate_drift(evaluations: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def against(beside: Mapping[str, Any]) -> list[str]:
-    """One line a split: the baseline's scores, and how far the model is above them."""
+    """One line a label and split: the baseline's scores, and how far the model is above them."""
+    tasks = beside.get("tasks") or {"": beside["splits"]}
     return [
-        f"{split:5} {beside['name']}: AUC {paired['auc']['first']:.4f}  logloss {paired['logloss']['first']:.4f}  "
+        f"{split:5} {name}{', ' if name else ''}{beside['name']}: AUC {paired['auc']['first']:.4f}  "
+        f"logloss {paired['logloss']['first']:.4f}  "
         f"(the model: {paired['auc']['difference']:+.4f}, {paired['logloss']['difference']:+.4f})"
-        for split, paired in beside["splits"].items()
+        for name, splits in tasks.items()
+        for split, paired in splits.items()
     ]
