@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmoe.cli.main import main
 from dmoe.config.data import DataConfig
 from dmoe.errors import DataError
 from dmoe.prepare.prepare import prepare
+from dmoe.prepare.stage import Spill
 from dmoe.prepare.update import update
 from dmoe.schema import Schema, Task
 from dmoe.shards.latest import write_latest
@@ -413,3 +417,45 @@ def test_an_encoding_that_is_not_said_names_the_label(tmp_path: Path) -> None:
 
 def test_given_by_number() -> None:
     assert given_of(plan().tasks) == (None, 0, None, 1)
+
+
+def test_the_command_shows_labels_and_splits_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = write(tmp_path / "log.csv", drawn(400))
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(plan().model_dump(exclude_unset=True), sort_keys=False))
+    words = ["prepare", "--config", str(tmp_path / "data.yaml"), "--input", log, "--max-rejects", "400"]
+    split = ["--split", "stratified,label=like,train=0.6,valid=0.2,test=0.2"]
+    with pytest.raises(SystemExit) as done:
+        main([*words, *split, "--output", str(tmp_path / "data")])
+    assert not done.value.code
+    told = capsys.readouterr().err
+    labels = json.loads((tmp_path / "data" / "summary.json").read_text())["labels"]["buy"]["splits"].values()
+    known, ones, unknown, odd = (
+        sum(split[kind] for split in labels) for kind in ("known", "positives", "unknown", "contradictions")
+    )
+    assert f"buy: {ones} of {known} rows, unknown in {unknown}, {odd} of 1 where the one it is given is 0" in told
+    assert "4 domains of 'tab': feed, home, other, (other)" in told
+    assert Schema.read(tmp_path / "data").source["split"]["label"] == "like"
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--split", "stratified,label=likes", "--output", str(tmp_path / "other")])
+    assert done.value.code == 2
+    assert "--split: split.label: no label 'likes'; did you mean 'like'?" in capsys.readouterr().err
+
+
+def test_two_labels_of_one_column(tmp_path: Path) -> None:
+    rows = [[str(index % 5), f"s{index % 3}"] for index in range(200)]
+    labels = {
+        "good": {"column": "rating", "positive": [3, 4]},
+        "best": {"column": "rating", "positive": [4], "given": "good"},
+    }
+    config = DataConfig.model_validate({"labels": labels, "fields": {"categorical": ["site"]}})
+    summary = prepare(config, [write(tmp_path / "log.csv", rows, ("rating", "site"))], tmp_path / "data")
+    counts = {name: one["splits"]["train"] for name, one in summary["labels"].items()}
+    assert counts["good"] == {"known": 160, "positives": 64, "unknown": 0, "contradictions": 0}
+    assert counts["best"] == {"known": 64, "positives": 32, "unknown": 96, "contradictions": 0}
+
+
+def test_work_is_sent_to_other_processes() -> None:
+    spill = Spill(Path("stage"), ("site", "tab"), ("price",), 4, weighted=True)
+    config, sent = pickle.loads(pickle.dumps((plan(), spill)))  # noqa: S301 (our own)
+    assert (config, sent) == (plan(), spill)
+    assert [sent.place(name) for name in ("c1", "n0", "l3", "weight", "time")] == [1, 2, 6, 7, 8]

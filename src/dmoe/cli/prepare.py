@@ -231,6 +231,17 @@ def _show(summary: dict[str, Any], output: Path) -> None:
     for name, split in summary["splits"].items():
         table.add_row(name, f"{split['rows']:,}", f"{split['positives']:,}", f"{split['click_rate']:.4f}")
     stderr.print(table)
+    for name, label in summary.get("labels", {}).items():
+        known, ones, unknown, odd = (
+            sum(split[kind] for split in label["splits"].values())
+            for kind in ("known", "positives", "unknown", "contradictions")
+        )
+        contradicting = f", {odd:,} of 1 where the one it is given is 0" if odd else ""
+        stderr.print(f"{name}: {ones:,} of {known:,} rows, unknown in {unknown:,}{contradicting}", markup=False)
+    if "domain" in summary:
+        names = summary["domain"]["names"]
+        shown = f"{', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        stderr.print(f"{len(names)} domains of '{summary['domain']['field']}': {shown}", markup=False)
     rows = summary["updates"][-1]["rows"] if "updates" in summary else summary["rows"]
     stderr.print(
         f"{rows['read']:,} rows read, {rows['rejected']:,} rejected, {summary['seconds']:.1f} s "

@@ -205,6 +205,8 @@ def scored_rows(
             ids.append(batch.ids_BC.numpy()[known_B][:, list(columns)])
     if not labels:
         raise DataError(f"{logs[0]}: holds no rows to compare on")
+    if not sum(map(len, labels)):
+        raise DataError(f"{logs[0] if logs else split}: no row says its '{run.schema.label}'; comparing needs labels")
     return np.concatenate(labels), np.concatenate(logits), np.concatenate(ids)
 
 
