@@ -16,7 +16,7 @@ from dmoe.config.raw_format import Derivation, NumberFormat
 from dmoe.errors import ConfigError, DataError
 from dmoe.prepare.prepare import prepare
 from dmoe.schema import vocabulary_path
-from dmoe.tokens.labels import read_labels
+from dmoe.tokens.labels import read_label
 from dmoe.tokens.number_format import explained, number_reader, plain_at_once
 from dmoe.tokens.scalars import Fault
 from dmoe.tokens.times import Time, deriver, read_moments, time_parser
@@ -43,10 +43,12 @@ OFFSETS = st.integers(-14 * 4, 14 * 4).map(lambda quarters: timezone(timedelta(m
     ],
 )
 def test_labels_by_value(values: list[object], label: dict[str, object], want: list[object]) -> None:
-    found = read_labels(pa.array(values), Label.model_validate({"column": "y", **label}), ("",), "log.csv")
-    got: list[object] = found.labels_N.tolist()
-    for reason, rows in found.reasons.items():
+    found = read_label(pa.array(values), Label.model_validate({"column": "y", **label}), ("",), "log.csv")
+    got: list[object] = found.said_N.tolist()
+    for column, reason, rows, text in found.faults():
+        assert column == "y"
         for row in rows.tolist():
+            assert text(row) == (values[row] or "")
             got[row] = reason
     assert got == want
 
@@ -61,7 +63,7 @@ def test_labels_by_value(values: list[object], label: dict[str, object], want: l
 )
 def test_other_encodings_are_refused_with_the_key_to_write(values: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_labels(pa.array(values * 50), Label(column="y"), ("",), "log.csv")
+        read_label(pa.array(values * 50), Label(column="y"), ("",), "log.csv").faults()
 
 
 @given(MOMENTS, OFFSETS, st.booleans())

@@ -231,4 +231,4 @@ def _split_size(folder: Path, label: str, summary: dict[str, Any]) -> SplitSize:
     from pyarrow.dataset import dataset
 
     labels = dataset(folder, format="parquet").to_table(columns=[label])[0]
-    return SplitSize(rows=len(labels), positives=int(labels.to_numpy().sum()))
+    return SplitSize(rows=len(labels), positives=int(labels.drop_null().to_numpy().sum()))

@@ -17,7 +17,7 @@ from dmoe.errors import DataError
 from dmoe.schema import UNKNOWN
 from dmoe.sources.rejects import BAD_LABEL, CONTRADICTION, NO_CLASS, NO_LABEL, NONE_KNOWN
 from dmoe.tokens.scalars import Fault, parse_number
-from dmoe.values.coded_columns import Column, as_text, codes_of
+from dmoe.values.coded_columns import Codes, Column, as_text, codes_of
 
 _PLAIN: dict[float | str, Literal[0, 1]] = {0.0: 0, 1.0: 1, "false": 0, "true": 1}
 # What people write for a click and for none, in lower case.
@@ -60,42 +60,58 @@ def label_parser(label: Label, missing: Collection[str]) -> Callable[[str | None
     return parse
 
 
+# A column, a reason, its rows, and the text of each.
+Faulty: TypeAlias = tuple[str, str, npt.NDArray[np.intp], Callable[[int], str]]
+
+
 @dataclass(frozen=True, slots=True)
-class Labels:
-    """`labels_N` of 0, 1 and `UNKNOWN`; `reasons`: a reason and its rows, of which `text` gives the value."""
+class LabelColumn:
+    """A label column, read: row n has text `codes_N[n]` of `texts`, null the last, and its class or fault in `parsed`.
+    `where` is its file, `name` the label's among several."""
 
-    labels_N: npt.NDArray[np.uint8]
-    reasons: dict[str, npt.NDArray[np.intp]]
-    text: Callable[[int], str]
+    codes_N: Codes
+    texts: list[str | None]
+    parsed: list[Literal[0, 1, 2] | Fault]
+    label: Label
+    where: str
+    name: str = ""
+
+    @property
+    def said_N(self) -> npt.NDArray[np.uint8]:
+        """0, 1 and `UNKNOWN`, which a fault is too."""
+        by_code = [UNKNOWN if isinstance(one, Fault) else one for one in self.parsed]
+        return np.array(by_code, dtype=np.uint8)[self.codes_N]
+
+    def faults(self, meant_N: npt.NDArray[np.bool_] | None = None) -> list[Faulty]:
+        """What is wrong in the rows where the label means something, by default all.
+
+        Raises: DataError if without `positive` these hold two other values than 0 and 1, or mostly such.
+        """
+        codes_N = self.codes_N if meant_N is None else self.codes_N[meant_N]
+        counts = np.bincount(codes_N % len(self.texts), minlength=len(self.texts))  # -1, null, is the last
+        used = [(code, one) for code, one in enumerate(self.parsed) if counts[code]]
+        found: list[Faulty] = []
+        for reason in dict.fromkeys(one.reason for _, one in used if isinstance(one, Fault)):
+            codes = [code for code, one in used if isinstance(one, Fault) and one.reason == reason]
+            if reason == BAD_LABEL:
+                said = [code for code, one in used if one != UNKNOWN and one != Fault(NO_LABEL)]
+                present = Counter({str(self.texts[code]): int(counts[code]) for code in said})
+                _refuse_other_encodings(present, int(counts[codes].sum()), self.label, self.where, self.name)
+            at_fault_N = np.isin(self.codes_N % len(self.texts), codes)
+            rows = np.flatnonzero(at_fault_N if meant_N is None else at_fault_N & meant_N)
+            found.append((self.label.column, reason, rows, self._text))
+        return found
+
+    def _text(self, row: int) -> str:
+        return self.texts[self.codes_N[row]] or ""
 
 
-def read_labels(column: Column, label: Label, missing: Collection[str], where: str, name: str = "") -> Labels:
-    """`name` is that of one of several labels.
-
-    Raises: DataError if without `positive` the column holds two other values than 0 and 1, or mostly such."""
+def read_label(column: Column, label: Label, missing: Collection[str], where: str, name: str = "") -> LabelColumn:
+    """`missing`: texts that mean a missing value; else as `LabelColumn`."""
     encoded = as_text(column, label.column).dictionary_encode()
-    codes_N = codes_of(encoded)
-    texts: list[str | None] = [*encoded.dictionary.to_pylist(), None]  # the last for null, whose code is -1
+    texts: list[str | None] = [*encoded.dictionary.to_pylist(), None]
     parse = label_parser(label, missing)
-    parsed = [parse(text) for text in texts]
-    by_code = np.array([0 if isinstance(one, Fault) else one for one in parsed], dtype=np.uint8)
-    reasons: dict[str, npt.NDArray[np.intp]] = {}
-    for reason in dict.fromkeys(one.reason for one in parsed if isinstance(one, Fault)):
-        codes = [code for code, one in enumerate(parsed) if isinstance(one, Fault) and one.reason == reason]
-        rows = np.flatnonzero(np.isin(np.where(codes_N < 0, len(texts) - 1, codes_N), codes))
-        if len(rows):
-            reasons[reason] = rows
-    if BAD_LABEL in reasons:
-        counts = np.bincount(codes_N[codes_N >= 0], minlength=len(texts))
-        present = Counter(
-            {
-                str(texts[code]): int(counts[code])
-                for code, one in enumerate(parsed[:-1])
-                if counts[code] and not (isinstance(one, Fault) and one.reason == NO_LABEL)
-            }
-        )
-        _refuse_other_encodings(present, len(reasons[BAD_LABEL]), label, where, name)
-    return Labels(by_code[codes_N], reasons, lambda row: texts[codes_N[row]] or "")
+    return LabelColumn(codes_of(encoded), texts, [parse(text) for text in texts], label, where, name)
 
 
 _FEW = 20
@@ -119,10 +135,6 @@ def _refuse_other_encodings(present: Counter[str], bad: int, label: Label, where
     raise DataError(f"{where}: label '{label.column}' holds {shown}, not 0 and 1; say what a click is, as in `{key}`")
 
 
-# A column, a reason, its rows, and the text of each.
-Faulty: TypeAlias = tuple[str, str, npt.NDArray[np.intp], Callable[[int], str]]
-
-
 @dataclass(frozen=True, slots=True)
 class TaskLabels:
     """Labels (N, T) of 0, 1 and `UNKNOWN`; where a column says 1 and that of the label that it is given 0."""
@@ -142,22 +154,27 @@ def read_tasks(
     """All labels of these rows. For `scoring`, a label without its column is unknown, None is given where no label has
     one, and no row is at fault for what its labels say together.
 
-    Raises: DataError as `read_labels`.
+    Raises: DataError as `LabelColumn.faults`.
     """
     tasks = config.tasks
-    there = [label.column for label in tasks.values() if label.column in columns]
-    if scoring and not there:
+    read = {
+        task: read_label(columns[label.column], label, config.format.missing, where, name if len(tasks) > 1 else "")
+        for task, (name, label) in enumerate(tasks.items())
+        if not scoring or label.column in columns
+    }
+    if not read:
         return None
-    said_NT = np.full((len(columns[there[0]]), len(tasks)), UNKNOWN, dtype=np.uint8)
-    faults: list[Faulty] = []
-    for task, (name, label) in enumerate(tasks.items()):
-        if scoring and label.column not in columns:
-            continue
-        found = read_labels(columns[label.column], label, config.format.missing, where, name if config.labels else "")
-        faults += [(label.column, reason, rows, found.text) for reason, rows in found.reasons.items()]
-        said_NT[:, task] = found.labels_N
+    said_TN = {task: one.said_N for task, one in read.items()}
+    said_NT = np.full((len(next(iter(said_TN.values()))), len(tasks)), UNKNOWN, dtype=np.uint8)
+    for task, said_N in said_TN.items():
+        said_NT[:, task] = said_N
     given = given_of(tasks)
     labels_NT, contradicts_NT = masked(said_NT, given, config.contradictions)
+    faults: list[Faulty] = []
+    for task, one in read.items():
+        parent = given[task]
+        # Where a label has no meaning it does not matter what its column says.
+        faults += one.faults(None if parent is None else labels_NT[:, parent] == 1)
     if not scoring:
         if config.contradictions == "reject":
             for label, contradicts_N in zip(tasks.values(), contradicts_NT.T, strict=True):
