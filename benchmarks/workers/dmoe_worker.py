@@ -19,7 +19,7 @@ from dmoe.config.run import OptimiserConfig
 from dmoe.nn.build import build_model
 from dmoe.nn.experts import expert_class
 from dmoe.nn.experts.fm import FM
-from dmoe.nn.model import Objective
+from dmoe.nn.objective import Objective
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
 from dmoe.schema import CategoricalField, Schema

@@ -11,7 +11,8 @@ from dmoe.config.model import GateConfig, ModelConfig
 from dmoe.config.run import DecorrelationConfig, OptimiserConfig
 from dmoe.machine.allocator import keep_freed_memory
 from dmoe.nn.build import build_model, build_terms
-from dmoe.nn.model import DMoE, Objective
+from dmoe.nn.model import DMoE
+from dmoe.nn.objective import Objective
 from dmoe.schema import CategoricalField, MultiValuedField, NumericField, Schema
 from dmoe.shards.batch import Batch
 from dmoe.training.engine import Engine

@@ -15,7 +15,8 @@ from dmoe.nn.build import build_model
 from dmoe.nn.experts import expert_class
 from dmoe.nn.gate import Gate
 from dmoe.nn.mixture import mix, mix_units
-from dmoe.nn.model import DecorrelationTerm, DMoE, Objective
+from dmoe.nn.model import DMoE
+from dmoe.nn.objective import DecorrelationTerm, Objective
 from dmoe.nn.task_losses import RowLabels
 from dmoe.schema import CategoricalField, NumericField, Schema
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dmoe import CorrLoss, DMoE
 from dmoe.nn.experts import DNN, FM, CrossNet
 from dmoe.nn.experts.base import Expert
-from dmoe.nn.model import DecorrelationTerm, Objective
+from dmoe.nn.objective import DecorrelationTerm, Objective
 from dmoe.nn.task_losses import RowLabels
 
 VOCABULARY = [5, 3]

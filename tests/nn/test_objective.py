@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dmoe.decorrelation import CorrLoss, CovLoss
 from dmoe.nn.experts import CIN, CrossNet
-from dmoe.nn.model import DecorrelationTerm, DMoE, Objective
+from dmoe.nn.model import DMoE
+from dmoe.nn.objective import DecorrelationTerm, Objective
 from dmoe.nn.task_losses import RowLabels
 
 SHARES = [7, 12, 1]

@@ -14,7 +14,7 @@ from dmoe.disk.files import read_json_lines
 from dmoe.errors import DataError, Interrupted
 from dmoe.kernels.row_access import rows_of
 from dmoe.nn.build import build_model, build_terms
-from dmoe.nn.model import Objective
+from dmoe.nn.objective import Objective
 from dmoe.nn.tables.bank import TokenField
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows

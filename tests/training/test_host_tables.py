@@ -6,7 +6,7 @@ import torch
 from dmoe.config.run import CowClipConfig, OptimiserConfig
 from dmoe.errors import DataError, Interrupted
 from dmoe.nn.build import build_model
-from dmoe.nn.model import Objective
+from dmoe.nn.objective import Objective
 from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
 from dmoe.training.engine import Engine

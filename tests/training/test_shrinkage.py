@@ -6,7 +6,7 @@ import torch
 from dmoe.config.run import changed_config
 from dmoe.errors import ConfigError, Interrupted
 from dmoe.nn.build import build_model
-from dmoe.nn.model import Objective
+from dmoe.nn.objective import Objective
 from dmoe.schema import Schema
 from dmoe.shards.reader import SplitReader
 from dmoe.training.engine import Engine

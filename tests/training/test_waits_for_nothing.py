@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dmoe.config.run import DecorrelationConfig, OptimiserConfig, load_config
 from dmoe.nn.build import build_model, build_terms
 from dmoe.nn.experts import EXPERTS
-from dmoe.nn.model import Objective
+from dmoe.nn.objective import Objective
 from dmoe.nn.tables.lookup import BatchRows
 from dmoe.schema import CategoricalField, NumericField, Schema
 from dmoe.shards.batch import Batch

@@ -14,7 +14,8 @@ from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts import DNN, Expert, expert_class
 from dmoe.nn.experts.options import check_experts, check_options
 from dmoe.nn.levels import LevelPlan
-from dmoe.nn.model import DecorrelationTerm, DMoE
+from dmoe.nn.model import DMoE
+from dmoe.nn.objective import DecorrelationTerm
 from dmoe.nn.tables.bank import TokenField
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, MultiValuedField, NumericField, Schema
 

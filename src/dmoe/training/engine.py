@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from dmoe.config.run import OptimiserConfig
 from dmoe.errors import DataError, NonFiniteLossError
 from dmoe.kernels.row_parallel import HALF_DTYPES
-from dmoe.nn.model import DMoE, Losses, Objective
+from dmoe.nn.model import DMoE
+from dmoe.nn.objective import Losses, Objective
 from dmoe.nn.tables.bank import Bank
 from dmoe.nn.tables.lookup import BatchRows, TableRows
 from dmoe.nn.tables.table import MultiTableEmbedding

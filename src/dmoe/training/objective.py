@@ -8,7 +8,8 @@ from dmoe.config.run import RunConfig
 from dmoe.config.tasks import tasks_of
 from dmoe.errors import ConfigError, nearest
 from dmoe.nn.build import build_terms
-from dmoe.nn.model import DMoE, Objective
+from dmoe.nn.model import DMoE
+from dmoe.nn.objective import Objective
 from dmoe.nn.task_losses import TaskLoss, TaskLosses
 from dmoe.schema import Schema
 from dmoe.training.log_facts import LogFacts
