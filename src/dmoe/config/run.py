@@ -33,16 +33,25 @@ def check_device(device: str) -> str:
 
 
 class DecorrelationConfig(Strict):
-    """One term alpha/(B-1) · L of eq. 12: `alpha` from step `start_step` on, grown over `warmup_steps`."""
+    """One term alpha/(B-1) · L of eq. 12: `alpha` from step `start_step` on, grown over `warmup_steps`.
+
+    `pairs`: of experts that some gate mixes, or all. `within`: domain for outputs centred in each domain by itself.
+    """
 
     loss: Literal["corr", "cov", "barlow-twins", "vicreg"] = "corr"
-    location: Literal["output", "pre-activation", "intermediate", "input"] = "output"
+    location: Literal["output", "pre-activation", "intermediate", "input", "levels"] = "output"
     alpha: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     norm: Literal["frobenius", "spectral", "l1", "l2"] | None = None
     scale: Literal["paper", "dimension-free"] = "paper"
     variance_weight: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     start_step: int = Field(default=0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
+    pairs: Literal["gated", "all"] = "gated"
+    within: Literal["batch", "domain"] = "batch"
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, handler(self), ("pairs", "within"))
 
     @model_validator(mode="after")
     def _norm_of_loss(self) -> "DecorrelationConfig":
@@ -193,6 +202,8 @@ class RunConfig(Strict):
                 f"'model.embedding_storage' {storage} needs optimiser.embedding: deferred, which rounds without "
                 f"losing small updates, got {self.optimiser.embedding}; set one or the other"
             )
+        if any(term.location == "input" for term in active) and model.levels:
+            raise ValueError("'decorrelation' at location 'input' is of tables; of a model with levels take 'levels'")
         tables = model.table_of_expert()
         shared = len(set(tables)) < len(tables) or (model.has_owners and model.tables != "per-expert")
         if any(term.location == "input" for term in active) and shared:

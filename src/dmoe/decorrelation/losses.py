@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dmoe.decorrelation.checks import ProcessGroup, check_choice, check_outputs, global_rows, resolve
 from dmoe.decorrelation.moments import (
+    Pairs,
     centre,
     co_moments,
     frobenius_by_rows,
@@ -55,7 +56,7 @@ def scales_of_alpha(
     return AlphaScales(alpha * factor, alpha)
 
 
-class _PairLoss(nn.Module):
+class PairLoss(nn.Module):
     """What the losses share: checks, precision, the way to the co-moments, the sum over pairs."""
 
     def __init__(self, norm: str, scale: Scale, process_group: ProcessGroup) -> None:
@@ -63,9 +64,14 @@ class _PairLoss(nn.Module):
         check_choice("scale", scale, Scale)
         self.norm, self.scale, self.process_group = norm, scale, process_group
 
-    def forward(self, outputs: Sequence[Tensor]) -> Tensor:
+    def forward(self, outputs: Sequence[Tensor], pairs: Pairs | None = None) -> Tensor:
+        """`pairs`: the experts to be told apart, each pair once; by default all."""
         local_rows = check_outputs(outputs)
-        if len(outputs) < 2:
+        every = list(combinations(range(len(outputs)), 2))
+        if pairs is not None and not set(pairs) <= set(every):
+            raise ValueError(f"pairs must be numbers of two of {len(outputs)} outputs, the smaller first, got {pairs}")
+        pairs = every if pairs is None else sorted(set(pairs))
+        if not pairs:
             # The sum over no rows: zero, and still a part of the graph.
             return outputs[0][:0].float().sum() if outputs else torch.zeros(())
         with torch.autocast(outputs[0].device.type, enabled=False):
@@ -80,9 +86,9 @@ class _PairLoss(nn.Module):
                     f"{type(self).__name__} is undefined for a batch of {rows} row(s): a correlation needs two; "
                     "leave the term out of such a batch"
                 )
-            norms = self._norms(columns, rows, group)
+            norms = self._norms(columns, rows, group, pairs)
             total = self._of_experts(columns, rows, group)
-        for (p, q), norm in zip(combinations(range(len(outputs)), 2), norms, strict=True):
+        for (p, q), norm in zip(pairs, norms, strict=True):
             total = total + self._of_pair(norm, outputs[p].shape[1] * outputs[q].shape[1], rows)
         return total
 
@@ -95,15 +101,15 @@ class _PairLoss(nn.Module):
         dimension_free = self.scale == "dimension-free" and self.norm != "l1"
         return norm / (math.sqrt(size) if dimension_free else size)
 
-    def _norms(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None) -> list[Tensor]:
-        """The norm of each pair's matrix, pairs in the order of `combinations`."""
+    def _norms(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None, pairs: Pairs) -> list[Tensor]:
+        """The norm of each pair's matrix."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"norm={self.norm!r}, scale={self.scale!r}"
 
 
-class CorrLoss(_PairLoss):
+class CorrLoss(PairLoss):
     """`L = Σ_{m1<m2} ‖Z1ᵀ Z2‖ / (d1·d2)` of standardised expert outputs (eq. 8, 17), without alpha/(B-1).
 
     `L/(B-1)` is rms(r)/d with norm "frobenius", r being the Pearson correlations between the d columns of one
@@ -142,32 +148,31 @@ class CorrLoss(_PairLoss):
         super().__init__(norm, scale, process_group)
         self.eps = eps
 
-    def _norms(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None) -> list[Tensor]:
-        if self.norm == "frobenius" and group is None and rows_are_cheaper(columns):
+    def _norms(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None, pairs: Pairs) -> list[Tensor]:
+        if self.norm == "frobenius" and group is None and rows_are_cheaper(columns, pairs):
             standardised = []
             for column_BD in columns:
                 mean_D, factor = column_BD.mean(0), inverse_scale(magnitude(column_BD))
                 centred_BD = centre(column_BD, mean_D, factor)
                 squares_D, scaled_D = centred_BD.square().sum(0), mean_D.detach() * factor
                 standardised.append(centred_BD * inverse_deviation(squares_D, scaled_D, rows, self.eps))
-            return frobenius_by_rows(standardised)
-        moments = co_moments(columns, rows, group)
+            return frobenius_by_rows(standardised, pairs)
+        moments = co_moments(columns, rows, group, pairs)
         inverse = [
             inverse_deviation(squares_D, mean_D, rows, self.eps)
             for squares_D, mean_D in zip(moments.squares, moments.means, strict=True)
         ]
         norm = spectral_norm if self.norm == "spectral" else torch.linalg.vector_norm
-        pairs = combinations(inverse, 2)
         return [
-            norm(product_PQ * left_P[:, None] * right_Q)
-            for product_PQ, (left_P, right_Q) in zip(moments.products, pairs, strict=True)
+            norm(product_PQ * inverse[p][:, None] * inverse[q])
+            for product_PQ, (p, q) in zip(moments.products, pairs, strict=True)
         ]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, eps={self.eps:g}"
 
 
-class CovLoss(_PairLoss):
+class CovLoss(PairLoss):
     """`L = Σ_{p<q} ‖X̃pᵀ X̃q‖ / (d_p·d_q)` of centred, not standardised, outputs (eq. 15, 16), without alpha/(B-1).
 
     Norms are entrywise. `L/(B-1)` is mean|cov| with norm "l1", in both scales; with norm "l2" it is rms(cov)/d
@@ -181,20 +186,20 @@ class CovLoss(_PairLoss):
         check_choice("norm", norm, CovNorm)
         super().__init__(norm, scale, process_group)
 
-    def _norms(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None) -> list[Tensor]:
-        if self.norm == "l2" and group is None and rows_are_cheaper(columns):
+    def _norms(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None, pairs: Pairs) -> list[Tensor]:
+        if self.norm == "l2" and group is None and rows_are_cheaper(columns, pairs):
             inverse_scales = [inverse_scale(magnitude(column_BD)) for column_BD in columns]
             centred = [
                 centre(column_BD, column_BD.mean(0), inverse)
                 for column_BD, inverse in zip(columns, inverse_scales, strict=True)
             ]
-            norms = frobenius_by_rows(centred)
+            norms = frobenius_by_rows(centred, pairs)
         else:
-            moments = co_moments(columns, rows, group)
+            moments = co_moments(columns, rows, group, pairs)
             inverse_scales = list(moments.inverse_scales)
             order = 1 if self.norm == "l1" else 2
             norms = [torch.linalg.vector_norm(product_PQ, order) for product_PQ in moments.products]
-        return [norm / p / q for norm, (p, q) in zip(norms, combinations(inverse_scales, 2), strict=True)]
+        return [norm / inverse_scales[p] / inverse_scales[q] for norm, (p, q) in zip(norms, pairs, strict=True)]
 
 
 class BarlowTwinsLoss(CorrLoss):

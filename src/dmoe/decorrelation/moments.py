@@ -6,13 +6,15 @@ W the widths of all experts side by side.
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+# Numbers of two experts, the smaller first.
+Pairs = Sequence[tuple[int, int]]
 
 
 class Scaled(NamedTuple):
@@ -32,7 +34,9 @@ class CoMoments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, group: dist.ProcessGroup | None, rows: int, *columns: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, group: dist.ProcessGroup | None, rows: int, pairs: Pairs, *columns: Tensor
+    ) -> tuple[Tensor, ...]:
         widths = [column_BD.shape[1] for column_BD in columns]
         sums_W = torch.cat([column_BD.sum(0) for column_BD in columns])
         magnitudes_M = torch.stack([magnitude(column_BD) for column_BD in columns])
@@ -46,11 +50,11 @@ class CoMoments(torch.autograd.Function):
             for column_BD, mean_D, inverse in zip(columns, means, inverse_M, strict=True)
         ]
         squares = [column_BD.square().sum(0) for column_BD in centred]
-        products = [left_BP.T @ right_BQ for left_BP, right_BQ in combinations(centred, 2)]
+        products = [centred[p].T @ centred[q] for p, q in pairs]
         if group is not None:
             for moment in (*squares, *products):
                 dist.all_reduce(moment, group=group)
-        ctx.group, ctx.widths = group, widths
+        ctx.group, ctx.widths, ctx.pairs = group, widths, pairs
         ctx.stacked = one_product_is_cheaper(widths)
         ctx.save_for_backward(inverse_M, *([torch.cat(centred, dim=1)] if ctx.stacked else centred))
         scales = [*inverse_M.unbind(), *(mean_D * inverse for mean_D, inverse in zip(means, inverse_M, strict=True))]
@@ -69,22 +73,22 @@ class CoMoments(torch.autograd.Function):
                 dist.all_reduce(gradient, group=ctx.group)
         with torch.autocast(centred[0].device.type, enabled=False):
             if ctx.stacked:
-                return (None, None, *_gradients_at_once(centred[0], inverse_M, gradients, ctx.widths))
+                return (None, None, None, *_gradients_at_once(centred[0], inverse_M, gradients, ctx.widths, ctx.pairs))
             results = [centred[m] * (gradients[m] * (2 * inverse_M[m])) for m in range(num)]
-            for (p, q), gradient_PQ in zip(combinations(range(num), 2), gradients[num:], strict=True):
+            for (p, q), gradient_PQ in zip(ctx.pairs, gradients[num:], strict=True):
                 results[p].addmm_(centred[q], (gradient_PQ * inverse_M[p]).T)
                 results[q].addmm_(centred[p], gradient_PQ * inverse_M[q])
-        return (None, None, *results)
+        return (None, None, None, *results)
 
 
 def _gradients_at_once(
-    centred_BW: Tensor, inverse_M: Tensor, gradients: Sequence[Tensor], widths: Sequence[int]
+    centred_BW: Tensor, inverse_M: Tensor, gradients: Sequence[Tensor], widths: Sequence[int], pairs: Pairs
 ) -> Sequence[Tensor]:
     """The experts' gradients as one product of the stacked columns with the symmetric matrix of all gradients."""
     num = len(widths)
     places = [slice(sum(widths[:m]), sum(widths[: m + 1])) for m in range(num)]
     matrix_WW = torch.diag(2 * torch.cat(list(gradients[:num])))
-    for (p, q), gradient_PQ in zip(combinations(range(num), 2), gradients[num:], strict=True):
+    for (p, q), gradient_PQ in zip(pairs, gradients[num:], strict=True):
         matrix_WW[places[p], places[q]] = gradient_PQ
         matrix_WW[places[q], places[p]] = gradient_PQ.T
     scale_W = torch.cat([inverse.expand(width) for inverse, width in zip(inverse_M, widths, strict=True)])
@@ -100,9 +104,9 @@ def one_product_is_cheaper(widths: Sequence[int]) -> bool:
     return len(widths) > 2 and sum(widths) < 8 * len(widths) ** 2
 
 
-def co_moments(columns: list[Tensor], rows: int, group: dist.ProcessGroup | None) -> Scaled:
+def co_moments(columns: list[Tensor], rows: int, group: dist.ProcessGroup | None, pairs: Pairs = ()) -> Scaled:
     num = len(columns)
-    moments = cast(tuple[Tensor, ...], CoMoments.apply(group, rows, *columns))  # type: ignore[no-untyped-call]
+    moments = cast(tuple[Tensor, ...], CoMoments.apply(group, rows, pairs, *columns))  # type: ignore[no-untyped-call]
     return Scaled(moments[:num], moments[num : 2 * num], moments[2 * num : 3 * num], moments[3 * num :])
 
 
@@ -156,14 +160,14 @@ def spectral_norm(matrix_PQ: Tensor) -> Tensor:
     return norm
 
 
-def rows_are_cheaper(columns: Sequence[Tensor]) -> bool:
-    """Whether B×B products need less arithmetic than the P×Q products of all pairs."""
+def rows_are_cheaper(columns: Sequence[Tensor], pairs: Pairs) -> bool:
+    """Whether B×B products need less arithmetic than the P×Q products of the pairs."""
     widths = [column_BD.shape[1] for column_BD in columns]
-    return columns[0].shape[0] * sum(widths) < sum(p * q for p, q in combinations(widths, 2))
+    return columns[0].shape[0] * sum(widths) < sum(widths[p] * widths[q] for p, q in pairs)
 
 
-def frobenius_by_rows(columns: Sequence[Tensor]) -> list[Tensor]:
-    """‖X1ᵀ X2‖_F of each pair from `tr(X1 X1ᵀ X2 X2ᵀ)`; below the rounding of that trace, 0.
+def frobenius_by_rows(columns: Sequence[Tensor], pairs: Pairs) -> list[Tensor]:
+    """‖X1ᵀ X2‖_F of each of `pairs` from `tr(X1 X1ᵀ X2 X2ᵀ)`; below the rounding of that trace, 0.
 
     The traces of all pairs are the Gram matrix of the M matrices X Xᵀ.
     """
@@ -171,7 +175,7 @@ def frobenius_by_rows(columns: Sequence[Tensor]) -> list[Tensor]:
     traces_MM = grams_MK @ grams_MK.T
     sizes_M = torch.linalg.vector_norm(grams_MK.detach(), dim=1)
     norms = []
-    for p, q in combinations(range(len(columns)), 2):
+    for p, q in pairs:
         trace = traces_MM[p, q]
         # Not `trace > …`: a NaN must stay a NaN.
         negligible = trace <= torch.finfo(trace.dtype).eps * sizes_M[p] * sizes_M[q]

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any, assert_never
 
 import torch
-from torch import nn
 
 from dmoe.config.model import GateConfig, ModelConfig
 from dmoe.config.run import DecorrelationConfig
 from dmoe.config.tasks import TaskConfig, copies, heads_of, sizes_of, tasks_of
 from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
+from dmoe.decorrelation.losses import PairLoss
 from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts import DNN, Expert, expert_class
 from dmoe.nn.experts.options import check_experts, check_options
@@ -194,7 +194,7 @@ def _weighing(gate: GateConfig, expert_units: int) -> dict[str, Any]:
 def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[DecorrelationTerm]:
     """The terms of eq. 12 that act; one with alpha = 0 is left out, so it cannot change a single bit.
 
-    Raises: ConfigError if the experts name no intermediate layers to pair.
+    Raises: ConfigError if the experts name no intermediate layers to pair, no gate mixes two, or domains are unknown.
     """
     terms = []
     for index, config in enumerate(configs):
@@ -205,6 +205,18 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
                 f"decorrelation[{index}]: location 'intermediate' needs two experts that name inner layers "
                 "(see `dmoe experts`); use location: output"
             )
+        pairs = model.gated_pairs() if config.pairs == "gated" else None
+        used = pairs if pairs is None or config.location == "levels" else pairs[-1:]
+        if model.num_experts < 2 or (used is not None and all(one is not None and not one for one in used)):
+            raise ConfigError(
+                f"decorrelation[{index}]: no gate mixes two experts, so there is nothing to de-correlate; set "
+                "pairs: all for experts that no gate mixes, or alpha: 0"
+            )
+        if config.within == "domain" and model.num_domains is None:
+            raise ConfigError(
+                f"decorrelation[{index}]: within: domain needs data whose domains are known: say domain: FIELD in "
+                "data.yaml and prepare the data again, or leave it out"
+            )
         terms.append(
             DecorrelationTerm(
                 _loss(config),
@@ -212,6 +224,8 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
                 config.alpha,
                 start_step=config.start_step,
                 warmup_steps=config.warmup_steps,
+                pairs=pairs,
+                domains=model.num_domains if config.within == "domain" else None,
             )
         )
     return terms
@@ -229,7 +243,7 @@ def check_model(config: ModelConfig, terms: Sequence[DecorrelationConfig], schem
     build_terms(terms, build_model(config, schema.model_copy(update={"fields": tuple(fields)}), seed=0))
 
 
-def _loss(config: DecorrelationConfig) -> nn.Module:
+def _loss(config: DecorrelationConfig) -> PairLoss:
     if config.loss == "corr":
         return CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
     if config.loss == "cov":

@@ -6,6 +6,7 @@ H units of the alignment layer, W raw width of an expert.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, Literal, cast
 
 import torch
@@ -126,8 +127,9 @@ class DMoE(nn.Module):
         # Heads: one for each task, or for each task in each domain, and the experts that each mixes.
         self.num_tasks = num_tasks
         self.domain_column = None if domain is None else domain[0]
+        self.num_domains = None if domain is None else max(domain[1]) + 1
         self.register_buffer("domain_of_id_V", None if domain is None else torch.tensor(domain[1]), persistent=False)
-        self.head_of = heads_of(heads, num_tasks, 1 if domain is None else max(domain[1]) + 1)
+        self.head_of = heads_of(heads, num_tasks, self.num_domains or 1)
         owners = [None] * num_experts if owners is None else list(owners)
         if len(owners) != num_experts:
             raise ValueError(f"DMoE.owners lists {len(owners)} entries for {num_experts} experts")
@@ -310,6 +312,15 @@ class DMoE(nn.Module):
 
     def _levels(self) -> list[Level]:
         return [cast(Level, level) for level in self.levels] if self._several else []
+
+    def gated_pairs(self) -> list[frozenset[tuple[int, int]] | None]:
+        """For each level the pairs of experts that some gate mixes, the smaller number first; None if those are all."""
+        found: list[frozenset[tuple[int, int]] | None] = []
+        levels = [(self.experts, self.mixed), *((level.experts, level.mixed) for level in self._levels())]
+        for experts, streams in levels:
+            pairs = {pair for mixed in streams for pair in combinations(mixed.experts, 2)}
+            found.append(None if len(pairs) == math.comb(len(experts), 2) else frozenset(pairs))
+        return found
 
     def domain_of(self, ids_BC: Tensor) -> Tensor | None:
         """The domain (B,) of each row, of a model that is told the domains."""

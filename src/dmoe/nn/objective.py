@@ -5,6 +5,7 @@ Shape suffixes as in `dmoe.nn.model`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmoe.decorrelation.checks import ProcessGroup, global_rows, resolve
-from dmoe.nn.output import DMoEOutput, Location
+from dmoe.decorrelation.domains import centred_in_domains
+from dmoe.decorrelation.losses import PairLoss
+from dmoe.nn.output import DMoEOutput, Group, Location
 from dmoe.nn.task_losses import RowLabels, TaskLosses
 
 
@@ -20,14 +23,28 @@ class DecorrelationTerm(nn.Module):
     """`alpha/(B-1) · Σ_groups L` at one location (eq. 12).
 
     `alpha` acts from step `start_step` on, growing linearly to its full value over `warmup_steps`.
+
+    Args:
+        loss: of `dmoe.decorrelation`.
+        pairs: for each level the pairs of experts to be told apart, None for all of them; by default all.
+        domains: the number of domains within each of which outputs are centred first; by default none is told apart.
     """
 
     def __init__(
-        self, loss: nn.Module, location: Location, alpha: float, *, start_step: int = 0, warmup_steps: int = 0
+        self,
+        loss: PairLoss,
+        location: Location,
+        alpha: float,
+        *,
+        start_step: int = 0,
+        warmup_steps: int = 0,
+        pairs: Sequence[frozenset[tuple[int, int]] | None] | None = None,
+        domains: int | None = None,
     ) -> None:
         super().__init__()
         self.loss, self.location, self.alpha = loss, location, alpha
         self.start_step, self.warmup_steps = start_step, warmup_steps
+        self.pairs, self.domains = pairs, domains
 
     def alpha_at(self, step: int) -> float:
         """The weight at a step, counted from 0."""
@@ -45,8 +62,24 @@ class DecorrelationTerm(nn.Module):
         alpha = self.alpha_at(step)
         if rows < 2 or alpha == 0:
             return output.logit.new_zeros(())
-        groups = [self.loss(group) for group in output.layers(self.location)]
+        groups = [self._of_group(group, output.domain) for group in output.groups(self.location)]
         return torch.stack(groups).sum() * (alpha / (rows - 1))
+
+    def _of_group(self, group: Group, domain_B: Tensor | None) -> Tensor:
+        layers: Sequence[Tensor] = group.layers
+        if self.domains is not None:
+            if domain_B is None:
+                raise ValueError("the domains of rows are not known to the model, so nothing is centred within them")
+            layers = centred_in_domains(layers, domain_B, self.domains, self.loss.process_group)
+        chosen = None if self.pairs is None else self.pairs[group.level]
+        loss: Tensor = self.loss(layers, None if chosen is None else _places(chosen, group.experts))
+        return loss
+
+
+def _places(pairs: frozenset[tuple[int, int]], experts: Sequence[int]) -> list[tuple[int, int]]:
+    """Where pairs of experts stand among those of a group."""
+    numbered = combinations(range(len(experts)), 2)
+    return [(p, q) for p, q in numbered if (experts[p], experts[q]) in pairs]
 
 
 @dataclass(frozen=True, slots=True)

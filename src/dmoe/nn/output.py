@@ -4,7 +4,7 @@ Shape suffixes as in `dmoe.nn.model`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -19,6 +19,14 @@ class TaskOutput:
     gate_weights: Tensor  # (B, M) over all experts, 0 for those that the gate does not mix; rows sum to 1
     unit_weights: Tensor | None = None  # (B, M, H) of a per-unit gate
     linear: Tensor | None = None  # (B,) of the linear part, in evaluation mode
+
+
+class Group(NamedTuple):
+    """Layers to de-correlate, one an expert; the numbers of these experts, and their level."""
+
+    layers: tuple[Tensor, ...]
+    experts: tuple[int, ...]
+    level: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +51,23 @@ class DMoEOutput:
     levels: tuple[tuple[Tensor, ...], ...] = ()  # of each level what `expert_outputs` is of the last
 
     def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
+        """The layers of `groups`."""
+        return [group.layers for group in self.groups(location)]
+
+    def groups(self, location: Location) -> list[Group]:
         """Groups of layers to de-correlate at `location` (section 4.7): one tensor an expert in each group.
 
-        `intermediate` pairs the l-th named layer of every expert that has one.
+        `intermediate` pairs the l-th named layer of every expert that has one; `levels` has a group for each level.
         """
-        if location == "output":
-            return [self.expert_outputs]
         if location == "levels":
-            return list(self.levels)
-        if location == "pre-activation":
-            return [self.pre_activations]
-        if location == "input":
-            return [self.inputs]
-        depth = max(map(len, self.intermediates))
-        groups = [tuple(one[layer] for one in self.intermediates if len(one) > layer) for layer in range(depth)]
-        return [group for group in groups if len(group) > 1]
+            return [Group(outputs, tuple(range(len(outputs))), level) for level, outputs in enumerate(self.levels)]
+        every, last = tuple(range(len(self.expert_outputs))), len(self.levels) - 1
+        if location != "intermediate":
+            whole = {"output": self.expert_outputs, "pre-activation": self.pre_activations, "input": self.inputs}
+            return [Group(whole[location], every, last)]
+        found = []
+        for layer in range(max(map(len, self.intermediates))):
+            there = tuple(expert for expert in every if len(self.intermediates[expert]) > layer)
+            if len(there) > 1:
+                found.append(Group(tuple(self.intermediates[expert][layer] for expert in there), there, last))
+        return found
