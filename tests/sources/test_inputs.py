@@ -258,9 +258,37 @@ def test_frames_to_skip_and_padding_are_no_damage(tmp_path: Path) -> None:
         (gzip.compress("y,v,n\n".encode("utf-16")), "is UTF-16; convert it to UTF-8, inside gzip compression"),
         (b"\xff\x06\x00\x00sNaPpYrest", "is compressed by snappy; unpack it, or compress it by gzip, zstd"),
         (b"Obj\x01rest", "is an Avro file; convert it"),
+        ("y,v,n\n1,é,2\n".encode("utf-16-le"), r"log\.csv: is UTF-16 without a byte order mark; convert it to UTF-8$"),
+        ("y,値,名\n1,日本,2\n".encode("utf-16-be"), "is UTF-16 without a byte order mark; convert it to UTF-8"),
+        ("y,v,n\n1,a,2\n".encode("utf-32-le"), "is UTF-32 without a byte order mark"),
+        (
+            gzip.compress("y,v\n".encode("utf-16-le")),
+            "is UTF-16 without .*; convert it to UTF-8, inside gzip compression",
+        ),
+        (b"sep=,\ny,v,n\n1,a,2\n", r"log\.csv:1: is Excel's line 'sep=,' and no row or header; remove this line"),
+        (b'\xef\xbb\xbf"SEP=;"\r\ny;v;n\r\n', "Excel's line 'SEP=;' and no row"),
+        (b"sep=\t\ny\tv\tn\n1\ta\t2\n", "Excel's line 'sep=\t' and no row"),
     ],
-    ids=["twice", "parquet", "zip", "utf-16", "snappy", "avro"],  # bytes hold the time of compression
+    ids=[
+        "twice",
+        "parquet",
+        "zip",
+        "utf-16",
+        "snappy",
+        "avro",
+        "utf-16-le",
+        "utf-16-be",
+        "utf-32",
+        "utf-16 in gzip",
+        "sep",
+        "quoted sep",
+        "tab sep",
+    ],  # bytes hold the time of compression
 )
 def test_other_kinds_of_files_are_told(tmp_path: Path, stored: bytes, message: str) -> None:
+    log = str(write(tmp_path / "log.csv", stored))
     with pytest.raises(DataError, match=message):
-        prepare(PLAN, [str(write(tmp_path / "log.csv", stored))], tmp_path / "data")
+        prepare(PLAN, [log], tmp_path / "data")
+    if "Excel" in message or "without" in message:
+        with pytest.raises(DataError, match=message):
+            inspect_log([log], label=None, max_rows=100)

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,9 @@ _OTHER_KINDS = {
     b"\xfe\xff": "is UTF-16; convert it to UTF-8",
     b"\0\0\xfe\xff": "is UTF-32; convert it to UTF-8",
 }
+# Excel takes a first line of this form as the delimiter of a CSV file.
+_DELIMITER_LINE = re.compile(rb'(?:\xef\xbb\xbf)?"?(sep=[^\r\n"]{1,2})"?\r?(?:\n|\Z)', re.IGNORECASE)
+_LOOKED_AT_BYTES = 4096
 _PARQUET_MAGIC = b"PAR1"
 
 
@@ -146,6 +150,13 @@ def check_is_text(start: bytes, path: Path, codec: str | None) -> None:
     for magic, meaning in _OTHER_KINDS.items():
         if start.startswith(magic):
             raise DataError(f"{path}: {meaning}{inside}")
+    wide = _wide_text(start[:_LOOKED_AT_BYTES])
+    if wide is not None:
+        raise DataError(f"{path}: is {wide} without a byte order mark; convert it to UTF-8{inside}")
+    named = _DELIMITER_LINE.match(start)
+    if named is not None:
+        line = named[1].decode(errors="replace")
+        raise DataError(f"{path}:1: is Excel's line '{line}' and no row or header; remove this line{inside}")
     if start[257:262] == b"ustar":
         raise DataError(f"{path}: is a tar archive; unpack it first and give the file inside")
     if codec is not None and start.startswith(_PARQUET_MAGIC):
@@ -153,6 +164,16 @@ def check_is_text(start: bytes, path: Path, codec: str | None) -> None:
     again = next((name for magic, name in _CODECS.items() if start.startswith(magic)), None)
     if again is not None:
         raise DataError(f"{path}: is compressed twice, by {codec} and {again}; unpack it once")
+
+
+def _wide_text(start: bytes) -> str | None:
+    """Of text whose characters take two or four bytes each, its encoding: most of the upper ones are 0."""
+    zeros = [index for index, value in enumerate(start) if value == 0]
+    if len(zeros) * 8 <= len(start):
+        return None
+    if len(zeros) * 2 > len(start):
+        return "UTF-32"
+    return "UTF-16" if len({index % 2 for index in zeros}) == 1 else None
 
 
 def is_parquet(path: Path) -> bool:
