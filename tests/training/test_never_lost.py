@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,13 @@ import torch
 from filelock import FileLock
 
 from dmoe.config.run import load_config
+from dmoe.disk import files
+from dmoe.disk.exchange import exchange
 from dmoe.disk.files import read_json, read_json_lines, replaced_path
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.evaluation import evaluate
 from dmoe.evaluation.evaluate import correlate_run, evaluate_run
+from dmoe.shards.files import HeldData
 from dmoe.shards.reader import SplitReader
 from dmoe.training import finish, loop
 from dmoe.training.engine import StepLoss
@@ -126,10 +130,111 @@ def test_an_overwritten_run_stays_until_the_new_one_has_weights(small_data, tmp_
         assert (replaced_path(run.path) / "model.safetensors").read_bytes() == before
     assert_equal_runs(whole, train(small_config(), small_data, run.path, resume=True))
     assert not replaced_path(run.path).exists()
-    # As a kill between the two renames leaves it.
+    # As a kill between the two renames leaves it, where the file system has no exchange.
     run.path.rename(replaced_path(run.path))
     with pytest.raises(DataError, match="this run is complete"):
         train(small_config(), small_data, run.path, resume=True)
+
+
+@pytest.mark.parametrize("one_step", [True, False])
+@pytest.mark.parametrize("ended", [KeyboardInterrupt, None])
+def test_whatever_ends_an_overwriting_at_any_step_the_earlier_run_is_there(
+    small_data, tmp_path, whole, monkeypatch, one_step, ended
+):
+    """At each renaming and sync: as an interruption, and as a kill, after which nothing is cleaned up."""
+    output, config = tmp_path / "run", small_config("training.epochs=1")
+    if not one_step:
+        monkeypatch.setattr(files, "exchange", lambda *_: False)
+    weights = whole.weights.read_bytes()
+    for at in range(1, 100):
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(replaced_path(output), ignore_errors=True)
+        shutil.copytree(whole.path, output)
+        left = at
+
+        def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    if ended is None:
+                        os._exit(9)
+                    raise ended
+                return original(*arguments)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for owner, name in ((files, "exchange"), (files, "sync"), (Path, "rename"), (Path, "replace")):
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            patch.setattr(loop, "_Trainer", fail(Stopped()))
+            if ended is None:
+                code = in_a_child(lambda: train(config, small_data, output, overwrite=True))
+            else:
+                with pytest.raises((ended, Stopped)) as caught:
+                    train(config, small_data, output, overwrite=True)
+                code = 9 if caught.type is ended else 0
+        if code != 9:
+            break
+        # The earlier run is in its place, or beside the new one, which has no weights yet.
+        if not (output / "model.safetensors").is_file():
+            assert (replaced_path(output) / "model.safetensors").read_bytes() == weights, at
+            if output.exists():
+                with pytest.raises(DataError, match=r"the run that it is to replace is still .*\.run\.replaced"):
+                    Run.open(output).load_weights()
+            monkeypatch.setattr(loop, "_Trainer", fail(Stopped()))
+            with pytest.raises(Stopped):  # the same command again
+                train(config, small_data, output, overwrite=True)
+        assert (output / "model.safetensors").read_bytes() == weights, at
+    assert at > 8
+    assert (output / "model.safetensors").read_bytes() == weights
+    assert not [one for one in tmp_path.iterdir() if one.name.endswith(".part")]
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a training before it has weights."""
+
+
+def in_a_child(work: Callable[[], Any]) -> int:
+    """The exit code of a forked process: 1 if the work raised something."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize(("memory", "moment"), [("4", "step"), ("0.000001", "step"), ("4", "end")])
+def test_a_data_set_replaced_while_a_run_trains_on_it_is_noticed(tmp_path, memory, moment):
+    rows = {"train": 300, "valid": 100, "test": 100}
+    data, other = write_data(tmp_path / "data", rows), write_data(tmp_path / "other", rows, seed=5)
+    config = small_config(f"training.memory_gb={memory}", "training.epochs=1")
+
+    class Replace(Silent):
+        replaced = False
+
+        def step(self, epoch: int, rows: int, loss: StepLoss) -> None:  # noqa: ARG002
+            self.replace("step")
+
+        def stop(self) -> None:
+            self.replace("end")
+
+        def replace(self, now: str) -> None:
+            if now == moment and not self.replaced:
+                self.replaced = exchange(data, other)
+
+    output = tmp_path / "run"
+    with pytest.raises(DataError, match=r"data: was replaced or changed while it was being read; put the data set"):
+        train(config, data, output, watcher=Replace())
+    assert not list(output.glob("evaluation/*"))
+    with pytest.raises(DataError, match="data: holds other rows than those that"):
+        train(config, data, output, resume=True)
+    assert exchange(data, other)
+    expected = train(config, data, tmp_path / "undisturbed")
+    assert_equal_runs(expected, train(config, data, output, resume=True))
 
 
 def test_one_process_at_a_time_writes_a_run(small_data, tmp_path):
@@ -205,7 +310,11 @@ def test_memory_is_shared_by_the_splits_and_changes_no_bit(small_data, tmp_path,
     memory = 1000 * per_row / 2**30  # the train split and nothing else
     config = small_config(f"training.memory_gb={memory!r}")
     trainer = loop._Trainer(
-        Run.create(tmp_path / "tight", config, Run.open(whole.path).schema, small_data), small_data, Watch(), None, None
+        Run.create(tmp_path / "tight", config, Run.open(whole.path).schema, small_data),
+        HeldData.of(small_data),
+        Watch(),
+        None,
+        None,
     )
     assert (trainer.reader.in_memory, trainer.valid.in_memory) == (True, False)
     roomy = SplitReader(small_data, "valid", batch_size=64, memory_bytes=300 * per_row)

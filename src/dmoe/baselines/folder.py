@@ -27,7 +27,7 @@ from dmoe.metrics.scores import scores_of_split
 from dmoe.metrics.unseen_rows import UnseenRows
 from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
-from dmoe.shards.files import EncodedRows
+from dmoe.shards.files import EncodedRows, HeldData
 from dmoe.shards.reader import SplitReader, read_once
 from dmoe.validation import validate
 
@@ -136,6 +136,7 @@ def fit_baseline(
         what = "is no folder of `dmoe baseline`" if overwrite else "exists already; pass --overwrite to replace it"
         raise DataError(f"{output}: {what}, or choose another --output")
     began = time.monotonic()
+    held = HeldData.of(data)
     schema = Schema.read(data)
     names = [task.name for task in schema.tasks]
     if label is not None and label not in names:
@@ -158,6 +159,7 @@ def fit_baseline(
         label=names[task] if len(names) > 1 else None,
     )
     evaluations = {split: evaluate_model(model, data, split, task) for split in EVALUATED if (data / split).is_dir()}
+    held.check()
     output.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(output, replace=overwrite) as aside:
         aside.mkdir()

@@ -35,11 +35,12 @@ _REPLACED_WITHIN_S = 2.0
 
 
 @contextmanager
-def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def written_aside(path: Path, *, replace: bool = False, keep: bool = False) -> Iterator[Path]:
     """A sibling path to write to; it becomes `path` when the block ends well, and vanishes when it does not.
 
     A file takes the place of an earlier one; a folder does so only with `replace`, and the earlier one is removed when
-    the new one stands in its place. What killed writers of `path` left aside is removed first.
+    the new one stands in its place, or with `keep` stays at `replaced_path`. What killed writers of `path` left aside
+    is removed first.
 
     Raises: OSError if the disk is full, or a folder is to be made where one with files is.
     """
@@ -49,7 +50,7 @@ def written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]:
         yield aside
         sync_tree(aside)
         if replace and aside.is_dir() and os.path.lexists(path):
-            take_place(aside, path)
+            (keep_beside if keep else take_place)(aside, path)
         else:
             aside.replace(path)
             sync(path.parent)
@@ -181,6 +182,52 @@ def take_place(new: Path, path: Path) -> None:
         put_back(path)
         raise
     drop_replaced(path)
+
+
+def keep_beside(new: Path, path: Path) -> None:
+    """Puts the whole folder `new` in the place of what is at `path`, which is at `replaced_path` afterwards.
+
+    One step where the file system has it, else two, as `take_place`.
+
+    Raises: OSError, DmoeError as `take_place`.
+    """
+    replaced, number = replaced_path(path), new.stat().st_ino
+    remove(replaced)  # an older one, which a kill kept from being removed
+    new.rename(replaced)
+    try:
+        if exchange(replaced, path):
+            sync(path.parent)
+            return
+    except BaseException:
+        if replaced.stat().st_ino == number:  # not exchanged
+            replaced.rename(new)
+        raise
+    replaced.rename(new)
+    try:
+        set_aside(path)
+        new.rename(path)
+        sync(path.parent)
+    except BaseException:
+        if not new.exists():
+            path.rename(new)
+        put_back(path)
+        raise
+
+
+def bring_back(path: Path) -> None:
+    """What `keep_beside` kept, if anything, takes its place again; what is there now is removed.
+
+    Raises: OSError, DmoeError as `put_back`.
+    """
+    replaced = replaced_path(path)
+    if not replaced.exists():
+        return
+    if path.exists() and exchange(replaced, path):
+        sync(path.parent)
+        drop_replaced(path)
+    else:
+        remove(path)
+        put_back(path)
 
 
 def check_in_place(path: Path) -> None:

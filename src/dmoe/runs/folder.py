@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from dmoe.config.run import RunConfig
-from dmoe.disk.files import check_in_place, check_links, read_json, write_json, write_text, written_aside
+from dmoe.disk.files import (
+    check_in_place,
+    check_links,
+    read_json,
+    replaced_path,
+    write_json,
+    write_text,
+    written_aside,
+)
 from dmoe.errors import ConfigError, DataError
 from dmoe.schema import Schema
 from dmoe.shards.files import digest_of
@@ -108,26 +116,36 @@ class RunFolder:
     def weights_file(self) -> Path:
         """Raises: DataError if training has not got as far as its first weights."""
         if not self.weights.is_file():
+            earlier = replaced_path(self.path)
+            kept = f"; the run that it is to replace is still {earlier}" if earlier.exists() else ""
             raise DataError(
                 f"{self.path}: has no model.safetensors yet; training stopped before its first evaluation. "
-                "Continue it with `dmoe train … --resume`"
+                f"Continue it with `dmoe train … --resume`{kept}"
             )
         return self.weights
 
 
 def create_folder(
-    path: Path, config: RunConfig, schema: Schema, data: Path, write_more: Callable[[Path], dict[str, Any]]
+    path: Path,
+    config: RunConfig,
+    schema: Schema,
+    data: Path,
+    write_more: Callable[[Path], dict[str, Any]],
+    *,
+    replace: bool = False,
 ) -> None:
     """A new run folder holding the configuration, schema and vocabularies.
+
+    With `replace` it takes the place of an earlier one, which stays at `replaced_path`.
 
     Args:
         write_more: writes further files into the folder while nobody sees it, and gives facts for environment.json.
     Raises: DataError if something is there already.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise _exists(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _no_other(path), written_aside(path) as aside:
+    with _no_other(path), written_aside(path, replace=replace, keep=True) as aside:
         aside.mkdir()
         schema.write(aside)
         if (data / "vocabulary").is_dir():

@@ -4,7 +4,8 @@ Shape suffixes: R rows, C categorical fields, N numeric fields.
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,44 @@ def digest_of(data: Path) -> str:
             own = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
         digest.update(f"{path.parent.name}/{path.name} {own.hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class HeldData:
+    """The files of a data set as they were when work on them began: others in their place are noticed."""
+
+    data: Path
+    files: dict[str, tuple[int, ...]]
+
+    @staticmethod
+    def of(data: Path) -> "HeldData":
+        return HeldData(data, _identities(data))
+
+    def check(self) -> None:
+        """Raises: DataError if a file is gone, another one, or was written to."""
+        if _identities(self.data) != self.files:
+            raise DataError(
+                f"{self.data}: was replaced or changed while it was being read; put the data set back that was there, "
+                "or begin anew with this one"
+            )
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """What is found wrong with the data inside is laid to their replacement, if there was one."""
+        try:
+            yield
+        except DataError:
+            self.check()
+            raise
+
+
+def _identities(data: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(data.glob("*/part-*.parquet")):
+        with suppress(FileNotFoundError):
+            state = path.stat()
+            found[f"{path.parent.name}/{path.name}"] = (state.st_ino, state.st_size, state.st_mtime_ns)
+    return found
 
 
 def _inspect(path: Path, schema: Schema) -> ShardFile:

@@ -14,6 +14,7 @@ from dmoe.evaluation.evaluate import SCORING_ROWS, evaluate_split, scored_rows
 from dmoe.machine.limits import peak_memory_bytes
 from dmoe.machine.stopping import StopRequest
 from dmoe.nn.model import DMoE
+from dmoe.shards.files import HeldData
 from dmoe.shards.reader import read_once
 from dmoe.training.calibrate import calibrate
 from dmoe.training.checkpoint import remove_checkpoint
@@ -24,11 +25,14 @@ from dmoe.training.task_gradients import task_gradients
 from dmoe.weights.run import Run, environment_facts
 
 
-def finish(run: Run, model: DMoE, data: Path, device: torch.device, at: Position, requests: StopRequest) -> None:
+def finish(run: Run, model: DMoE, held: HeldData, device: torch.device, at: Position, requests: StopRequest) -> None:
     """Ends a run whose best weights `model`, in evaluation mode, holds.
 
-    Raises: Interrupted if a stop is asked for; what is missing is then done by resuming.
+    Raises: Interrupted if a stop is asked for, DataError if the data set was replaced; what is missing is then done by
+        resuming.
     """
+
+    data = held.data
 
     def stop_if_asked() -> None:
         if requests.made:
@@ -36,6 +40,7 @@ def finish(run: Run, model: DMoE, data: Path, device: torch.device, at: Position
                 f"interrupted in the final evaluation; `dmoe train … --output {run.path} --resume` does only that"
             )
 
+    held.check()
     fit_on_valid(run, model, data, device, requests, stop_if_asked)
     (run.path / "evaluation").mkdir(exist_ok=True)
     final: dict[str, Any] = {}
@@ -43,6 +48,7 @@ def finish(run: Run, model: DMoE, data: Path, device: torch.device, at: Position
         if not (data / split).is_dir():
             continue
         found = evaluate_split(model, run.path, data, split, device=device, at_batch=stop_if_asked)
+        held.check()
         write_json(run.path / "evaluation" / f"{split}.json", found)
         final[split] = summary_of(found)
     if len(run.schema.tasks) > 1:

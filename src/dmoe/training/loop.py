@@ -13,14 +13,12 @@ from torch import Tensor
 from dmoe.config.run import RunConfig, TrainingConfig
 from dmoe.disk.files import (
     append_json_line,
+    bring_back,
     drop_replaced,
     only_writer,
     put_back,
     read_json_lines,
-    remove,
     remove_leftovers,
-    replaced_path,
-    set_aside,
     write_json_lines,
 )
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
@@ -34,6 +32,7 @@ from dmoe.nn.build import build_model, check_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
+from dmoe.shards.files import HeldData
 from dmoe.shards.prefetch import prefetch
 from dmoe.shards.reader import SplitReader
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -79,6 +78,7 @@ def train(
         NonFiniteLossError: the loss diverged; the message names the batch.
         Interrupted: SIGINT or SIGTERM came; `resume=True` continues to the same bits.
     """
+    held = HeldData.of(data)
     schema = Schema.read(data)
     put_back(output)  # where a kill came between setting an earlier run aside and making the new one
     facts = measure_log(data, schema) if needs_facts(config) else None
@@ -102,30 +102,26 @@ def train(
         check_tasks(config, schema)
         first = _first_weights(config, schema, data, start) if start else None
         if overwrite and (output / "config.yaml").is_file():
-            _set_run_aside(output)
-        try:
+            with only_writer(output), _earlier_run_back_on_failure(Run(output)):
+                _without_attempt(output)
+                run = Run.create(output, config, schema, data, first, replace=True)
+        else:
             run = Run.create(output, config, schema, data, first)
-        except BaseException:
-            put_back(output)
-            raise
     watcher = watcher or Silent()
-    with only_writer(output), _earlier_run_back_on_failure(run):
+    with only_writer(output), _earlier_run_back_on_failure(run), held.in_use():
         watcher.resolved(run.config)
         remove_leftovers(output)
         try:
-            _Trainer(run, data, watcher, on_evaluation, facts).run_to_end()
+            _Trainer(run, held, watcher, on_evaluation, facts).run_to_end()
         finally:
             watcher.stop()
     return run
 
 
-def _set_run_aside(output: Path) -> None:
-    """Makes room for a new run; the one that is there is dropped when the new one has weights."""
-    with only_writer(output):
-        if replaced_path(output).exists() and not Run(output).weights.is_file():
-            remove(output)  # an attempt that a kill ended before it had any
-        else:
-            set_aside(output)
+def _without_attempt(output: Path) -> None:
+    """Undoes an earlier attempt to replace a run, if it was ended before it had weights."""
+    if not Run(output).weights.is_file():
+        bring_back(output)
 
 
 @contextmanager
@@ -136,9 +132,7 @@ def _earlier_run_back_on_failure(run: Run) -> Iterator[None]:
     except Interrupted:
         raise
     except BaseException:
-        if replaced_path(run.path).exists() and not run.weights.is_file():
-            remove(run.path)
-            put_back(run.path)
+        _without_attempt(run.path)
         raise
 
 
@@ -161,12 +155,13 @@ class _Trainer:
     def __init__(
         self,
         run: Run,
-        data: Path,
+        held: HeldData,
         watcher: Watcher,
         on_evaluation: Callable[[DMoE], dict[str, Any]] | None,
         facts: LogFacts | None,
     ) -> None:
-        self.run, self.data, self.watcher, self.on_evaluation = run, data, watcher, on_evaluation
+        self.run, self.held, self.watcher, self.on_evaluation = run, held, watcher, on_evaluation
+        data = held.data
         config = run.config
         recipe: TrainingConfig = config.training
         self.recipe = recipe
@@ -327,6 +322,7 @@ class _Trainer:
     def _evaluate(self) -> None:
         self.engine.flush()
         found = quick_metrics(self.model, self.valid, self.device)
+        self.held.check()
         monitored = monitored_value(found, self.recipe.monitor, self.recipe.monitor_tasks)
         better = self.at.best is None or monitored > self.at.best + _MINIMAL_GAIN
         rows = max(self.at.rows, 1)
@@ -362,6 +358,7 @@ class _Trainer:
             self.at.finished = self.at.failures >= self.recipe.patience
 
     def _save_checkpoint(self) -> None:
+        self.held.check()
         save_checkpoint(self.run.path, Checkpoint(self.engine.state(), asdict(self.at)))
 
     def _finish(self, requests: StopRequest) -> None:
@@ -373,7 +370,7 @@ class _Trainer:
         del self.engine, self.reader, self.valid
         self.model.embedding.end_shrinkage()  # the weights are saved folded
         self.run.load_weights_into(self.model)
-        finish(self.run, self.model.eval(), self.data, self.device, self.at, requests)
+        finish(self.run, self.model.eval(), self.held, self.device, self.at, requests)
 
 
 def _curve_point(loss: StepLoss) -> dict[str, float]:

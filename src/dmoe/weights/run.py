@@ -58,8 +58,18 @@ class Run(RunFolder):
     """A run folder with its weights."""
 
     @staticmethod
-    def create(path: Path, config: RunConfig, schema: Schema, data: Path, first: FirstWeights | None = None) -> "Run":
+    def create(
+        path: Path,
+        config: RunConfig,
+        schema: Schema,
+        data: Path,
+        first: FirstWeights | None = None,
+        *,
+        replace: bool = False,
+    ) -> "Run":
         """A new run folder holding the configuration, schema and vocabularies, and the weights to start from.
+
+        With `replace` it takes the place of an earlier one, which stays at `replaced_path`.
 
         Raises: DataError if something is there already.
         """
@@ -71,7 +81,7 @@ class Run(RunFolder):
             facts = {"run": str(first.run.resolve()), "kept": first.kept, "tokens": first.tokens}
             return {"started_from": facts | {"far_above": [finding.values() for finding in first.unknown]}}
 
-        create_folder(path, config, schema, data, write_first)
+        create_folder(path, config, schema, data, write_first, replace=replace)
         return Run(path)
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
