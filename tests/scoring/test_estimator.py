@@ -249,11 +249,56 @@ def test_what_fit_cannot_use_is_one_sentence_of_the_table():
     assert tempfile.gettempdir() not in str(diverged.value)
 
 
-def test_rows_have_no_weights(fitted):
+def test_a_weight_is_a_share_of_the_loss():
+    rows, labels = table(200)
+    generator = np.random.default_rng(3)
+    weights = generator.choice([0.0, 1.0, 3.0], 200)
+    fit = DMoEClassifier(overrides=[*QUICK, "training.epochs=1"]).fit
+    scores = fit(rows, labels, sample_weight=weights).predict_proba(rows)
+    # Twice as large ones are the same; rows of weight 0 are not there; equal ones are none.
+    assert np.array_equal(fit(rows, labels, 2 * weights).predict_proba(rows), scores)
+    kept = weights > 0
+    left = fit(rows[kept], labels[kept], pandas.Series(weights[kept])).predict_proba(rows)
+    assert np.array_equal(left, scores)
+    plain = fit(rows, labels).predict_proba(rows)
+    assert np.array_equal(fit(rows, labels, np.full(200, 7)).predict_proba(rows), plain)
+    assert not np.allclose(plain, scores, atol=1e-3)
+
+
+def test_heavy_rows_pull_the_mean():
+    rows, labels = table(1500)
+    heavy = np.where(labels == "none", 9.0, 1.0)
+    rates = [
+        DMoEClassifier(overrides=QUICK).fit(rows, labels, sample_weight=weight).predict_proba(rows)[:, 1].mean()
+        for weight in (None, heavy)
+    ]
+    assert rates[0] == pytest.approx((labels == "none").mean(), abs=0.05)
+    assert rates[1] == pytest.approx(heavy[labels == "none"].sum() / heavy.sum(), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([1.0] * 49, r"one number a row: 50 rows, got shape \(49,\)"),
+        ([[1.0]] * 50, "one number a row"),
+        ([1.0] * 49 + [-2.0], r"-2 in row 49 \(counted from 0\); weights are numbers from 0 on"),
+        ([float("nan")] + [1.0] * 49, "nan in row 0"),
+        ([1.0] * 49 + [float("inf")], "inf in row 49"),
+        (["much"] * 50, "sample_weight must hold one number a row"),
+        ([0.0] * 50, "sample_weight is zero in every row"),
+    ],
+)
+def test_weights_that_are_none_are_told(weights, said):
     rows, labels = table(50)
-    assert not has_fit_parameter(fitted, "sample_weight")
-    with pytest.raises(TypeError, match="sample_weight"):
-        DMoEClassifier().fit(rows, labels, sample_weight=np.ones(50))
+    with pytest.raises(ValueError, match=said):
+        DMoEClassifier().fit(rows, labels, sample_weight=weights)
+
+
+def test_weights_must_leave_two_classes():
+    rows, labels = table(50)
+    assert has_fit_parameter(DMoEClassifier(), "sample_weight")
+    with pytest.raises(ValueError, match="must hold two classes, got 1 class"):
+        DMoEClassifier().fit(rows, labels, sample_weight=(labels == "click") * 1.0)
 
 
 def test_a_fit_that_fails_leaves_the_earlier_one_whole():

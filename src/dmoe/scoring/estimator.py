@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from dmoe.scoring.estimator_input import (
     labels_of,
     numeric_of,
     split_rows,
+    weights_of,
 )
 from dmoe.scoring.predictor import Predictor
 from dmoe.sources.pieces import table_rows
@@ -38,6 +40,7 @@ from dmoe.training.loop import train
 from dmoe.validation import validate
 
 _LABEL = "__label__"
+_WEIGHT = "__weight__"
 # What of a run folder scoring needs.
 _SCORING_FILES = ("config.yaml", "schema.json", "vocabulary", "model.safetensors", "pretrained")
 
@@ -88,13 +91,15 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.validation_fraction = validation_fraction
         self.run_folder = run_folder
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Prepares the rows and trains. Rows have no weights: there is no `sample_weight`.
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Prepares the rows and trains.
 
         Args:
             X: a pandas, polars or pyarrow table, a two-dimensional numpy array, or a list of rows. The index of a
                 pandas table is no feature.
             y: labels of two classes, one a row: numbers, texts or booleans, also nullable or categorical ones.
+            sample_weight: a number from 0 on for each row, by which its loss counts beside that of the others; what
+                early stopping watches counts so too. Rows of weight 0 are left out.
         Raises: InputError, a DataError and ValueError, if y does not hold exactly two classes, labels are missing,
             there are fewer than four rows, or a value cannot be read; ConfigError; NonFiniteLossError.
         """
@@ -106,14 +111,25 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with as_input_errors():
             given = as_given(X)
             labels = labels_of(y, given.table.num_rows)
-            return self._fit(given, labels, configuration)
+            weights = weights_of(sample_weight, given.table.num_rows)
+            if weights is not None and not weights.all():
+                given = replace(given, table=given.table.filter(pa.array(weights > 0)))
+                labels = labels_of(labels[weights > 0], given.table.num_rows)
+                weights = weights_of(weights[weights > 0], given.table.num_rows)
+            return self._fit(given, labels, weights, configuration)
 
-    def _fit(self, given: GivenTable, labels: NDArray[Any], configuration: RunConfig) -> Self:
+    def _fit(
+        self,
+        given: GivenTable,
+        labels: NDArray[Any],
+        weights: NDArray[np.float64] | None,
+        configuration: RunConfig,
+    ) -> Self:
         classes = np.unique(labels)
         folder = self._temporary_folder()
         run = Path(self.run_folder) if self.run_folder else folder / "run"
         with _as_of_the_estimator(folder):
-            self._prepare(given, labels == classes[1], configuration.training.seed, folder)
+            self._prepare(given, labels == classes[1], weights, configuration.training.seed, folder)
             train(configuration, folder / "data", run)
             predictor = Predictor.open(run, configuration.training.device)
         # All at once: a fit that fails leaves an earlier one whole.
@@ -198,16 +214,25 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def _prepare(self, given: GivenTable, is_second_R: NDArray[np.bool_], seed: int, folder: Path) -> None:
+    def _prepare(
+        self,
+        given: GivenTable,
+        is_second_R: NDArray[np.bool_],
+        weights_R: NDArray[np.float64] | None,
+        seed: int,
+        folder: Path,
+    ) -> None:
         table = given.table
         names = table.column_names
-        if _LABEL in names:
-            raise DataError(f"column '{_LABEL}' is reserved; rename it")
+        for reserved in (_LABEL, _WEIGHT):
+            if reserved in names:
+                raise DataError(f"column '{reserved}' is reserved; rename it")
         numeric = numeric_of(given, self.numeric)
         data = validate(
             DataConfig,
             {
                 "label": _LABEL,
+                **({} if weights_R is None else {"weight": _WEIGHT}),
                 "split": {"kind": "given"},
                 "fields": {
                     "categorical": [name for name in names if name not in numeric],
@@ -227,6 +252,9 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         parts = split_rows(is_second_R, self.validation_fraction, seed)
         labelled = table.append_column(_LABEL, pa.array(is_second_R.astype(np.uint8)))
+        if weights_R is not None:
+            # Only their shares count, and float32 holds those of the largest.
+            labelled = labelled.append_column(_WEIGHT, pa.array(weights_R / weights_R.max()))
         inputs = []
         for split, chosen in zip(("train", "valid"), parts, strict=True):
             path = folder / f"{split}.parquet"

@@ -169,6 +169,29 @@ def labels_of(y: Any, rows: int) -> NDArray[Any]:
     return labels
 
 
+def weights_of(sample_weight: Any, rows: int) -> NDArray[np.float64] | None:
+    """Weights (R,) of the rows, None where all are equal.
+
+    Raises: InputError if they are not one number a row from 0 on, or all are 0.
+    """
+    if sample_weight is None:
+        return None
+    try:
+        values = np.asarray(_array_of(sample_weight), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError("sample_weight must hold one number a row") from None
+    if values.shape != (rows,):
+        raise DataError(f"sample_weight must hold one number a row: {rows} rows, got shape {values.shape}")
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(wrong):
+        raise DataError(
+            f"sample_weight: {values[wrong[0]]:g} in row {wrong[0]} (counted from 0); weights are numbers from 0 on"
+        )
+    if not values.any():
+        raise DataError("sample_weight is zero in every row; give some rows a weight")
+    return None if (values == values[0]).all() else values
+
+
 def _array_of(y: Any) -> NDArray[Any]:
     values = y.to_pandas() if isinstance(y, pa.Array | pa.ChunkedArray | pa.Table) else y
     if isinstance(values, list | tuple):
