@@ -18,7 +18,7 @@ import torch
 from benchmarks.arguments import positive
 from dmoe.config.run import load_config
 from dmoe.disk.files import read_json, write_json
-from dmoe.evaluation.compare import scored_rows
+from dmoe.evaluation.scored import score_rows
 from dmoe.experiments.statistics import CellScores, Spread, compare_auc, compare_logloss
 from dmoe.training.loop import train
 from dmoe.weights.run import Run
@@ -81,8 +81,8 @@ def measure_log(
         runs = [run_of(log, name, seed, overrides, output) for seed in seeds]
         scores[name] = {}
         for seed, run in zip(seeds, runs, strict=True):
-            labels_R, logits_R, _ = scored_rows(run, [], "test", log, [])
-            scores[name][seed] = CellScores(labels_R, logits_R)
+            labels_R, logits_R, known_R = score_rows(run, [], "test", log).of((run.schema.label,))
+            scores[name][seed] = CellScores(labels_R[known_R], logits_R[known_R])
         own = list(scores[name].values())
         metrics = [read_json(run.path / "metrics.json") for run in runs]
         figures[name] = {

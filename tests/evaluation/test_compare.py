@@ -1,21 +1,28 @@
 """Paired comparison against formulas written the slow way, simulations, and known answers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dmoe
 from dmoe.cli.main import main
 from dmoe.config.run import load_config
 from dmoe.errors import DataError, UserError
 from dmoe.evaluation.compare import compare_runs, paired_auc, paired_logloss, worse_segments
+from dmoe.metrics.scores import auc
+from dmoe.nn.build import build_model
 from dmoe.prepare.prepare import prepare
+from dmoe.schema import Schema
 from dmoe.training.loop import train
 from dmoe.weights.run import Run
 from tests.prepare.logs import COLUMNS, config, random_rows, write_csv
+from tests.several_labels import untrained
 from tests.small_runs import SMALL
 
 
@@ -140,3 +147,85 @@ def test_command_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "SECOND is better" in text
     assert "segments with worse logloss beyond chance: none" in text
     assert json.loads("{" + printed)["worse_segments"] == []
+
+
+@pytest.fixture(scope="module")
+def rival(several: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Other weights for the data set of `several`."""
+    made = Run.create(
+        tmp_path_factory.mktemp("rival") / "run", several.config, several.schema, several.path.parent / "data"
+    )
+    made.save_weights(build_model(several.config.model, several.schema, seed=9).state_dict())
+    return made
+
+
+def test_every_label_and_chain_is_compared_where_it_is_known(several: Run, rival: Run) -> None:
+    """The figures of `tasks` from the log and the predictions of both alone."""
+    found = compare_runs(several, rival)
+    log = pd.read_csv(several.path.parent / "log.csv")[2700:]
+    scored = [dmoe.load(run.path).predict_proba(several.path.parent / "log.csv") for run in (several, rival)]
+    clicked, told, every = (log["click"] == 1).to_numpy(), log["like"].notna().to_numpy(), np.ones(300, dtype=bool)
+    assert list(found["tasks"]) == ["click", "conversion", "click+conversion", "like"]
+    for name, label, kept in (
+        ("click", "click", every),
+        ("conversion", "conversion", clicked),
+        ("click+conversion", "conversion", every),
+        ("like", "like", told),
+    ):
+        labels = log[label].to_numpy()[kept] == 1
+        first, second = (one[name][2700:][kept].astype(float) for one in scored)  # type: ignore[index]
+        one = found["tasks"][name]
+        assert (one["rows"], one["positives"]) == (kept.sum(), labels.sum())
+        difference, error = naive_delong(labels, first, second)
+        # Float32 predictions tie where logits do not.
+        assert one["auc"]["difference"] == pytest.approx(difference, abs=1e-3)
+        assert one["auc"]["high"] - one["auc"]["low"] == pytest.approx(2 * 1.959964 * error, rel=1e-2)
+        losses = [-np.where(labels, np.log(p), np.log1p(-p)) for p in (first, second)]
+        assert one["logloss"]["difference"] == pytest.approx((losses[1] - losses[0]).mean(), abs=2e-3)
+        ratio = [p.sum() / labels.sum() for p in (first, second)]
+        assert [part["predicted_to_observed"] for part in one["calibration"]] == pytest.approx(ratio, rel=1e-5)
+    assert {name: found[name] for name in ("auc", "logloss")} == {
+        name: found["tasks"]["click"][name] for name in ("auc", "logloss")
+    }
+
+
+def test_a_run_of_one_label_is_compared_with_one_of_several(several: Run, tmp_path: Path) -> None:
+    log = several.path.parent / "log.csv"
+    alone = untrained(tmp_path, "model.heads=task", labels=1)
+    for first, second in ((alone, several), (several, alone)):
+        found = compare_runs(first, second, logs=[log])
+        assert "tasks" not in found
+        assert found["rows"] == 3000
+        scores = [dmoe.load(run.path).predict_proba(log) for run in (first, second)]
+        clicks = pd.read_csv(log)["click"].to_numpy() == 1
+        aucs = [auc(clicks, one["click"] if isinstance(one, dict) else one) for one in scores]
+        assert [found["auc"]["first"], found["auc"]["second"]] == pytest.approx(aucs, abs=1e-6)
+    other = tmp_path / "other.csv"
+    pd.read_csv(log, dtype=str, keep_default_na=False).drop(columns="like").to_csv(other, index=False)
+    found = compare_runs(several, several, logs=[other])
+    assert found["tasks"]["like"] == {"rows": 0, "positives": 0, "auc": None, "logloss": None, "calibration": None}
+    assert found["tasks"]["conversion"]["rows"] == found["positives"]
+
+
+def test_another_main_label_is_refused_by_name(several: Run, tmp_path: Path) -> None:
+    values = {**json.loads((several.path / "schema.json").read_text()), "label": "buy", "labels": []}
+    folder = tmp_path / "run"
+    shutil.copytree(several.path, folder)
+    Schema.model_validate(values).write(folder)
+    with pytest.raises(UserError, match=r"does not predict 'buy', the main label of .*; it predicts click, conversion"):
+        compare_runs(Run.open(folder), several)
+
+
+def test_the_command_line_has_a_part_for_each_label(
+    several: Run, rival: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["compare", str(several.path), str(rival.path), *more])
+        assert stopped.value.code == 0
+        out = capfd.readouterr().out
+        if more:
+            assert list(json.loads(out)["tasks"]) == ["click", "conversion", "click+conversion", "like"]
+        else:
+            assert "\nclick+conversion: 300 rows, " in out
+            assert out.count("predicted to observed") == 5

@@ -10,8 +10,9 @@ from dmoe.cli.common import JsonOption, print_json, show_path, stderr, warn
 HELP = """Compare two runs on the same labelled rows, to decide which one to serve.
 
 AUC and logloss of both with the 95% interval of their paired difference (AUC: DeLong), calibration, and a table by
-the values of fields. Differences are SECOND minus FIRST. Runs that were trained on different data sets, such as two
-days, are compared on a raw log that neither has seen (--log).
+the values of fields. Of several labels these are of the first one's main label, and each label that both predict
+follows with its own figures. Differences are SECOND minus FIRST. Runs that were trained on different data sets, such
+as two days, are compared on a raw log that neither has seen (--log).
 
 \b
 Examples:
@@ -34,7 +35,8 @@ def command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.evaluation.compare import SIGNIFICANCE, compare_runs, open_scored, worse_segments
+    from dmoe.evaluation.compare import SIGNIFICANCE, compare_runs, worse_segments
+    from dmoe.evaluation.scored import open_scored
     from dmoe.tokens.unseen import Finding
 
     found = compare_runs(
@@ -54,6 +56,16 @@ def command(
     for name in ("expected_calibration_error", "predicted_to_observed"):
         values = " -> ".join(f"{one[name]:.4f}" for one in found["calibration"])
         typer.echo(f"{name.replace('_', ' ')}: {values}")
+    for task, scores in found.get("tasks", {}).items():
+        typer.echo(f"\n{task}: {scores['rows']} rows, {scores['positives']} of them 1")
+        if scores["auc"] is None:
+            typer.echo("  not compared: these rows are not of two classes")
+            continue
+        for name, sign in (("auc", 1), ("logloss", -1)):
+            one = scores[name]
+            typer.echo(f"  {name:8} {_text(one)}: {_verdict(one, sign, SIGNIFICANCE)}")
+        values = " -> ".join(f"{one['predicted_to_observed']:.4f}" for one in scores["calibration"])
+        typer.echo(f"  predicted to observed: {values}")
     for field, table in found["segments"].items():
         typer.echo(f"\n{field}")
         for row in table:

@@ -15,7 +15,8 @@ from dmoe.baselines.models import NAMES, Tell
 from dmoe.disk.files import read_json, write_json
 from dmoe.errors import ConfigError, DataError
 from dmoe.evaluation import evaluate
-from dmoe.evaluation.compare import paired_scores, scored_rows
+from dmoe.evaluation.compare import paired_scores
+from dmoe.evaluation.scored import score_rows
 from dmoe.evaluation.verdict import faults_of_run
 from dmoe.shards.reader import read_once
 from dmoe.validation import validate
@@ -83,9 +84,10 @@ def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = l
         splits, unseen = {}, {}
         for split in EVALUATED:
             if (data / split).is_dir():
-                (labels_R, first_R, _), (_, second_R, _) = (
-                    scored_rows(one, (), split, data, ()) for one in (baseline, run)
+                (labels_R, first_R, known_R), (_, second_R, _) = (
+                    score_rows(one, (), split, data).of((run.schema.label,)) for one in (baseline, run)
                 )
+                labels_R, first_R, second_R = labels_R[known_R], first_R[known_R], second_R[known_R]
                 splits[split] = {name: asdict(one) for name, one in paired_scores(labels_R, first_R, second_R).items()}
                 unseen[split] = read_json(baseline.path / "evaluation" / f"{split}.json")["unseen"]
         tasks = _tasks_beside(run, data, Path(scratch), memory_gb, tell) if len(run.schema.tasks) > 1 else {}

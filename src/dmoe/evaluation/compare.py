@@ -4,23 +4,20 @@ R rows, P of them clicks and Q not.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from dmoe.baselines.folder import Baseline
 from dmoe.errors import DataError, UserError, nearest
-from dmoe.evaluation.evaluate import SCORING_ROWS
+from dmoe.evaluation.scored import Chain, ScoredRows, predicted, score_rows
 from dmoe.evaluation.verdict import faults
 from dmoe.metrics.scores import auc, calibration, logloss, relative_information_gain
 from dmoe.schema import CategoricalField, MultiValuedField
-from dmoe.shards.reader import read_once
-from dmoe.tokens.encoder import RawBatch, RawEncoder
 from dmoe.tokens.unseen import ValueCounts
 from dmoe.tokens.vocabulary import read_vocabulary
 from dmoe.weights.run import Run
@@ -119,14 +116,6 @@ def _faults(labels_R: npt.NDArray[np.bool_], logits_R: Floats) -> list[str]:
     )
 
 
-def open_scored(folder: Path) -> Run | Baseline:
-    """A run folder, or one of `dmoe baseline`.
-
-    Raises: DataError if it is neither.
-    """
-    return Baseline.open(folder) if Baseline.is_one(folder) else Run.open(folder)
-
-
 def compare_runs(
     first: Run | Baseline,
     second: Run | Baseline,
@@ -136,14 +125,17 @@ def compare_runs(
     data: Path | None = None,
     segments: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Metrics of both, their differences, and a table for each field of `segments`. Under `far_above` the fields of
-    which the rows of `logs` have far more unseen or missing values than the training of either run showed.
+    """Metrics of both on the rows that know the first run's main label in both, their differences, and a table for each
+    field of `segments`. Under `far_above` the fields of which the rows of `logs` have far more unseen or missing values
+    than the training of either run showed; under `tasks`, if both predict several labels, each that both predict, and
+    of each that is given another in both also what its chain says together (`click+watch`, on all rows that know it).
 
     Rows are those of `logs`, raw and labelled, which each run encodes with its own vocabularies; else those of a
-    split of the data set that both runs were trained on.
+    split of the data set that both runs were trained on. They count alike, whatever their weights.
 
     Raises: DataError if the rows have no labels or the runs were trained on different data sets and no log is
-    given; UserError for a segment that is no categorical field of the first run.
+    given; UserError for a segment that is no categorical field of the first run, or if the second run does not predict
+    the first one's main label.
     """
     schema = first.schema
     places = {
@@ -156,12 +148,15 @@ def compare_runs(
             raise UserError(f"--segment {segment}: no categorical field of {first.path}{nearest(segment, places)}")
     columns = [places[segment][1] for segment in segments]
     counts = [ValueCounts(run.schema) for run in (first, second)]
+    main, other_main = _main_labels(first, second)
     scored = [
-        scored_rows(run, logs, split, data, columns, one) for run, one in zip((first, second), counts, strict=True)
+        score_rows(run, logs, split, data, columns, one) for run, one in zip((first, second), counts, strict=True)
     ]
-    (labels_R, first_R, ids_RS), (other_labels_R, second_R, _) = scored
-    if not np.array_equal(labels_R, other_labels_R):
-        raise DataError("the runs gave the rows different labels; prepare both with the same label column")
+    labels_R, first_R, second_R, kept_R = _both(scored, main, other_main)
+    if not kept_R.any():
+        raise DataError(f"{logs[0] if logs else split}: no row says its '{schema.label}'; comparing needs labels")
+    ids_RS = scored[0].ids_RS[kept_R]
+    chains = [chain for chain in scored[0].chains if chain in scored[1].chains]
     return {
         "rows": len(labels_R),
         "positives": int(labels_R.sum()),
@@ -173,6 +168,46 @@ def compare_runs(
             segment: _segment(first, places[segment][0], ids_RS[:, index], labels_R, first_R, second_R)
             for index, segment in enumerate(segments)
         },
+        **({"tasks": {"+".join(chain): _task(scored, chain) for chain in chains}} if len(chains) > 1 else {}),
+    }
+
+
+def _main_labels(first: Run | Baseline, second: Run | Baseline) -> tuple[Chain, Chain]:
+    """The first one's main label, and that of the second one which is compared with it."""
+    label, others = first.schema.label, [task.name for task in predicted(second)]
+    if label not in others and len(others) == len(first.schema.tasks) == 1:
+        return (label,), (others[0],)  # the rows' labels say whether it is the same
+    if label not in others:
+        known = ", ".join(others)
+        raise UserError(
+            f"{second.path}: does not predict '{label}', the main label of {first.path}; it predicts {known}"
+        )
+    return (label,), (label,)
+
+
+def _both(
+    scored: Sequence[ScoredRows], chain: Chain, other: Chain
+) -> tuple[npt.NDArray[np.bool_], Floats, Floats, npt.NDArray[np.bool_]]:
+    """Labels and logits of the rows that know a label, or the outcome of a chain, in both; and which rows these are."""
+    (labels_R, first_R, known_R), (other_labels_R, second_R, other_known_R) = (
+        one.of(names) for one, names in zip(scored, (chain, other), strict=True)
+    )
+    if len(labels_R) == len(other_labels_R):
+        both_R = known_R & other_known_R
+        if np.array_equal(labels_R[both_R], other_labels_R[both_R]):
+            return labels_R[both_R], first_R[both_R], second_R[both_R], both_R
+    raise DataError("the runs gave the rows different labels; prepare both with the same label column")
+
+
+def _task(scored: Sequence[ScoredRows], chain: Chain) -> dict[str, Any]:
+    labels_R, first_R, second_R, _ = _both(scored, chain, chain)
+    both = 0 < labels_R.sum() < len(labels_R)
+    found = paired_scores(labels_R, first_R, second_R) if both else {}
+    return {
+        "rows": len(labels_R),
+        "positives": int(labels_R.sum()),
+        **{name: asdict(found[name]) if both else None for name in ("auc", "logloss")},
+        "calibration": [_calibration(labels_R, logits_R) for logits_R in (first_R, second_R)] if both else None,
     }
 
 
@@ -182,57 +217,6 @@ def _calibration(labels_R: npt.NDArray[np.bool_], logits_R: Floats) -> dict[str,
         "expected_calibration_error": found.expected_calibration_error,
         "predicted_to_observed": found.predicted_to_observed,
     }
-
-
-def scored_rows(
-    run: Run | Baseline,
-    logs: Sequence[Path],
-    split: str,
-    data: Path | None,
-    columns: Sequence[int],
-    counts: ValueCounts | None = None,
-) -> tuple[npt.NDArray[np.bool_], Floats, npt.NDArray[np.int32]]:
-    """Labels (R,), logits (R,), and the ids of the chosen columns (R, S), of the rows whose main label is known."""
-    score = _scorer(run)
-    labels, logits, ids = [], [], []
-    with torch.inference_mode():
-        for batch in _batches(run, logs, split, data, counts):
-            if batch.labels_B is None:
-                raise DataError(f"{logs[0]}: has no column '{run.schema.label}'; comparing needs labels")
-            known_B = slice(None) if batch.known_BT is None else batch.known_BT[:, 0].numpy()
-            labels.append((batch.labels_B.numpy() > 0)[known_B])
-            logits.append(score(batch)[known_B])
-            ids.append(batch.ids_BC.numpy()[known_B][:, list(columns)])
-    if not labels:
-        raise DataError(f"{logs[0]}: holds no rows to compare on")
-    if not sum(map(len, labels)):
-        raise DataError(f"{logs[0] if logs else split}: no row says its '{run.schema.label}'; comparing needs labels")
-    return np.concatenate(labels), np.concatenate(logits), np.concatenate(ids)
-
-
-def _scorer(run: Run | Baseline) -> Callable[[RawBatch], Floats]:
-    """The function from encoded rows to their logits (B,)."""
-    if isinstance(run, Baseline):
-        simple = run.load_model()
-        return lambda batch: simple.logits(batch.ids_BC.numpy(), batch.numeric_BN.numpy())
-    model = run.load_model()
-
-    def logits(batch: RawBatch) -> Floats:
-        logits_B: Floats = model(batch.ids_BC, batch.numeric_BN).logit.double().numpy()
-        return logits_B
-
-    return logits
-
-
-def _batches(
-    run: Run | Baseline, logs: Sequence[Path], split: str, data: Path | None, counts: ValueCounts | None
-) -> Iterator[RawBatch]:
-    """`counts` is added to by rows of raw logs only: those of a split are in the data set that was trained on."""
-    if logs:
-        yield from RawEncoder(run.path).encode_files(logs, batch_size=SCORING_ROWS, labels=True, counts=counts)
-        return
-    for batch in read_once(run.data_folder(data), split, batch_size=SCORING_ROWS).batches():
-        yield RawBatch(batch.ids_BC, batch.numeric_BN, batch.labels_BT, batch.known_BT)
 
 
 def _segment(
