@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
@@ -21,7 +22,7 @@ from dmoe.shards.reader import read_once
 from dmoe.training.loop import train
 from dmoe.training.objective import entropy_factors
 from dmoe.weights.run import Run
-from tests.small_runs import small_config, with_tasks
+from tests.small_runs import small_config, with_tasks, write_data
 from tests.training.test_loop import StopAt, assert_same_bits
 
 NAMES = ("click", "buy", "like")
@@ -233,3 +234,33 @@ def test_a_weight_of_none_leaves_the_other_tasks_as_they_are(data: Path, tmp_pat
     assert not torch.equal(
         first["embedding.banks.0.tables.weight"], untouched.load_weights()["embedding.banks.0.tables.weight"]
     )
+
+
+@pytest.mark.parametrize("how", ["rate", "weight"])
+def test_a_tenth_of_the_negatives_still_gives_the_clicks_of_the_whole_log(tmp_path: Path, how: str) -> None:
+    data = write_data(tmp_path / "data", {"train": 40_000, "valid": 20_000, "test": 40_000})
+    generator = np.random.default_rng(3)
+    for split in ("train", "valid", "test"):
+        path = data / split / "part-00000.parquet"
+        table = parquet.read_table(path)
+        clicked = table["click"].to_numpy() == 1
+        if split != "test":
+            kept = clicked | (generator.random(len(clicked)) < 0.1)
+            table, clicked = table.filter(kept), clicked[kept]
+        if how == "weight":
+            weights = np.where(clicked | (split == "test"), 1, 10).astype(np.float32)
+            table = table.append_column("w", pa.array(weights))
+        parquet.write_table(table, path)
+    overrides = ["training.calibration=platt", "training.batch_size=1000", "decorrelation=[]"]
+    if how == "weight":
+        Schema.read(data).model_copy(update={"weight": "w"}).write(data)
+    else:
+        overrides.append("training.negative_sampling_rate=0.1")
+    run = train(small_config(*overrides), data, tmp_path / "run")
+    model = run.load_model()
+    rows = scored_rows(model, read_once(data, "test", batch_size=8192), torch.device("cpu")).of_task()
+    served = model.calibration.served(torch.from_numpy(rows.logits_R)).numpy()
+    assert expit(served).sum() / rows.labels_R.sum() == pytest.approx(1, abs=0.02)
+    if how == "weight":
+        found = read_json(run.path / "evaluation" / "test.json")["calibration"]
+        assert found["predicted_to_observed"] == pytest.approx(1, abs=0.02)
