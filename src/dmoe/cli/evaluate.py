@@ -73,16 +73,25 @@ def command(
 def task_lines(evaluation: dict[str, Any]) -> list[str]:
     """A line for each task, and for each of its domains."""
     lines = []
-    for name, task in evaluation.get("tasks", {}).items():
-        on = f", given {task['given']}" if "given" in task else ""
-        lines.append(f"{name}{on}: {_scores(task)}")
+    tasks = evaluation.get("tasks", {})
+    for name, task in tasks.items():
+        on = f" given {task['given']}" if "given" in task else ""
+        lines += _part(f"{name}{on}", task)
         if "joint" in task:
-            lines.append(f"{name} and {task['given']} together: {_scores(task['joint'])}")
-        lines += [f"  {domain}: {_scores(one)}" for domain, one in task.get("domains", {}).items()]
-        if "macro" in task:
-            macro = task["macro"]
-            out = f", without {', '.join(macro['left_out'])}" if macro["left_out"] else ""
-            lines.append(f"  mean of domains{out}: AUC {_figure(macro['auc'])}, logloss {_figure(macro['logloss'])}")
+            chain = [name]
+            while (above := tasks[chain[0]].get("given")) is not None:
+                chain.insert(0, above)
+            lines += _part(" and ".join(chain), task["joint"])
+    return lines
+
+
+def _part(title: str, one: dict[str, Any]) -> list[str]:
+    lines = [f"{title}: {_scores(one)}"]
+    lines += [f"  {domain}: {_scores(scores)}" for domain, scores in one.get("domains", {}).items()]
+    if "macro" in one:
+        macro = one["macro"]
+        out = f", without {', '.join(macro['left_out'])}" if macro["left_out"] else ""
+        lines.append(f"  mean of domains{out}: AUC {_figure(macro['auc'])}, logloss {_figure(macro['logloss'])}")
     return lines
 
 

@@ -140,13 +140,20 @@ def linear_lines(run: Path) -> list[str]:
     if not (run / "linear.json").is_file():
         return []
     found = read_json(run / "linear.json")
-    if not found["used"]:
-        return ["linear part: none, a regression on rates of lists of values is no sum over values"]
-    name, one = list(found["splits"].items())[-1]
     return [
-        f"linear part: {found['encoding']} logistic regression, {found['share']:.0%} of the logit; {name} AUC "
-        f"{one['mixture']['auc']:.4f} without it, {one['linear']['auc']:.4f} by itself"
+        f"linear part{' of ' if task else ''}{task}: {_linear_words(of)}"
+        for task, of in found.get("tasks", {"": found}).items()
     ]
+
+
+def _linear_words(found: dict[str, Any]) -> str:
+    if not found["used"]:
+        return "none, a regression on rates of lists of values is no sum over values"
+    name, one = list(found["splits"].items())[-1]
+    return (
+        f"{found['encoding']} logistic regression, {found['share']:.0%} of the logit; {name} AUC "
+        f"{one['mixture']['auc']:.4f} without it, {one['linear']['auc']:.4f} by itself"
+    )
 
 
 def fall_lines(evaluations: list[dict[str, Any]]) -> list[str]:
