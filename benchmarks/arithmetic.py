@@ -3,6 +3,7 @@
 CIN and inner products are counted in their Gram form, the cheapest that is known; elementwise work is left out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,6 +44,9 @@ def dense_work(case: Case) -> DenseWork:
     def chain(*widths: int) -> None:
         layers.extend((rows, inputs, outputs) for inputs, outputs in pairwise(widths))
 
+    if case.head == "ple":
+        _ple(case, flat, chain)
+        return DenseWork(tuple(layers), gram)
     for name in case.experts:
         width = 0
         if name in ("crossnet", "dcnv2"):
@@ -59,7 +63,20 @@ def dense_work(case: Case) -> DenseWork:
             width += sizes.cin_units
         chain(width, 1 if case.head == "linear" else sizes.expert_units)
     if case.head == "d-moe":
-        if len(case.experts) > 1:
-            chain(flat, sizes.gate_units, len(case.experts))
-        chain(sizes.expert_units, sizes.expert_units, 1)
+        for _ in range(case.tasks):
+            if len(case.experts) > 1:
+                chain(flat, sizes.gate_units, len(case.experts))
+            chain(sizes.expert_units, sizes.expert_units, 1)
     return DenseWork(tuple(layers), gram)
+
+
+def _ple(case: Case, flat: int, chain: Callable[..., None]) -> None:
+    """Two levels of experts with a linear gate for each stream, and the tasks' towers."""
+    units, owned = case.sizes.hidden_units, len(case.experts) - case.tasks
+    for width, streams in ((flat, case.tasks + 1), (units[-1], case.tasks)):
+        for _ in case.experts:
+            chain(width, *units)
+        for stream in range(streams):
+            chain(width, owned + 1 if stream < case.tasks else len(case.experts))
+    for _ in range(case.tasks):
+        chain(units[-1], case.sizes.expert_units, 1)

@@ -40,8 +40,9 @@ class Contestant:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One model on one stream of batches. `head`: "linear" as the peers' single models have it, or "d-moe"
-    (alignment, gate and tower). `axis` and `value` place a case on a growth curve."""
+    """One model on one stream of batches. `head`: "linear" as the peers' single models have it, "d-moe" (alignment,
+    gate and tower, of each task) or "ple" (two levels of experts, two of them shared and one of each task).
+    `axis` and `value` place a case on a growth curve."""
 
     name: str
     experts: tuple[str, ...]
@@ -53,6 +54,7 @@ class Case:
     batch_size: int = 10_000
     sizes: Sizes = Sizes()
     warm_up: int = 3
+    tasks: int = 1
     axis: str | None = None
     value: int = 0
 
@@ -62,6 +64,8 @@ class Case:
 
     @property
     def num_tables(self) -> int:
+        if self.head == "ple":
+            return 1
         return len(self.experts) + (1 if len(self.experts) > 1 else 0)
 
     @property
@@ -87,6 +91,7 @@ class Case:
             "cross_layers": sizes.cross_layers,
             "expert_units": sizes.expert_units,
             "gate_units": sizes.gate_units,
+            "tasks": self.tasks,
             "seed": SEED,
         }
 
@@ -143,6 +148,25 @@ def _mixtures() -> list[Case]:
     ]
 
 
+def _tasks() -> list[Case]:
+    """What a head costs over one trunk, and PLE beside the peer that has it."""
+    heads = [
+        Case(f"tasks-{count}", ("cin", "crossnet"), (OURS,), head="d-moe", tasks=count, axis="tasks", value=count)
+        for count in (1, 2, 4)
+    ]
+    ple = []
+    # The units of torch-rechub's examples, and two steps up to those of the papers; the last is matrix products alone.
+    for name, units, tower, rows in (
+        ("", (16,), 8, 2048),
+        ("-128", (128, 64), 64, 4096),
+        ("-512", (512, 256), 64, 4096),
+    ):
+        sizes = Sizes(hidden_units=units, expert_units=tower)
+        case = Case(f"ple{name}", ("dnn",) * 4, (OURS, RECHUB), head="ple", tasks=2, sizes=sizes, batch_size=rows)
+        ple.append(replace(case, vocabulary_rows=1_000_000))
+    return [*heads, *ple]
+
+
 def _files() -> list[Case]:
     def both(*modes: str) -> tuple[Contestant, ...]:
         return tuple(replace(one, name=f"{one.name}, {mode}", mode=mode) for one in (OURS, FUXICTR) for mode in modes)
@@ -187,7 +211,7 @@ def growth_curves(vocabulary_rows: Sequence[int] = ()) -> list[Case]:
 
 
 def all_cases() -> list[Case]:
-    return [*_single_models(), *_mixtures(), *_files(), *growth_curves()]
+    return [*_single_models(), *_mixtures(), *_tasks(), *_files(), *growth_curves()]
 
 
 def choose(patterns: Sequence[str], cases: Sequence[Case]) -> list[Case]:

@@ -85,6 +85,7 @@ def run_case(case: Case, settings: Settings) -> dict[str, Any]:
         "case": case.name,
         "experts": list(case.experts),
         "head": case.head,
+        "tasks": case.tasks,
         "embedding_l2": case.embedding_l2,
         "embedding_dim": case.sizes.embedding_dim,
         "vocabulary_rows": case.vocabulary_rows,

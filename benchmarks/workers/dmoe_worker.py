@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.workers.serve import Job, Step, count_parameters, endless, load_batches, serve
+from benchmarks.workers.serve import Job, Step, count_parameters, endless, labels_of_tasks, load_batches, serve
 from benchmarks.workers.stopwatch import EngineProfile
-from dmoe.config.model import GateConfig, ModelConfig
+from dmoe.config.model import GateConfig, LevelConfig, ModelConfig
 from dmoe.config.run import OptimiserConfig
 from dmoe.nn.build import build_model
 from dmoe.nn.experts import expert_class
@@ -22,7 +22,8 @@ from dmoe.nn.experts.fm import FM
 from dmoe.nn.objective import Objective
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
-from dmoe.schema import CategoricalField, Schema
+from dmoe.nn.task_losses import TaskLoss, TaskLosses
+from dmoe.schema import CategoricalField, Schema, Task
 from dmoe.shards.batch import Batch
 from dmoe.shards.reader import SplitReader
 from dmoe.training.engine import Engine
@@ -80,6 +81,11 @@ def make_model(job: Job) -> nn.Module:
     torch.manual_seed(job["seed"])
     if job["head"] == "linear":
         return PeersModel(names[0], sizes, job)
+    fields = tuple(CategoricalField(name=f"f{index}", vocabulary_size=size) for index, size in enumerate(sizes))
+    labels = tuple(Task(name=f"label{task}") for task in range(job["tasks"]))
+    schema = Schema(label=labels[0].name, fields=fields, labels=labels if len(labels) > 1 else ())
+    if job["head"] == "ple":
+        return build_model(ple(job), schema, seed=job["seed"])
     config = ModelConfig(
         embedding_dim=job["embedding_dim"],
         embedding_storage=job["embedding_storage"],
@@ -88,14 +94,32 @@ def make_model(job: Job) -> nn.Module:
         expert_units=job["expert_units"],
         tower_units=[job["expert_units"]],
     )
-    fields = tuple(CategoricalField(name=f"f{index}", vocabulary_size=size) for index, size in enumerate(sizes))
-    return build_model(config, Schema(label="label", fields=fields), seed=job["seed"])
+    return build_model(config, schema, seed=job["seed"])
+
+
+def ple(job: Job) -> ModelConfig:
+    """PLE of two levels: shared experts and one of each task."""
+    *inner, units = job["hidden_units"]
+    shared = len(job["experts"]) - job["tasks"]
+    entries: list[dict[str, Any]] = [{"hidden_units": inner, "count": shared}, {"hidden_units": inner, "per": "task"}]
+    return ModelConfig(
+        embedding_dim=job["embedding_dim"],
+        embedding_storage=job["embedding_storage"],
+        tables="shared",
+        experts=[{"kind": "dnn", **entry} for entry in entries],
+        foreign="hidden",
+        gate=GateConfig(units=0, table=0),
+        expert_units=units,
+        levels=[LevelConfig(experts=[{"kind": "mlp", **entry} for entry in entries])],
+        tower_units=[job["expert_units"]],
+    )
 
 
 def make_engine(model: nn.Module, job: Job, device: str = "cpu", **options: Any) -> Engine:
     """`options`: further ones of `Engine`."""
     optimiser = OptimiserConfig(lr=LEARNING_RATE, embedding=job["optimiser"], embedding_l2=job["embedding_l2"])
-    return Engine(model, Objective(), optimiser, clip_norm=CLIP_NORM, device=torch.device(device), **options)  # type: ignore[arg-type]
+    tasks = TaskLosses([TaskLoss()] * job["tasks"]) if job["tasks"] > 1 else None
+    return Engine(model, Objective(tasks=tasks), optimiser, clip_norm=CLIP_NORM, device=torch.device(device), **options)  # type: ignore[arg-type]
 
 
 class Contestant:
@@ -109,7 +133,7 @@ class Contestant:
         empty = torch.empty(job["batch_size"], 0)
         self.prebuilt = cycle(
             [
-                Batch(torch.from_numpy(ids), empty[: len(ids)], torch.from_numpy(y)[:, None])
+                Batch(torch.from_numpy(ids), empty[: len(ids)], torch.from_numpy(labels_of_tasks(y, job)))
                 for ids, y in load_batches(job)
             ]
         )

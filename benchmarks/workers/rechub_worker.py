@@ -1,4 +1,4 @@
-"""torch-rechub: its own DCNv2 and DeepFM, trained by its `CTRTrainer`.
+"""torch-rechub: its own DCNv2, DeepFM and PLE, trained by its `CTRTrainer` and `MTLTrainer`.
 
 Its MLP always has batch normalisation, so these models do a little more than the others of the same name; its
 DeepFM weighs the embeddings themselves for the first order, in place of a table of width 1.
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_rechub.basic.features import SparseFeature
+from torch_rechub.models.multi_task import PLE
 from torch_rechub.models.ranking import DCNv2, DeepFM
-from torch_rechub.trainers import CTRTrainer
+from torch_rechub.trainers import CTRTrainer, MTLTrainer
 
-from benchmarks.workers.serve import Job, Step, count_parameters, load_batches, serve
+from benchmarks.workers.serve import Job, Step, count_parameters, labels_of_tasks, load_batches, serve
 
 LEARNING_RATE = 1e-3
 
@@ -26,6 +27,10 @@ def make_model(job: Job) -> nn.Module:
     ]
     deep = {"dims": list(job["hidden_units"]), "activation": "relu"}
     name = job["experts"][0]
+    if job["head"] == "ple":
+        types, tower = ["classification"] * job["tasks"], {"dims": [job["expert_units"]]}
+        shared = len(job["experts"]) - job["tasks"]
+        return PLE(fields, types, 2, 1, shared, {"dims": list(job["hidden_units"])}, [tower] * job["tasks"])
     if name == "dcnv2":
         return DCNv2(fields, job["cross_layers"], deep, use_low_rank_mixture=False)
     if name == "deepfm":
@@ -36,13 +41,20 @@ def make_model(job: Job) -> nn.Module:
 def prepare(job: Job) -> tuple[dict[str, Step], int]:
     torch.manual_seed(job["seed"])
     model = make_model(job)
-    trainer = CTRTrainer(
-        model,
-        optimizer_params={"lr": LEARNING_RATE},
-        # Its penalty is l2 * ||W||^2, without the half.
-        regularization_params={"embedding_l2": job["embedding_l2"] / 2},
+    # Its penalty is l2 * ||W||^2, without the half.
+    options = {"lr": LEARNING_RATE}, {"embedding_l2": job["embedding_l2"] / 2}
+    several = job["tasks"] > 1
+    if several:
+        types = ["classification"] * job["tasks"]
+        trainer = MTLTrainer(model, types, optimizer_params=options[0], regularization_params=options[1])
+    else:
+        trainer = CTRTrainer(model, optimizer_params=options[0], regularization_params=options[1])
+    batches = cycle(
+        [
+            (_as_columns(ids), torch.from_numpy(labels_of_tasks(labels, job) if several else labels))
+            for ids, labels in load_batches(job)
+        ]
     )
-    batches = cycle([(_as_columns(ids), torch.from_numpy(labels)) for ids, labels in load_batches(job)])
 
     def train(batch: Any) -> int:
         one: Iterable[Any] = [batch]

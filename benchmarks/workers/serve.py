@@ -34,6 +34,11 @@ def load_batches(job: Job) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]
     return [(ids_RF[start : start + size], labels_R[start : start + size]) for start in starts]
 
 
+def labels_of_tasks(labels_B: NDArray[np.float32], job: Job) -> NDArray[np.float32]:
+    """(B, T): a task's labels are those of the one before, a row further on."""
+    return np.stack([np.roll(labels_B, task) for task in range(job["tasks"])], axis=1)
+
+
 def endless(make: Callable[[], Any]) -> Iterator[Any]:
     """Epoch after epoch of `make()`."""
     while True:
