@@ -1,6 +1,7 @@
 """What run.yaml says of several labels and domains, and what is said of what does not fit the data."""
 
 import pytest
+import torch
 import yaml
 
 from dmoe.config.run import load_config
@@ -124,3 +125,23 @@ def test_levels_take_the_gate_and_the_units_of_the_model():
 def test_what_does_not_fit_is_named(overrides, schema, message):
     with pytest.raises(ConfigError, match=message):
         build_model(load_config(None, overrides).model, schema, seed=0)
+
+
+@pytest.mark.parametrize("preset", ["ple", "stem", "crocodile"])
+def test_the_graph_of_several_tasks_can_be_exported(preset):
+    config = load_config(preset, [*SMALL, *([] if preset != "crocodile" else ["model.heads=task-and-domain"])])
+    model = build_model(config.model, TWO, seed=0).eval()
+
+    class Scores(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids):
+            return tuple(part for task in self.model(ids).tasks for part in (task.logit, task.gate_weights))
+
+    ids = torch.randint(0, 4, (6, 2))
+    rows = torch.export.Dim("rows", min=1, max=64)
+    graph = torch.export.export(Scores().eval(), (ids,), dynamic_shapes={"ids": {0: rows}}).module()
+    for other in (ids, ids[:2]):
+        torch.testing.assert_close(graph(other), Scores()(other))
