@@ -87,6 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         build_app(chosen)(args=arguments, prog_name="dmoe")
     except DmoeError as error:
+        if getattr(error, "quiet", False):  # another process says it
+            sys.exit(error.exit_code)
         sys.stderr.write(f"dmoe: {_printable(str(error))}\n")
         sys.exit(error.exit_code)
     except OSError as error:

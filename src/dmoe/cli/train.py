@@ -20,11 +20,15 @@ run's own configuration is used.
 
 Ctrl-C stops after the current step and leaves a run that --resume continues to the same bits.
 
+--processes trains one model on several processes of this machine, `torchrun … -m dmoe train …` on several machines:
+tables are dealt out by rows, and the batch size is that of all (docs/distributed.md).
+
 \b
 Examples:
   dmoe train run.yaml --data DATA --output runs/first
   dmoe train d-moe --data DATA --output runs/second decorrelation.0.alpha=30 training.epochs=3
   dmoe train --data DATA --output runs/second --resume
+  dmoe train d-moe --data DATA --output runs/third --processes 4
   dmoe train --from runs/monday --data TUESDAY --output runs/tuesday training.epochs=1
 """
 
@@ -49,37 +53,50 @@ def command(
             help="Fit the logistic regression of the data set too, once, and say which of both is better.",
         ),
     ] = True,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that train together; under torchrun it says how many.")
+    ] = 1,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, help="Seconds after which a process that does not answer counts as gone.")
+    ] = 600.0,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.config.run import changed_config, load_config
     from dmoe.disk.files import read_json, read_json_lines
-    from dmoe.errors import ConfigError
+    from dmoe.distributed.launch import launch
+    from dmoe.distributed.world import world_from_environment
     from dmoe.evaluation.baseline import run_faults, stand_beside
     from dmoe.evaluation.verdict import against
     from dmoe.machine.allocator import keep_freed_memory
-    from dmoe.nn.experts.options import check_experts
     from dmoe.tokens.unseen import Finding
     from dmoe.training.loop import train
     from dmoe.training.progress import TerminalWatcher
     from dmoe.weights.run import Run
 
     words = list(arguments or [])
-    source = words.pop(0) if words and "=" not in words[0] else None
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other")
-    if resume and start is not None:
-        raise ConfigError("--resume and --from exclude each other; a resumed run keeps what it started from")
-    if resume and source is None and not words and (output / "config.yaml").is_file():
-        config = Run.open(output).config
-    elif start is not None and source is None:
-        config = changed_config(Run.open(start).config, words)
-    else:
-        config = load_config(source, words)
-    check_experts(config.model.experts, source or "configuration")
-    keep_freed_memory()
-    earlier = Run.open(start) if start else None
-    watcher = TerminalWatcher(stderr)
-    run = train(config, data, output, resume=resume, overwrite=overwrite, start=earlier, watcher=watcher)
+    if processes > 1:
+        _config(words, output, resume, overwrite, start)  # its errors come once
+        options = [*words, "--data", str(data), "--output", str(output), "--timeout", str(timeout)]
+        options += ["--from", str(start)] if start else []
+        options += ["--baseline" if baseline else "--no-baseline"]
+        asked = {"--resume": resume, "--overwrite": overwrite, "--json": as_json}
+        code = launch(["train", *options, *(name for name, wanted in asked.items() if wanted)], processes)
+        if code:
+            raise typer.Exit(code)
+        return
+    world = world_from_environment(timeout)
+    if world.was_restarted and (output / "config.yaml").is_file():
+        resume, overwrite, start = True, False, None
+    with world.together():
+        config = _config(words, output, resume, overwrite, start)
+        keep_freed_memory()
+        earlier = Run.open(start) if start else None
+        watcher = TerminalWatcher(stderr)
+        run = train(
+            config, data, output, resume=resume, overwrite=overwrite, start=earlier, watcher=watcher, world=world
+        )
+    world.end()
+    if not world.is_first:
+        return
     if earlier:
         known = run.environment["started_from"]
         stderr.print(f"{known['kept']} of {known['tokens']} tokens were known to {show_path(earlier.path)}")
@@ -120,6 +137,29 @@ def command(
     for line in [*warnings, *fall_lines(read_json_lines(run.path / "metrics.jsonl"))]:
         stderr.print(line)
     typer.echo(f"run: {show_path(run.path)} (best epoch {metrics['best_epoch']})")
+
+
+def _config(words: list[str], output: Path, resume: bool, overwrite: bool, start: Path | None) -> "RunConfig":  # type: ignore[name-defined]  # noqa: F821
+    """What is to be trained, by the words of the command."""
+    from dmoe.config.run import changed_config, load_config
+    from dmoe.errors import ConfigError
+    from dmoe.nn.experts.options import check_experts
+    from dmoe.weights.run import Run
+
+    words = list(words)
+    source = words.pop(0) if words and "=" not in words[0] else None
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+    if resume and start is not None:
+        raise ConfigError("--resume and --from exclude each other; a resumed run keeps what it started from")
+    if resume and source is None and not words and (output / "config.yaml").is_file():
+        config = Run.open(output).config
+    elif start is not None and source is None:
+        config = changed_config(Run.open(start).config, words)
+    else:
+        config = load_config(source, words)
+    check_experts(config.model.experts, source or "configuration")
+    return config
 
 
 def dead_expert_lines(model: "ModelConfig", schema: "Schema", dead_columns: list[int]) -> list[str]:

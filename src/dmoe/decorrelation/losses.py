@@ -7,15 +7,16 @@ W the widths of all experts side by side.
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmoe.decorrelation.checks import ProcessGroup, check_choice, check_outputs, global_rows, resolve
 from dmoe.decorrelation.moments import (
+    GradientOfAll,
     Pairs,
+    Scaled,
     centre,
     co_moments,
     frobenius_by_rows,
@@ -86,14 +87,17 @@ class PairLoss(nn.Module):
                     f"{type(self).__name__} is undefined for a batch of {rows} row(s): a correlation needs two; "
                     "leave the term out of such a batch"
                 )
-            norms = self._norms(columns, rows, group, pairs)
-            total = self._of_experts(columns, rows, group)
+            moments = None if group is None else co_moments(columns, rows, group, pairs)
+            norms = self._norms(columns, rows, moments, pairs)
+            total = self._of_experts(columns, rows, moments)
         for (p, q), norm in zip(pairs, norms, strict=True):
             total = total + self._of_pair(norm, outputs[p].shape[1] * outputs[q].shape[1], rows)
+        if group is not None:
+            total = cast(Tensor, GradientOfAll.apply(total, group))  # type: ignore[no-untyped-call]
         return total
 
-    def _of_experts(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None) -> Tensor:  # noqa: ARG002
-        """What experts add by themselves."""
+    def _of_experts(self, columns: list[Tensor], rows: int, moments: Scaled | None) -> Tensor:  # noqa: ARG002
+        """What experts add by themselves; `moments` are there if they are of the rows of all ranks."""
         return columns[0].new_zeros(())
 
     def _of_pair(self, norm: Tensor, size: int, rows: int) -> Tensor:  # noqa: ARG002
@@ -101,8 +105,8 @@ class PairLoss(nn.Module):
         dimension_free = self.scale == "dimension-free" and self.norm != "l1"
         return norm / (math.sqrt(size) if dimension_free else size)
 
-    def _norms(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None, pairs: Pairs) -> list[Tensor]:
-        """The norm of each pair's matrix."""
+    def _norms(self, columns: list[Tensor], rows: int, moments: Scaled | None, pairs: Pairs) -> list[Tensor]:
+        """The norm of each pair's matrix; `moments` as for `_of_experts`."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -148,8 +152,8 @@ class CorrLoss(PairLoss):
         super().__init__(norm, scale, process_group)
         self.eps = eps
 
-    def _norms(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None, pairs: Pairs) -> list[Tensor]:
-        if self.norm == "frobenius" and group is None and rows_are_cheaper(columns, pairs):
+    def _norms(self, columns: list[Tensor], rows: int, moments: Scaled | None, pairs: Pairs) -> list[Tensor]:
+        if self.norm == "frobenius" and moments is None and rows_are_cheaper(columns, pairs):
             standardised = []
             for column_BD in columns:
                 mean_D, factor = column_BD.mean(0), inverse_scale(magnitude(column_BD))
@@ -157,7 +161,7 @@ class CorrLoss(PairLoss):
                 squares_D, scaled_D = centred_BD.square().sum(0), mean_D.detach() * factor
                 standardised.append(centred_BD * inverse_deviation(squares_D, scaled_D, rows, self.eps))
             return frobenius_by_rows(standardised, pairs)
-        moments = co_moments(columns, rows, group, pairs)
+        moments = moments or co_moments(columns, rows, None, pairs)
         inverse = [
             inverse_deviation(squares_D, mean_D, rows, self.eps)
             for squares_D, mean_D in zip(moments.squares, moments.means, strict=True)
@@ -186,8 +190,8 @@ class CovLoss(PairLoss):
         check_choice("norm", norm, CovNorm)
         super().__init__(norm, scale, process_group)
 
-    def _norms(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None, pairs: Pairs) -> list[Tensor]:
-        if self.norm == "l2" and group is None and rows_are_cheaper(columns, pairs):
+    def _norms(self, columns: list[Tensor], rows: int, moments: Scaled | None, pairs: Pairs) -> list[Tensor]:
+        if self.norm == "l2" and moments is None and rows_are_cheaper(columns, pairs):
             inverse_scales = [inverse_scale(magnitude(column_BD)) for column_BD in columns]
             centred = [
                 centre(column_BD, column_BD.mean(0), inverse)
@@ -195,7 +199,7 @@ class CovLoss(PairLoss):
             ]
             norms = frobenius_by_rows(centred, pairs)
         else:
-            moments = co_moments(columns, rows, group, pairs)
+            moments = moments or co_moments(columns, rows, None, pairs)
             inverse_scales = list(moments.inverse_scales)
             order = 1 if self.norm == "l1" else 2
             norms = [torch.linalg.vector_norm(product_PQ, order) for product_PQ in moments.products]
@@ -241,11 +245,11 @@ class VICRegLoss(CovLoss):
         super().__init__("l2", process_group=process_group)
         self.variance_weight, self.eps = variance_weight, eps
 
-    def _of_experts(self, columns: list[Tensor], rows: int, group: dist.ProcessGroup | None) -> Tensor:
+    def _of_experts(self, columns: list[Tensor], rows: int, moments: Scaled | None) -> Tensor:
         hinges = []
-        for column_BD in columns:
-            moments = co_moments([column_BD], rows, group)
-            variance_D = moments.squares[0] / (rows - 1) / moments.inverse_scales[0].square()
+        for index, column_BD in enumerate(columns):
+            own, at = (moments, index) if moments is not None else (co_moments([column_BD], rows, None), 0)
+            variance_D = own.squares[at] / (rows - 1) / own.inverse_scales[at].square()
             hinges.append(torch.relu(1 - (variance_D + self.eps).sqrt()).mean())
         return torch.stack(hinges).sum() * (self.variance_weight * (rows - 1))
 

@@ -29,6 +29,9 @@ class Scaled(NamedTuple):
 class CoMoments(torch.autograd.Function):
     """Sums of squares of every column and sums of products of every pair of experts, about the batch means.
 
+    With a group they are those of all ranks, which therefore have equal ones; the gradient is that of this rank's loss
+    alone, for `GradientOfAll` to make it that of all.
+
     Written out because its gradient needs neither the centring nor the standardising to be undone: a sum of
     centred columns is zero, so each expert's gradient is one product per partner and one scaled copy.
     """
@@ -52,9 +55,12 @@ class CoMoments(torch.autograd.Function):
         squares = [column_BD.square().sum(0) for column_BD in centred]
         products = [centred[p].T @ centred[q] for p, q in pairs]
         if group is not None:
-            for moment in (*squares, *products):
-                dist.all_reduce(moment, group=group)
-        ctx.group, ctx.widths, ctx.pairs = group, widths, pairs
+            flat = torch.cat([moment.reshape(-1) for moment in (*squares, *products)])
+            dist.all_reduce(flat, group=group)
+            parts = torch.split(flat, [moment.numel() for moment in (*squares, *products)])
+            squares = list(parts[: len(widths)])
+            products = [part.view(product.shape) for part, product in zip(parts[len(widths) :], products, strict=True)]
+        ctx.widths, ctx.pairs = widths, pairs
         ctx.stacked = one_product_is_cheaper(widths)
         ctx.save_for_backward(inverse_M, *([torch.cat(centred, dim=1)] if ctx.stacked else centred))
         scales = [*inverse_M.unbind(), *(mean_D * inverse for mean_D, inverse in zip(means, inverse_M, strict=True))]
@@ -67,10 +73,6 @@ class CoMoments(torch.autograd.Function):
         inverse_M, *centred = ctx.saved_tensors
         num = len(ctx.widths)
         gradients = all_gradients[2 * num :]
-        if ctx.group is not None:
-            gradients = tuple(gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients)
-            for gradient in gradients:
-                dist.all_reduce(gradient, group=ctx.group)
         with torch.autocast(centred[0].device.type, enabled=False):
             if ctx.stacked:
                 return (None, None, None, *_gradients_at_once(centred[0], inverse_M, gradients, ctx.widths, ctx.pairs))
@@ -79,6 +81,23 @@ class CoMoments(torch.autograd.Function):
                 results[p].addmm_(centred[q], (gradient_PQ * inverse_M[p]).T)
                 results[q].addmm_(centred[p], gradient_PQ * inverse_M[q])
         return (None, None, None, *results)
+
+
+class GradientOfAll(torch.autograd.Function):
+    """A loss that is equal on all ranks, because it is made of moments of all: backward, its gradient on this rank is
+    that of the sum of the ranks' losses. One number is sent, where the gradients of all moments would be many."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None
 
 
 def _gradients_at_once(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
 from dmoe.disk.files import only_writer, write_json
+from dmoe.distributed.world import World
 from dmoe.errors import DataError, DmoeError, UserError
 from dmoe.evaluation.tasks import SplitRows, group_column, quick_scores
 from dmoe.metrics.scores import auc, logloss, scores_of_split
@@ -55,9 +56,12 @@ def scored_batches(model: DMoE, batches: Iterable[Batch], device: torch.device) 
         model.train(was_training)
 
 
-def quick_metrics(model: DMoE, reader: SplitReader, device: torch.device) -> dict[str, Any]:
-    """AUC and logloss alone, of each task: what the training loop watches."""
-    return quick_scores(scored_rows(model, reader, device))
+def quick_metrics(model: DMoE, reader: SplitReader, device: torch.device, world: World | None = None) -> dict[str, Any]:
+    """AUC and logloss alone, of each task: what the training loop watches. Each process scores its share."""
+    world = world or World()
+    rows = scored_rows(model, reader, device).of_all(world)
+    found: dict[str, Any] = world.gather(None if rows is None else quick_scores(rows))[0]
+    return found
 
 
 def scored_rows(

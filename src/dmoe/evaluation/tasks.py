@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from dmoe.distributed.world import World
 from dmoe.errors import DataError
 from dmoe.metrics.scores import (
     calibration,
@@ -76,6 +78,32 @@ class SplitRows:
             logits.append(task.logit.cpu().numpy())
             if task.linear is not None:
                 linear.append(task.linear.cpu().numpy())
+
+    def of_all(self, world: World) -> "SplitRows | None":
+        """The rows of all processes, which each have a part in turn, at the first one."""
+        if not world.several:
+            return self
+        tasks = range(len(self.schema.tasks))
+        columns = [
+            *(self.labels_R(task) for task in tasks),
+            *(self.known_R(task) for task in tasks),
+            *(np.concatenate(self._logits[task]) for task in tasks),
+            *(np.concatenate(parts) for parts in (self._weights, self._domains, self._groups) if parts),
+        ]
+        own = np.stack([column.astype(np.float64) for column in columns], axis=1)
+        parts = world.gather_arrays(torch.from_numpy(own))
+        if not world.is_first:
+            return None
+        found, columns_R = SplitRows(self.schema), iter(torch.cat(parts).numpy().T)
+        labels = [next(columns_R) for _ in tasks]
+        known = [next(columns_R) for _ in tasks]
+        found._labels, found._known = [np.stack(labels, 1).astype(np.float32)], [np.stack(known, 1) > 0]
+        found._logits = [[next(columns_R).astype(np.float32)] for _ in tasks]
+        found._weights = [next(columns_R).astype(np.float32)] if self._weights else []
+        found._domains = [next(columns_R).astype(np.int64)] if self._domains else []
+        found._groups = [next(columns_R).astype(np.int32)] if self._groups else []
+        found._group_column, found._domain_of_id = self._group_column, self._domain_of_id
+        return found
 
     @property
     def weights_R(self) -> Floats | None:

@@ -9,7 +9,9 @@ from dmoe.config.model import GateConfig, ModelConfig
 from dmoe.config.run import DecorrelationConfig
 from dmoe.config.tasks import TaskConfig, copies, heads_of, sizes_of, tasks_of
 from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
+from dmoe.decorrelation.checks import ProcessGroup
 from dmoe.decorrelation.losses import PairLoss
+from dmoe.distributed.world import World
 from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts import DNN, Expert, expert_class
 from dmoe.nn.experts.options import check_experts, check_options
@@ -22,8 +24,10 @@ from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, MultiValuedField, Nume
 _STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
+def build_model(config: ModelConfig, schema: Schema, *, seed: int, world: World | None = None) -> DMoE:
     """The model of `config` for rows of `schema`, its weights drawn from `seed` alone.
+
+    With a `world` of several processes each holds a part of the tables' rows.
 
     Raises: ConfigError if an expert rejects its options, or what is said of labels and domains does not fit the data's.
     """
@@ -83,6 +87,7 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int) -> DMoE:
                 foreign=config.foreign,
                 gates=config.gates,
                 levels=levels,
+                world=world,
             )
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
@@ -191,8 +196,12 @@ def _weighing(gate: GateConfig, expert_units: int) -> dict[str, Any]:
     return chosen
 
 
-def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[DecorrelationTerm]:
+def build_terms(
+    configs: Sequence[DecorrelationConfig], model: DMoE, *, process_group: ProcessGroup = None
+) -> list[DecorrelationTerm]:
     """The terms of eq. 12 that act; one with alpha = 0 is left out, so it cannot change a single bit.
+
+    `process_group`: as for `CorrLoss`.
 
     Raises: ConfigError if the experts name no intermediate layers to pair, no gate mixes two, or domains are unknown.
     """
@@ -219,7 +228,7 @@ def build_terms(configs: Sequence[DecorrelationConfig], model: DMoE) -> list[Dec
             )
         terms.append(
             DecorrelationTerm(
-                _loss(config),
+                _loss(config, process_group),
                 config.location,
                 config.alpha,
                 start_step=config.start_step,
@@ -243,15 +252,17 @@ def check_model(config: ModelConfig, terms: Sequence[DecorrelationConfig], schem
     build_terms(terms, build_model(config, schema.model_copy(update={"fields": tuple(fields)}), seed=0))
 
 
-def _loss(config: DecorrelationConfig) -> PairLoss:
+def _loss(config: DecorrelationConfig, group: ProcessGroup) -> PairLoss:
     if config.loss == "corr":
-        return CorrLoss(norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale)
+        return CorrLoss(
+            norm="spectral" if config.norm == "spectral" else "frobenius", scale=config.scale, process_group=group
+        )
     if config.loss == "cov":
-        return CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale)
+        return CovLoss(norm="l2" if config.norm == "l2" else "l1", scale=config.scale, process_group=group)
     if config.loss == "barlow-twins":
-        return BarlowTwinsLoss()
+        return BarlowTwinsLoss(process_group=group)
     if config.loss == "vicreg":
-        return VICRegLoss(1.0 if config.variance_weight is None else config.variance_weight)
+        return VICRegLoss(1.0 if config.variance_weight is None else config.variance_weight, process_group=group)
     assert_never(config.loss)
 
 

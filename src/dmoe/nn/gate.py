@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dmoe.config.gates import BALANCES, TOP_1, TRAINS_TOP_1, Balance, GateKind
+from dmoe.distributed.sums import sum_over_ranks
 from dmoe.nn import arguments
 from dmoe.nn.mlp import MLP, initialise_linear
 
@@ -50,6 +52,8 @@ class Gate(nn.Module):
     """
 
     fields_F: Tensor | None
+    # The batch of a balance is that of all its ranks.
+    process_group: dist.ProcessGroup | None = None
 
     def __init__(
         self,
@@ -142,15 +146,23 @@ class Gate(nn.Module):
         chosen_BK: Tensor | None,
         deviation_BM: Tensor | None,
     ) -> Tensor | None:
-        if self.balance is None or len(weights_BM) == 0:
+        if self.balance is None or (len(weights_BM) == 0 and self.process_group is None):
             return None
         if self.balance == "switch":
             assert chosen_BK is not None
             experts_M = torch.arange(self.num_experts, device=chosen_BK.device)
-            share_M = (chosen_BK.reshape(-1, 1) == experts_M).sum(dim=0) / chosen_BK.numel()
-            loss = self.num_experts * (share_M * torch.softmax(logits_BM.float(), dim=1).mean(dim=0)).sum()
+            chosen_M = (chosen_BK.reshape(-1, 1) == experts_M).sum(dim=0)
+            if self.process_group is None:
+                share_M = chosen_M / chosen_BK.numel()
+                mean_M = torch.softmax(logits_BM.float(), dim=1).mean(dim=0)
+            else:
+                chosen_M = self._over_ranks(chosen_M.float())
+                share_M = chosen_M / chosen_M.sum()
+                mean_M = self._over_ranks(torch.softmax(logits_BM.float(), dim=1).sum(dim=0))
+                mean_M = mean_M * (chosen_BK.shape[1] / chosen_M.sum())
+            loss = self.num_experts * (share_M * mean_M).sum()
             return self.balance_weight * loss
-        loss = _squared_variation(weights_BM.float().sum(dim=0))
+        loss = _squared_variation(self._over_ranks(weights_BM.float().sum(dim=0)))
         if deviation_BM is not None and self.balance == "importance-load":
             loss = loss + _squared_variation(self._load(logits_BM.float(), noisy_BM.float(), deviation_BM.float()))
         return self.balance_weight * loss
@@ -163,7 +175,10 @@ class Gate(nn.Module):
         inside_BM = noisy_BM > top_BK[:, -1:]
         threshold_BM = torch.where(inside_BM, top_BK[:, -1:], top_BK[:, -2:-1])
         chance_BM: Tensor = torch.special.ndtr((logits_BM - threshold_BM) / deviation_BM)
-        return chance_BM.sum(dim=0)
+        return self._over_ranks(chance_BM.sum(dim=0))
+
+    def _over_ranks(self, values_M: Tensor) -> Tensor:
+        return sum_over_ranks(values_M, self.process_group)
 
 
 def _squared_variation(values_M: Tensor) -> Tensor:

@@ -6,9 +6,12 @@ Shape suffixes: B rows, I input width, H width of a hidden layer.
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmoe.distributed.sums import sum_over_ranks
 from dmoe.nn import arguments
 
 
@@ -26,15 +29,43 @@ def initialise_linear(linear: nn.Linear) -> None:
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation which uses the running moments for a batch of fewer than two rows.
 
-    The variance of one row is undefined; the last, ragged batch of an epoch may have one.
+    The variance of one row is undefined; the last, ragged batch of an epoch may have one. With `process_group` the
+    batch is that of all ranks.
     """
 
+    process_group: dist.ProcessGroup | None = None
+
     def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.process_group is not None:
+            return self._of_all_ranks(input, self.process_group)
         if self.training and input.shape[0] < 2:
             return functional.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return super().forward(input)
+
+    def _of_all_ranks(self, input_BD: Tensor, group: dist.ProcessGroup) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        dtype = torch.promote_types(input_BD.dtype, torch.float32)
+        wide_BD = input_BD.to(dtype)
+        count = wide_BD.new_tensor([len(input_BD)])
+        sums_D1 = sum_over_ranks(torch.cat([wide_BD.sum(0), count]), group)
+        rows = int(sums_D1[-1])
+        if rows < 2:
+            mean_D, variance_D = self.running_mean.to(dtype), self.running_var.to(dtype)
+        else:
+            mean_D = sums_D1[:-1] / rows
+            variance_D = sum_over_ranks((wide_BD - mean_D).square().sum(0), group) / rows
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean_D.to(self.running_mean.dtype), self.momentum)
+                unbiased_D = variance_D * (rows / (rows - 1))
+                self.running_var.lerp_(unbiased_D.to(self.running_var.dtype), self.momentum)
+        normalised_BD = (wide_BD - mean_D) * (variance_D + self.eps).rsqrt()
+        return (normalised_BD * self.weight + self.bias).to(input_BD.dtype)
 
 
 class MLP(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dmoe.config.tasks import Foreign, HeadKind, HeadOf, Owner, heads_of
+from dmoe.distributed.world import World
 from dmoe.nn.aligned import AlignedExpert
 from dmoe.nn.arrangement import (
     check_expert,
@@ -70,6 +71,7 @@ class DMoE(nn.Module):
         foreign: what a gate does with another owner's experts: "hidden", "stopped" or "open"; see `dmoe.nn.heads`.
         gates: "per-head", or "one" for all heads.
         levels: further levels of experts, which read what the level below is mixed to; see `dmoe.nn.levels`.
+        world: processes that each hold a part of the tables' rows; by default one.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
 
@@ -108,6 +110,7 @@ class DMoE(nn.Module):
         foreign: Foreign = "hidden",
         gates: Literal["per-head", "one"] = "per-head",
         levels: Sequence[LevelPlan] = (),
+        world: World | None = None,
     ) -> None:
         super().__init__()
         if not experts:
@@ -164,7 +167,7 @@ class DMoE(nn.Module):
                 for field in fields[0]:
                     readers[field].add(self.first_order_reads)
         self.embedding = FieldEmbedding(
-            vocabulary_sizes, num_numeric, widths, readers=readers, storage=embedding_storage
+            vocabulary_sizes, num_numeric, widths, readers=readers, storage=embedding_storage, world=world
         )
         # Where an expert's fields stand among those of its table, None for all of them.
         for index, (table, own) in enumerate(zip(self.table_of_expert, fields, strict=True)):
@@ -236,6 +239,12 @@ class DMoE(nn.Module):
     def num_experts(self) -> int:
         """How many experts the heads mix."""
         return len(self.mixed_experts)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are trained, those of rows that other processes hold included."""
+        elsewhere = sum((one.num_rows - len(one.weight)) * one.weight.shape[1] for one in self.embedding.row_tables())
+        return elsewhere + sum(parameter.numel() for parameter in self.parameters())
 
     def forward(
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None

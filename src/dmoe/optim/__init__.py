@@ -11,6 +11,7 @@ from dmoe.optim.base import EmbeddingOptimiser
 from dmoe.optim.deferred import DeferredAdam
 from dmoe.optim.dense import DenseAdam
 from dmoe.optim.row_clip import RowClip
+from dmoe.optim.row_storage import Numbering
 from dmoe.optim.sparse import LazyAdam, RowwiseAdagrad
 
 EMBEDDING_OPTIMISERS: dict[str, type[EmbeddingOptimiser]] = {
@@ -23,6 +24,7 @@ __all__ = [
     "DenseAdam",
     "EmbeddingOptimiser",
     "LazyAdam",
+    "Numbering",
     "RowClip",
     "RowwiseAdagrad",
     "make_embedding_optimiser",

@@ -17,6 +17,7 @@ from dmoe.errors import ConfigError, DataError
 from dmoe.kernels.row_access import rows_of
 from dmoe.kernels.row_parallel import HALF_DTYPES, map_chunks, sum_kernel
 from dmoe.optim.row_clip import RowClip
+from dmoe.optim.row_storage import Numbering
 
 
 class EmbeddingOptimiser(ABC):
@@ -31,6 +32,7 @@ class EmbeddingOptimiser(ABC):
         l2: the factor λ above, at least 0.
         l2_scale_V: a factor of λ for each row, above 0; by default 1: the objective then has (λ/2) Σ_v scale_v ‖w_v‖².
         clip: a bound on the gradient of each row (`RowClip`), by default none.
+        numbering: where several processes hold parts of the table, the numbers of the rows of this part.
 
     A training step, with the distinct rows U of its batch in ascending order: `read` them, run the model on these
     values and backpropagate to them, `clipped`, optionally `grad_norm_squared`, `write`. All get the same rows. On a
@@ -42,6 +44,9 @@ class EmbeddingOptimiser(ABC):
     kind: ClassVar[str]
     # Tensors of the state whose last dimension has no length of its own.
     growing: ClassVar[frozenset[str]] = frozenset()
+    # Those that have an entry a row, and those that are sums over rows, -1 where they are to be made anew.
+    by_row: ClassVar[frozenset[str]] = frozenset({"first_moment", "second_moment"})
+    over_rows: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class EmbeddingOptimiser(ABC):
         l2: float = 0.0,
         l2_scale_V: Tensor | None = None,
         clip: RowClip | None = None,
+        numbering: Numbering = Numbering(),  # noqa: B008 (it is immutable)
     ) -> None:
         if not lr >= 0:
             raise ConfigError(f"lr must be >= 0, got {lr}")
@@ -70,6 +76,7 @@ class EmbeddingOptimiser(ABC):
             clip.check(weight.shape[1], l2 * (1.0 if l2_scale_V is None else float(l2_scale_V.max())))
         self.weight = weight
         self.clip = clip
+        self.numbering = numbering
         self.l2_scale_V = None if l2_scale_V is None else l2_scale_V.to(weight.device)
         self.lr = lr
         self.betas = betas
@@ -124,12 +131,19 @@ class EmbeddingOptimiser(ABC):
         here instead of scaling `gradient_US`.
         """
 
+    def weight_norm_squared(self) -> float:
+        """What `grad_norm_squared` goes by to tell whether L2 of rows outside the batch matters; 0 if by nothing."""
+        return 0.0
+
     @abstractmethod
-    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float | Tensor:
+    def grad_norm_squared(
+        self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None, elsewhere: float = 0.0
+    ) -> float | Tensor:
         """The squared norm of the whole gradient, λ·weight of all rows that the step moves included.
 
-        `clip_norm`: the threshold that the norm is compared with, if that is all it is for. Off the CPU the result is a
-        tensor, which nobody has to wait for.
+        `clip_norm`: the threshold that the norm is compared with, if that is all it is for. `elsewhere`: the sum of
+        `weight_norm_squared` of the other parts of the table, so that all processes tell alike. Off the CPU the result
+        is a tensor, which nobody has to wait for.
         """
 
     def state_dict(self, *, flush: bool = True) -> dict[str, Tensor]:

@@ -44,6 +44,8 @@ class DeferredAdam(EmbeddingOptimiser):
 
     kind: ClassVar[str] = "deferred"
     growing = frozenset({"history"})
+    by_row = frozenset({"first_moment", "second_moment", "last_step"})
+    over_rows = frozenset({"norm_squared"})
 
     def _begin(self) -> None:
         weight = self.weight
@@ -53,7 +55,7 @@ class DeferredAdam(EmbeddingOptimiser):
                 "use embedding: dense, which is the same model"
             )
         check_betas(self.betas)
-        self._storage = row_storage(weight)
+        self._storage = row_storage(weight, self.numbering)
         self._dtype = self._storage.dtype
         moment_dtype = torch.float32 if weight.dtype in HALF_DTYPES else weight.dtype
         self._first_moment = empty_table(len(weight), weight.shape[1], moment_dtype).zero_()
@@ -122,8 +124,13 @@ class DeferredAdam(EmbeddingOptimiser):
         map_chunks(len(rows), _ROWS_PER_CHUNK, apply)
         self._add_to_norm(rows, before)
 
+    def weight_norm_squared(self) -> float:
+        return self._weight_norm_squared() if self.l2 > 0 else 0.0
+
     @torch.no_grad()
-    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float:
+    def grad_norm_squared(
+        self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None, elsewhere: float = 0.0
+    ) -> float:
         """See the base class. Exact without `clip_norm`, at the cost of a flush if there is L2.
 
         With `clip_norm`: while λ²‖weight‖² is below 2⁻²⁶·clip_norm², the L2 gradient of rows outside the batch
@@ -133,7 +140,7 @@ class DeferredAdam(EmbeddingOptimiser):
         rest = 0.0
         if self.l2 > 0:
             negligible = 2.0**-26 * clip_norm**2 if clip_norm is not None else -1.0
-            if self.l2**2 * self._weight_norm_squared() > negligible:
+            if self.l2**2 * (self._weight_norm_squared() + elsewhere) > negligible:
                 self.flush()
                 rest = max(0.0, self._weight_norm_squared() - self._rows_norm_squared(rows))
             else:

@@ -62,7 +62,13 @@ class DeferredAdamOnDevice(EmbeddingOptimiser):
         self.step_count = self.rows.step_count
 
     @torch.no_grad()
-    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> Tensor:
+    def grad_norm_squared(
+        self,
+        rows_U: Tensor,
+        gradient_US: Tensor,
+        clip_norm: float | None = None,
+        elsewhere: float = 0.0,  # noqa: ARG002 (the whole table is here)
+    ) -> Tensor:
         """See the base class. Exact without `clip_norm`, at the cost of a flush if there is L2.
 
         With `clip_norm` the L2 gradient of rows outside the batch is left out while λ²‖weight‖² was below

@@ -33,7 +33,13 @@ class DenseAdam(EmbeddingOptimiser):
         self.weight.grad = self._made_of = None
 
     @torch.no_grad()
-    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float | Tensor:  # noqa: ARG002 (always exact)
+    def grad_norm_squared(
+        self,
+        rows_U: Tensor,
+        gradient_US: Tensor,
+        clip_norm: float | None = None,  # noqa: ARG002 (always exact)
+        elsewhere: float = 0.0,  # noqa: ARG002
+    ) -> float | Tensor:
         return sum_of_squares(self._whole_gradient(rows_U, gradient_US))
 
     def _whole_gradient(self, rows_U: Tensor, gradient_US: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ are a hash of (step, element), so they depend on neither threads nor order, and 
 Shape suffixes: V table rows, S table width, U rows of a call.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,15 @@ from torch import Tensor
 from dmoe.kernels.row_parallel import HALF_DTYPES, kernel, numpy_dtype
 
 Array = npt.NDArray[Any]
+
+
+class Numbering(NamedTuple):
+    """The number that a table's row has where several processes hold parts of one table: of row i of this part,
+    ((first + i) mod per_way) · ways + (first + i) div per_way. By default i: one process holds the table."""
+
+    first: int = 0
+    per_way: int = 1 << 62
+    ways: int = 1
 
 
 class RowStorage(Protocol):
@@ -31,12 +40,12 @@ class RowStorage(Protocol):
         """Keeps what was changed in the array that `read(rows_U)` gave. Each row at most once for a step."""
 
 
-def row_storage(weight: Tensor) -> RowStorage:
-    """The access to `weight`, a table on the CPU.
+def row_storage(weight: Tensor, numbering: Numbering = Numbering()) -> RowStorage:  # noqa: B008 (it is immutable)
+    """The access to `weight`, a table on the CPU. Random bits are those of the rows' numbers.
 
     Raises: ValueError if its dtype is not float32, float64, bfloat16 or float16.
     """
-    return _HalfRows(weight) if weight.dtype in HALF_DTYPES else _WholeRows(weight)
+    return _HalfRows(weight, numbering) if weight.dtype in HALF_DTYPES else _WholeRows(weight)
 
 
 class _WholeRows:
@@ -56,9 +65,9 @@ class _WholeRows:
 class _HalfRows:
     """Rows are worked on in a float32 copy, which for the few hundred of a chunk stays in the cache."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, numbering: Numbering) -> None:
         self.dtype = np.dtype(np.float32)
-        self._weight = weight
+        self._weight, self._numbering = weight, numbering
         self._widen, self._round = (
             (widen_bfloat16, round_to_bfloat16) if weight.dtype == torch.bfloat16 else (widen_float16, round_to_float16)
         )
@@ -69,7 +78,7 @@ class _HalfRows:
         return values_US, np.arange(len(rows_U))
 
     def write(self, values: Array, rows_U: Array, step: int) -> None:
-        self._round(rows_U, values, self._bits(), step)
+        self._round(rows_U, values, self._bits(), step, *self._numbering)
 
     def _bits(self) -> Array:
         bits_VS: Array = self._weight.detach().view(torch.uint16).numpy()
@@ -100,15 +109,19 @@ def widen_float16(rows_U: Array, bits_VS: Array, values_US: Array) -> None:
 
 
 @kernel
-def round_to_bfloat16(rows_U: Array, values_US: Array, bits_VS: Array, step: int) -> None:
+def round_to_bfloat16(
+    rows_U: Array, values_US: Array, bits_VS: Array, step: int, first: int, per_way: int, ways: int
+) -> None:
     width = bits_VS.shape[1]
     key = _mix(step)
     for index in range(len(rows_U)):
         row = rows_U[index]
+        place = first + row
+        number = place % per_way * ways + place // per_way
         for column in range(width):
             bits = np.float32(values_US[index, column]).view(np.uint32)
             magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
-            random = _mix(key ^ np.uint32(row * width + column))
+            random = _mix(key ^ np.uint32(number * width + column))
             # A carry into the exponent is right for numbers, but would make one of what is none.
             added = random & np.uint32(0xFFFF) if magnitude < 0x7F800000 else np.uint32(0)
             quiet = np.uint32(0x0040) if magnitude > 0x7F800000 else np.uint32(0)
@@ -116,16 +129,20 @@ def round_to_bfloat16(rows_U: Array, values_US: Array, bits_VS: Array, step: int
 
 
 @kernel
-def round_to_float16(rows_U: Array, values_US: Array, bits_VS: Array, step: int) -> None:
+def round_to_float16(
+    rows_U: Array, values_US: Array, bits_VS: Array, step: int, first: int, per_way: int, ways: int
+) -> None:
     width = bits_VS.shape[1]
     key = _mix(step)
     for index in range(len(rows_U)):
         row = rows_U[index]
+        place = first + row
+        number = place % per_way * ways + place // per_way
         for column in range(width):
             value = np.float32(values_US[index, column])
             bits = value.view(np.uint32)
             magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
-            random = _mix(key ^ np.uint32(row * width + column))
+            random = _mix(key ^ np.uint32(number * width + column))
             if magnitude >= 0x38800000:  # 2⁻¹⁴ and more: ten bits after the leading one
                 rounded = np.uint32(magnitude + (random & np.uint32(0x1FFF)) - np.uint32(112 << 23)) >> np.uint32(13)
             else:  # multiples of 2⁻²⁴

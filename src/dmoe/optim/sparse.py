@@ -14,6 +14,7 @@ from dmoe.errors import ConfigError
 from dmoe.kernels.row_access import add_to_rows, rows_of, set_rows
 from dmoe.optim.base import EmbeddingOptimiser, sum_of_squares
 from dmoe.optim.row_clip import RowClip
+from dmoe.optim.row_storage import Numbering
 
 
 class _BatchRowsOptimiser(EmbeddingOptimiser):
@@ -27,7 +28,13 @@ class _BatchRowsOptimiser(EmbeddingOptimiser):
             )
 
     @torch.no_grad()
-    def grad_norm_squared(self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None) -> float | Tensor:  # noqa: ARG002 (always exact)
+    def grad_norm_squared(
+        self,
+        rows_U: Tensor,  # noqa: ARG002
+        gradient_US: Tensor,
+        clip_norm: float | None = None,  # noqa: ARG002 (always exact)
+        elsewhere: float = 0.0,  # noqa: ARG002
+    ) -> float | Tensor:
         return sum_of_squares(gradient_US)
 
 
@@ -85,6 +92,7 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
     """
 
     kind: ClassVar[str] = "rowwise-adagrad"
+    by_row = frozenset({"accumulator"})
 
     def __init__(
         self,
@@ -95,10 +103,11 @@ class RowwiseAdagrad(_BatchRowsOptimiser):
         l2: float = 0.0,
         l2_scale_V: Tensor | None = None,
         clip: RowClip | None = None,
+        numbering: Numbering = Numbering(),  # noqa: B008 (it is immutable)
         *,
         widths: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip)
+        super().__init__(weight, lr, betas, eps, l2, l2_scale_V, clip, numbering)
         self.widths = list(widths) if widths is not None else [weight.shape[1]]
         if sum(self.widths) != weight.shape[1]:
             raise ConfigError(f"widths {self.widths} do not sum to the table width {weight.shape[1]}")

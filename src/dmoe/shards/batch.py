@@ -13,7 +13,8 @@ class Batch:
 
     `ids_BC` int32 (B, C), each column within its own field's vocabulary; `numeric_BN` float32 (B, N); `labels_BT`
     float32 (B, T) of 0 and 1, 0 where unknown; `known_BT` bool (B, T), None where all are known; `weights_B` float32
-    (B,), None where all rows weigh 1.
+    (B,), None where all rows weigh 1. Of a share of a batch that several processes have
+    together, `places_B` int64 are the places of its rows in the whole.
     """
 
     ids_BC: Tensor
@@ -21,6 +22,7 @@ class Batch:
     labels_BT: Tensor
     known_BT: Tensor | None = None
     weights_B: Tensor | None = None
+    places_B: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.ids_BC.shape[0])
@@ -49,4 +51,5 @@ class Batch:
             change(self.labels_BT),
             None if known is None else change(known),
             None if weights is None else change(weights),
+            self.places_B,
         )

@@ -188,11 +188,16 @@ def _inspect(path: Path, schema: Schema) -> ShardFile:
 
 
 def read_chunks(
-    blocks: Iterable[tuple[ShardFile, int]], schema: Schema, chunk_rows: int, *, skip_rows: int = 0
+    blocks: Iterable[tuple[ShardFile, int]],
+    schema: Schema,
+    chunk_rows: int,
+    *,
+    skip_rows: int = 0,
+    num_rows: int | None = None,
 ) -> Generator[EncodedRows, None, None]:
-    """The rows of these row groups in order, at most `chunk_rows` at a time, without the first `skip_rows`.
+    """The rows of these row groups in order, at most `chunk_rows` at a time: `num_rows` after the first `skip_rows`.
 
-    Row groups that are skipped as a whole are not read.
+    Row groups before and after those are not read. By default all rows are.
 
     Raises: DataError if a file is damaged, or a value is null, not finite, or beyond its vocabulary.
     """
@@ -201,12 +206,19 @@ def read_chunks(
             skip_rows -= part.group_rows[group]
             continue
         read = 0
+        if num_rows == 0:
+            return
         for table in _record_batches(part.path, group, chunk_rows):
             read += table.num_rows
             start = min(skip_rows, table.num_rows)
             skip_rows -= start
-            if start < table.num_rows:
-                yield _decode(table.slice(start), part.path, schema)
+            stop = table.num_rows if num_rows is None else min(table.num_rows, start + num_rows)
+            if start < stop:
+                yield _decode(table.slice(start, stop - start), part.path, schema)
+                if num_rows is not None:
+                    num_rows -= stop - start
+            if num_rows == 0:
+                return
         if read != part.group_rows[group]:
             raise DataError(
                 f"{part.path}: row group {group} holds {read} rows, its footer says "

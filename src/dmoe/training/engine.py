@@ -8,18 +8,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmoe.config.run import OptimiserConfig
+from dmoe.distributed.exchange import Request
+from dmoe.distributed.layout import RowLayout
+from dmoe.distributed.world import World
 from dmoe.errors import DataError, NonFiniteLossError
 from dmoe.kernels.row_parallel import HALF_DTYPES
+from dmoe.nn.gate import Gate
+from dmoe.nn.mlp import BatchNorm
 from dmoe.nn.model import DMoE
 from dmoe.nn.objective import Losses, Objective
 from dmoe.nn.tables.bank import Bank
 from dmoe.nn.tables.lookup import BatchRows, TableRows
 from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.nn.task_losses import RowLabels
-from dmoe.optim import EmbeddingOptimiser, RowClip, make_embedding_optimiser
+from dmoe.optim import EmbeddingOptimiser, Numbering, RowClip, make_embedding_optimiser
 from dmoe.shards.batch import Batch
 
 
@@ -62,6 +68,22 @@ class RowGradient:
     gradient_US: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a process asks all to do after a step: to stop, to save the state."""
+
+    stop: bool = False
+    save: bool = False
+
+    def numbers(self) -> list[float]:
+        return [float(self.stop), float(self.save)]
+
+    @classmethod
+    def read(cls, numbers: Sequence[float]) -> "Asked":
+        """Of the sums over processes."""
+        return cls(*(number > 0 for number in numbers))
+
+
 class Engine:
     """Owns the optimisers of `model` and steps them.
 
@@ -71,6 +93,8 @@ class Engine:
         l2_scales: for each table of rows, the factor of each row's L2; by default 1.
         host_tables: the model's tables are in host memory (`MultiTableEmbedding.keep_rows_on_host`): the rows of each
             batch are copied to `device` and their gradients back, in exact order.
+        world: the processes that train together, which the model was built for; each is given its share of each batch.
+            The objective is that of the whole batch on each of them (`Objective.process_group`).
     """
 
     def __init__(
@@ -84,7 +108,11 @@ class Engine:
         autocast: torch.dtype | None = None,
         l2_scales: Sequence[Tensor] | None = None,
         host_tables: bool = False,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
+        # What this process asks for at the next step, and what any of them asked for at the last one.
+        self.asks = self.asked = Asked()
         self.model, self.objective, self.device, self.clip_norm = model, objective, device, clip_norm
         self.autocast, self.host_tables = autocast, host_tables
         # Reading a value costs nothing on the CPU; elsewhere it would wait for all that was asked for so far.
@@ -100,11 +128,13 @@ class Engine:
                 table.weight,
                 lr=config.lr,
                 l2=config.embedding_l2,
-                l2_scale_V=scale_V,
+                l2_scale_V=_scales_held(scale_V, table.layout),
                 clip=_row_clip(config, model, bank),
+                numbering=_numbering(table.layout),
             )
             for table, scale_V, bank in zip(self.tables, scales, banks, strict=True)
         ]
+        self._share_batches(self.world.group)
         rows = {id(table.weight) for table in self.tables}
         named = [(name, value) for name, value in model.named_parameters() if id(value) not in rows]
         self.objective.to(device)
@@ -114,9 +144,17 @@ class Engine:
         named += self.of_objective.items()
         self.names = [name for name, _ in named]
         self.dense = [value for _, value in named]
+        # Squared norms of the parts of tables that other processes hold.
+        self._elsewhere = [0.0] * len(self.tables)
         # (λ/2)‖W‖² belongs to the loss, so its gradient λW counts in the clipped norm.
         self.decay = [self._decay_of(name, value, config) for name, value in named]
         self.adam = torch.optim.Adam(self.dense, lr=config.lr, fused=device.type in ("cpu", "cuda"))
+
+    def _share_batches(self, group: dist.ProcessGroup | None) -> None:
+        """Whose rows modules take for a batch that look at more than a row: of all processes of a group."""
+        for module in self.model.modules():
+            if isinstance(module, Gate | BatchNorm):
+                module.process_group = group
 
     @staticmethod
     def _decay_of(name: str, parameter: nn.Parameter, config: OptimiserConfig) -> float:
@@ -125,7 +163,7 @@ class Engine:
         return config.network_l2 if parameter.ndim > 1 else 0.0
 
     def step(self, batch: Batch, step: int, following: Batch | None = None) -> Tensor:
-        """Trains on one batch, on the CPU or already on the device; `step` counts from 0.
+        """Trains on one batch, or its share of one, on the CPU or already on the device; `step` counts from 0.
 
         `following`: the next batch, if it is known: tables on the host work on its rows while the device computes.
 
@@ -147,30 +185,98 @@ class Engine:
         moved = batch.to(self.device)
         looked_up = self._looked_up(batch if self.host_tables else moved)
         batch = moved
-        rows = [self._read(one, store) for one, store in zip(looked_up, self.embeddings, strict=True)]
+        requests = self._requests(looked_up)
+        rows = self._rows(looked_up, requests)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             output = self.model(batch.ids_BC, batch.numeric_BN, rows)
             labels = RowLabels(batch.labels_BT, batch.known_BT, batch.weights_B, output.domain)
             losses = self.objective(output, labels, step)
-        if self.at_once:
+        if self.at_once and not self.world.several:
             StepLoss.read([_values(losses)])[0].check()
         losses.total.backward()
         if self.host_tables and following is not None:
             self._catch_up(following)
-        gradients = [
-            self._gradient(one, read, store) for one, read, store in zip(looked_up, rows, self.embeddings, strict=True)
-        ]
         try:
-            norm = self._update(gradients)
+            values = self._of_all(_values(losses))
+            norm = self._update(self._gradients(looked_up, rows, requests))
         finally:
             self.adam.zero_grad(set_to_none=True)
-        return torch.cat([_values(losses), norm.unsqueeze(0), bad_id.double()])
+        return torch.cat([values, norm.unsqueeze(0), bad_id.double()])
 
     def _looked_up(self, batch: Batch) -> list[BatchRows]:
         """The rows that a batch reads; of one that was worked ahead on they are known."""
         if self._ahead is not None and self._ahead[0] is batch:
             return self._ahead[1]
         return self.model.embedding.batch_rows(batch.ids_BC)
+
+    def _requests(self, looked_up: Sequence[BatchRows]) -> list[Request] | None:
+        """What the rows of this share of a batch are asked for with, where other processes hold some."""
+        exchange = self.model.embedding.exchange
+        if exchange is None:
+            return None
+        counts = [
+            None if store.clip is None else one.counts_U()
+            for one, store in zip(looked_up, self.embeddings, strict=True)
+        ]
+        return exchange.request([one.rows_U for one in looked_up], counts)
+
+    def _rows(self, looked_up: Sequence[BatchRows], requests: list[Request] | None) -> list[TableRows]:
+        exchange = self.model.embedding.exchange
+        if exchange is None or requests is None:
+            return [self._read(one, store) for one, store in zip(looked_up, self.embeddings, strict=True)]
+        values = exchange.fetch(requests, lambda table, rows_L: self.embeddings[table].read(rows_L))
+        return [TableRows(one, values_US.requires_grad_()) for one, values_US in zip(looked_up, values, strict=True)]
+
+    def _gradients(
+        self, looked_up: Sequence[BatchRows], rows: Sequence[TableRows], requests: list[Request] | None
+    ) -> list[RowGradient]:
+        """What the backward pass left at the rows that are held here, as `_gradient`."""
+        exchange = self.model.embedding.exchange
+        if exchange is None or requests is None:
+            return [
+                self._gradient(one, read, store)
+                for one, read, store in zip(looked_up, rows, self.embeddings, strict=True)
+            ]
+        gradients = exchange.give_back(requests, [read.gradient_US for read in rows])
+        return [
+            RowGradient(one.rows_L, store.clipped(one.rows_L, gradient_LS, one.counts_L))
+            for one, gradient_LS, store in zip(requests, gradients, self.embeddings, strict=True)
+        ]
+
+    def _of_all(self, values: Tensor) -> Tensor:
+        """Takes the mean of all processes' gradients of everything but tables; the losses of the whole batch.
+
+        One sum for gradients, losses and requests, always laid out alike, so that equal input gives equal bits.
+
+        Raises: NonFiniteLossError on all of them if one has a loss that is not finite.
+        """
+        world = self.world
+        if not world.several:
+            self.asked = self.asks
+            return values
+        like = self.dense[0]
+        weights = [store.weight_norm_squared() if self.clip_norm is not None else 0.0 for store in self.embeddings]
+        bad = not bool(values.isfinite().all())
+        # What no loss of this share of the batch reaches has a gradient if another's does.
+        reached = [float(one.grad is not None) for one in self.dense]
+        own = [float(bad), *self.asks.numbers(), *values.tolist(), *weights, *reached]
+        gradients = [
+            torch.zeros(one.numel(), dtype=like.dtype) if one.grad is None else one.grad.reshape(-1)
+            for one in self.dense
+        ]
+        flat = world.total(torch.cat([torch.tensor(own, dtype=like.dtype), *gradients]))
+        found = iter(flat[: len(own)].double().tolist())
+        if next(found):
+            where = [rank for rank, one in enumerate(world.gather(bad)) if one]
+            raise NonFiniteLossError(f"the loss of rank {', '.join(map(str, where))} is not finite (of {world.size})")
+        self.asked = Asked.read([next(found), next(found)])
+        losses = torch.tensor([next(found) for _ in values], dtype=torch.float64) / world.size
+        self._elsewhere = [next(found) - here for here in weights]
+        summed = torch.split(flat[len(own) :].div_(world.size), [one.numel() for one in self.dense])
+        for parameter, gradient, ranks in zip(self.dense, summed, found, strict=True):
+            if ranks:
+                parameter.grad = gradient.view_as(parameter)
+        return losses
 
     def _read(self, batch_rows: BatchRows, store: EmbeddingOptimiser) -> TableRows:
         if not self.host_tables:
@@ -224,9 +330,11 @@ class Engine:
         gradients = [parameter.grad for parameter in self.of_model if parameter.grad is not None]
         dense = torch.nn.utils.get_total_norm(gradients)
         tables = [
-            optimiser.grad_norm_squared(one.rows_U, one.gradient_US, self.clip_norm)
-            for optimiser, one in zip(self.embeddings, rows, strict=True)
+            optimiser.grad_norm_squared(one.rows_U, one.gradient_US, self.clip_norm, elsewhere)
+            for optimiser, one, elsewhere in zip(self.embeddings, rows, self._elsewhere, strict=True)
         ]
+        if self.world.several:
+            tables = list(self.world.total(torch.tensor(list(map(float, tables)), dtype=torch.float64)))
         if not self.at_once:
             return (dense.double() ** 2 + sum(tables)).sqrt()
         return math.sqrt(dense.item() ** 2 + sum(map(float, tables)))
@@ -239,6 +347,7 @@ class Engine:
     def release(self) -> None:
         """Ends training: all rows are brought up to date, and the memory of the optimisers is given back."""
         self.flush()
+        self._share_batches(None)
         self.embeddings.clear()
         self.adam.state.clear()
 
@@ -258,6 +367,24 @@ class Engine:
             state = optimiser.state_dict(flush=False)
             tensors |= {f"embedding.{number}.{key}": value for key, value in state.items()}
         return tensors
+
+    def row_layouts(self) -> dict[str, RowLayout]:
+        """The tensors of `state` that have an entry for each row of a table that is held here."""
+        found = {}
+        for name, bank in zip(self.model.embedding.table_names(), self.model.embedding.each_bank(), strict=True):
+            if isinstance(bank.tables, MultiTableEmbedding):
+                found[f"model.embedding.{name}"] = bank.tables.layout
+        for number, (optimiser, table) in enumerate(zip(self.embeddings, self.tables, strict=True)):
+            found |= {f"embedding.{number}.{key}": table.layout for key in optimiser.by_row}
+        return found
+
+    def part_sums(self) -> list[str]:
+        """The tensors of `state` that are sums over the rows held here, -1 where they are to be made anew."""
+        return [
+            f"embedding.{number}.{key}"
+            for number, optimiser in enumerate(self.embeddings)
+            for key in sorted(optimiser.over_rows)
+        ]
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
@@ -287,6 +414,18 @@ def _copied(values_US: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return values_US.pin_memory().to(device, non_blocking=True)
     return values_US.to(device, copy=True)
+
+
+def _numbering(layout: RowLayout) -> Numbering:
+    return Numbering() if layout.size == 1 else Numbering(layout.first, layout.per_way, layout.ways)
+
+
+def _scales_held(scale_V: Tensor | None, layout: RowLayout) -> Tensor | None:
+    """Those of the rows that are held here, 1 where there is none."""
+    if scale_V is None or layout.size == 1:
+        return scale_V
+    rows_L = torch.from_numpy(layout.rows_held())
+    return torch.where(rows_L < layout.rows, scale_V[rows_L.clamp(max=layout.rows - 1)], 1.0)
 
 
 def _row_clip(config: OptimiserConfig, model: DMoE, bank: Bank) -> RowClip | None:

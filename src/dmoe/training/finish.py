@@ -25,8 +25,16 @@ from dmoe.training.task_gradients import task_gradients
 from dmoe.weights.run import Run, environment_facts
 
 
-def finish(run: Run, model: DMoE, held: HeldData, device: torch.device, at: Position, requests: StopRequest) -> None:
-    """Ends a run whose best weights `model`, in evaluation mode, holds.
+def finish(
+    run: Run,
+    model: DMoE,
+    held: HeldData,
+    device: torch.device,
+    at: Position,
+    requests: StopRequest,
+    save: Callable[[], None],
+) -> None:
+    """Ends a run whose best weights `model`, in evaluation mode, holds; `save` writes them again.
 
     Raises: Interrupted if a stop is asked for, DataError if the data set was replaced; what is missing is then done by
         resuming.
@@ -41,7 +49,7 @@ def finish(run: Run, model: DMoE, held: HeldData, device: torch.device, at: Posi
             )
 
     held.check()
-    fit_on_valid(run, model, data, device, requests, stop_if_asked)
+    fit_on_valid(run, model, data, device, requests, stop_if_asked, save)
     (run.path / "evaluation").mkdir(exist_ok=True)
     final: dict[str, Any] = {}
     for split in ("valid", "test"):
@@ -61,7 +69,7 @@ def finish(run: Run, model: DMoE, held: HeldData, device: torch.device, at: Posi
         "steps": at.step,
         "seconds": at.seconds,
         "rows_per_second": at.all_rows / max(at.all_training_seconds, 1e-9),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": model.num_parameters,
     }
     run.update_environment(**environment_facts(), wall_seconds=at.seconds, peak_memory_bytes=peak_memory_bytes())
     write_json(run.path / "metrics.json", final)
@@ -70,7 +78,13 @@ def finish(run: Run, model: DMoE, held: HeldData, device: torch.device, at: Posi
 
 
 def fit_on_valid(
-    run: Run, model: DMoE, data: Path, device: torch.device, requests: StopRequest, at_batch: Callable[[], None]
+    run: Run,
+    model: DMoE,
+    data: Path,
+    device: torch.device,
+    requests: StopRequest,
+    at_batch: Callable[[], None],
+    save: Callable[[], None],
 ) -> None:
     """For each task the linear part's share of the logit, then the map from logits to calibrated ones; kept with the
     weights."""
@@ -111,7 +125,7 @@ def fit_on_valid(
             if of_tasks:
                 by_name = {"tasks": dict(zip(names, of_tasks, strict=True))} if len(names) > 1 else {}
                 write_json(run.path / f"{name}.json", {**of_tasks[0], **by_name})
-    run.save_weights(model.state_dict())
+    save()
 
 
 def own_best(lines: list[dict[str, Any]], kept_step: int, monitor: str) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dmoe.disk.files import (
     remove_leftovers,
     write_json_lines,
 )
+from dmoe.distributed.world import World
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.evaluation.evaluate import (
     SCORING_ROWS,
@@ -37,7 +38,7 @@ from dmoe.shards.prefetch import prefetch
 from dmoe.shards.reader import SplitReader
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dmoe.training.device import moved_ahead, with_following
-from dmoe.training.engine import Engine, StepLoss
+from dmoe.training.engine import Asked, Engine, StepLoss
 from dmoe.training.finish import finish
 from dmoe.training.log_facts import LogFacts, measure_log
 from dmoe.training.objective import check_tasks, make_objective, monitored_value
@@ -45,8 +46,11 @@ from dmoe.training.position import Position
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import l2_scales, needs_facts, resolved, shrink
 from dmoe.training.replacement import Replacement
+from dmoe.training.served import with_rows_of_all
+from dmoe.training.together import check_together
 from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_start
-from dmoe.weights.run import FirstWeights, Run, choose_device, load_tensors
+from dmoe.weights.run import FirstWeights, Run, choose_device, load_tensors_into, table_layouts
+from dmoe.weights.stream import save_together
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
 _MINIMAL_GAIN = 1e-6
@@ -66,11 +70,15 @@ def train(
     start: Run | None = None,
     watcher: Watcher | None = None,
     on_evaluation: Callable[[DMoE], dict[str, Any]] | None = None,
+    world: World | None = None,
 ) -> Run:
     """Trains `config` on the data set folder `data` and leaves a run folder at `output`.
 
     With `start` the first weights are those of that run, its tokens matched by value; see `warm_start`. What
     `on_evaluation` says of the model at each evaluation becomes further keys of that line of metrics.jsonl.
+
+    With a `world` of several processes all of them call this alike, and train one model together: the tables' rows
+    are dealt out to them, `batch_size` is that of all, and the first one writes the run folder.
 
     Raises:
         ConfigError, DataError: what was asked for or read is wrong, or another process is at the run; nothing of an
@@ -78,12 +86,33 @@ def train(
         NonFiniteLossError: the loss diverged; the message names the batch.
         Interrupted: SIGINT or SIGTERM came; `resume=True` continues to the same bits.
     """
+    world = world or World()
     held = HeldData.of(data)
     schema = Schema.read(data)
     put_back(output)  # where a kill came between setting an earlier run aside and making the new one
     facts = measure_log(data, schema) if needs_facts(config) else None
     if facts is not None:
         config = resolved(config, facts)
+    if world.several:
+        check_together(config)
+    run = world.first(lambda: _open_run(config, schema, data, output, resume, overwrite, start)) or Run.open(output)
+    watcher = watcher or Silent()
+    with only_writer(output) if world.is_first else nullcontext(), _earlier_run_back(run, world), held.in_use():
+        if world.is_first:
+            watcher.resolved(run.config)
+            remove_leftovers(output)
+        world.barrier()
+        try:
+            _Trainer(run, held, watcher, on_evaluation, facts, world).run_to_end()
+        finally:
+            watcher.stop()
+    return run
+
+
+def _open_run(
+    config: RunConfig, schema: Schema, data: Path, output: Path, resume: bool, overwrite: bool, start: Run | None
+) -> Run:
+    """The run to go on with, or a new one."""
     if resume and (output / "config.yaml").is_file():
         run = Run.open(output)
         if run.config != config:
@@ -95,27 +124,17 @@ def train(
         if (output / "metrics.json").is_file():
             raise DataError(f"{output}: this run is complete; there is nothing to resume")
         run.check_rows(data)
-    else:
-        choose_device(config.training.device)
-        _check_splits(data, len(config.model.mixed(schema)))
-        check_model(config.model, config.decorrelation, schema)
-        check_tasks(config, schema)
-        first = _first_weights(config, schema, data, start) if start else None
-        if overwrite and (output / "config.yaml").is_file():
-            with only_writer(output), _earlier_run_back_on_failure(Run(output)):
-                _without_attempt(output)
-                run = Run.create(output, config, schema, data, first, replace=True)
-        else:
-            run = Run.create(output, config, schema, data, first)
-    watcher = watcher or Silent()
-    with only_writer(output), _earlier_run_back_on_failure(run), held.in_use():
-        watcher.resolved(run.config)
-        remove_leftovers(output)
-        try:
-            _Trainer(run, held, watcher, on_evaluation, facts).run_to_end()
-        finally:
-            watcher.stop()
-    return run
+        return run
+    choose_device(config.training.device)
+    _check_splits(data, len(config.model.mixed(schema)))
+    check_model(config.model, config.decorrelation, schema)
+    check_tasks(config, schema)
+    first = _first_weights(config, schema, data, start) if start else None
+    if not (overwrite and (output / "config.yaml").is_file()):
+        return Run.create(output, config, schema, data, first)
+    with only_writer(output), _earlier_run_back(Run(output), World()):
+        _without_attempt(output)
+        return Run.create(output, config, schema, data, first, replace=True)
 
 
 def _without_attempt(output: Path) -> None:
@@ -125,14 +144,15 @@ def _without_attempt(output: Path) -> None:
 
 
 @contextmanager
-def _earlier_run_back_on_failure(run: Run) -> Iterator[None]:
+def _earlier_run_back(run: Run, world: World) -> Iterator[None]:
     """Puts the run that was replaced back if the new one fails before it has weights."""
     try:
         yield
     except Interrupted:
         raise
     except BaseException:
-        _without_attempt(run.path)
+        if world.is_first:
+            _without_attempt(run.path)
         raise
 
 
@@ -159,7 +179,9 @@ class _Trainer:
         watcher: Watcher,
         on_evaluation: Callable[[DMoE], dict[str, Any]] | None,
         facts: LogFacts | None,
+        world: World | None = None,
     ) -> None:
+        self.world = world = world or World()
         self.run, self.held, self.watcher, self.on_evaluation = run, held, watcher, on_evaluation
         data = held.data
         config = run.config
@@ -168,20 +190,27 @@ class _Trainer:
         self.optimiser = config.optimiser
         self.device = choose_device(recipe.device)
         memory = int(recipe.memory_gb * 2**30)
+        share = world.rank, world.size
         self.reader = SplitReader(
-            data, "train", batch_size=recipe.batch_size, shuffle=True, seed=recipe.seed, memory_bytes=memory
+            data,
+            "train",
+            batch_size=recipe.batch_size,
+            shuffle=True,
+            seed=recipe.seed,
+            memory_bytes=memory,
+            share=share,
         )
         # The train split comes first; what it leaves is for the other, whose order is the same either way.
         left = max(1, memory - self.reader.used_bytes)
-        self.valid = SplitReader(data, "valid", batch_size=SCORING_ROWS, memory_bytes=left)
-        self.model = build_model(config.model, run.schema, seed=recipe.seed)
+        self.valid = SplitReader(data, "valid", batch_size=SCORING_ROWS, memory_bytes=left, share=share)
+        self.model = build_model(config.model, run.schema, seed=recipe.seed, world=world)
         set_given_vectors(self.model, run.schema, data)
         if facts is not None and recipe.base_rate:
             self.model.start_at(*facts.rates)
         rates = recipe.unseen_rates
         self.replacement = Replacement(run.schema, rates, facts, recipe.seed) if facts and rates else None
         if run.first_weights.is_file():
-            self.model.load_state_dict(load_tensors(run.first_weights))
+            load_tensors_into(self.model, run.first_weights)
         if facts is not None and config.model.shrinkage:
             shrink(self.model, facts, config.model.shrinkage)
         if recipe.tables == "host":
@@ -190,24 +219,26 @@ class _Trainer:
         self.model.to(self.device)
         self.engine = Engine(
             self.model,
-            make_objective(config, self.model, run.schema, facts),
+            make_objective(config, self.model, run.schema, facts, world.group),
             config.optimiser,
             clip_norm=recipe.clip_norm,
             device=self.device,
             autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
             l2_scales=l2_scales(self.model, facts, config.optimiser.embedding_l2_rarity) if facts else None,
             host_tables=recipe.tables == "host",
+            world=world,
         )
         self.unread: list[tuple[int, Tensor]] = []  # rows and losses of steps that nobody has looked at
         self.at = Position(lr=config.optimiser.lr)
-        # Dropout draws from torch's global stream.
-        torch.manual_seed(recipe.seed)
+        # Dropout draws from torch's global stream, each process for its own rows.
+        torch.manual_seed(world.seed_of(recipe.seed))
 
     def run_to_end(self) -> None:
         self._resume()
         per_epoch = self.reader.num_batches
         every = max(1, -(-per_epoch // self.recipe.evaluations_per_epoch))
-        self.watcher.start(per_epoch * self.recipe.epochs, self.at.step)
+        if self.world.is_first:
+            self.watcher.start(per_epoch * self.recipe.epochs, self.at.step)
         with stop_requests() as requests:
             while not self.at.finished:
                 self._epoch(every, requests)
@@ -215,12 +246,13 @@ class _Trainer:
                     self.at.finished = True
                 if self.at.finished:
                     # The best weights are saved: nothing else is needed from here on.
-                    save_checkpoint(self.run.path, Checkpoint({}, asdict(self.at)))
+                    save_checkpoint(self.run.path, Checkpoint({}, asdict(self.at)), self.world)
             self.watcher.stop()
             self._finish(requests)
 
     def _resume(self) -> None:
-        checkpoint = load_checkpoint(self.run.path)
+        rows, sums = self.engine.row_layouts(), self.engine.part_sums()
+        checkpoint = load_checkpoint(self.run.path, self.world, rows, sums)
         if checkpoint is not None:
             try:
                 self.at = Position.read(checkpoint.position, self.recipe.epochs)
@@ -233,6 +265,8 @@ class _Trainer:
                     "train again with --overwrite"
                 ) from None
             self.engine.set_lr(self.at.lr)
+        if not self.world.is_first:
+            return
         # Lines after the checkpoint will be written again.
         for name in ("metrics.jsonl", "steps.jsonl"):
             path = self.run.path / name
@@ -246,14 +280,17 @@ class _Trainer:
         saved = time.monotonic()
         began = time.monotonic()
         for batch, following in with_following(self._batches()):
+            self.engine.asks = Asked(requests.made or self.world.orphaned, self._is_time_to_save(saved))
             try:
-                self.unread.append((len(batch), self.engine.step(batch, self.at.step, following)))
+                losses = self.engine.step(batch, self.at.step, following)
             except NonFiniteLossError as error:
                 raise self._stopped(self.at.step, error) from None
+            self.unread.append((self.reader.rows_of(self.at.batch), losses))
             self.at.step += 1
             self.at.batch += 1
             ends = self.at.batch % every == 0 or self.at.batch == per_epoch
-            if self.engine.at_once or ends or requests.made or len(self.unread) == _STEPS_UNREAD:
+            stops = self.engine.asked.stop if self.world.several else requests.made
+            if self.engine.at_once or ends or stops or len(self.unread) == _STEPS_UNREAD:
                 self._read_losses(curve_every)
             now = time.monotonic()
             self.at.add_seconds(now - began)
@@ -265,17 +302,21 @@ class _Trainer:
                 began = now
                 if self.at.finished:
                     return
-            if requests.made or now - saved > self.recipe.checkpoint_minutes * 60:
+            stops = stops if self.world.several else requests.made
+            if stops or (self.engine.asked.save if self.world.several else self._is_time_to_save(saved)):
                 self._read_losses(curve_every)
                 self._save_checkpoint()
                 saved = time.monotonic()
-                if requests.made:
+                if stops:
                     raise Interrupted(
                         f"interrupted at step {self.at.step}; `dmoe train … --output {self.run.path} --resume` "
                         "continues exactly here"
                     )
         self.at.epoch += 1
         self.at.batch = 0
+
+    def _is_time_to_save(self, saved: float) -> bool:
+        return self.world.is_first and time.monotonic() - saved > self.recipe.checkpoint_minutes * 60
 
     def _batches(self) -> Iterator[Batch]:
         """The batches left of this epoch, where the engine wants them."""
@@ -288,7 +329,11 @@ class _Trainer:
 
     def _replaced(self, batches: Iterator[Batch], epoch: int, first: int) -> Generator[Batch, None, None]:
         for number, batch in enumerate(batches, start=first):
-            yield batch if self.replacement is None else self.replacement(batch, epoch, number)
+            yield (
+                batch
+                if self.replacement is None
+                else self.replacement(batch, epoch, number, self.reader.rows_of(number))
+            )
 
     def _read_losses(self, curve_every: int) -> None:
         """Takes in the losses of the steps since the last time."""
@@ -300,6 +345,8 @@ class _Trainer:
             except NonFiniteLossError as error:
                 raise self._stopped(step, error) from None
             self.at.add(loss, rows)
+            if not self.world.is_first:
+                continue
             self.watcher.step(self.at.epoch, rows, loss)
             if (step + 1) % curve_every == 0:
                 append_json_line(self.run.path / "steps.jsonl", {"step": step + 1, **_curve_point(loss)})
@@ -321,7 +368,7 @@ class _Trainer:
 
     def _evaluate(self) -> None:
         self.engine.flush()
-        found = quick_metrics(self.model, self.valid, self.device)
+        found = quick_metrics(self.model, self.valid, self.device, self.world)
         self.held.check()
         monitored = monitored_value(found, self.recipe.monitor, self.recipe.monitor_tasks)
         better = self.at.best is None or monitored > self.at.best + _MINIMAL_GAIN
@@ -341,15 +388,18 @@ class _Trainer:
         }
         if self.on_evaluation is not None:
             line |= self.on_evaluation(self.model)
-        append_json_line(self.run.path / "metrics.jsonl", line, durable=True)
-        self.watcher.evaluated(line)
+        if self.world.is_first:
+            append_json_line(self.run.path / "metrics.jsonl", line, durable=True)
+            self.watcher.evaluated(line)
         self.at.evaluations += 1
         self.at.restart_sums()
         if better:
             self.at.best, self.at.best_step, self.at.best_epoch = monitored, self.at.step, self.at.epoch + 1
             self.at.failures = 0
-            self.run.save_weights(self.model.embedding.folded(self.model.state_dict(), "embedding."))
-            drop_replaced(self.run.path)
+            weights = self.model.embedding.folded(self.model.state_dict(), "embedding.")
+            save_together(self.run, weights, table_layouts(self.model), self.world)
+            if self.world.is_first:
+                drop_replaced(self.run.path)
         else:
             self.at.failures += 1
             # A floor above the learning rate is none: it never rises.
@@ -359,7 +409,8 @@ class _Trainer:
 
     def _save_checkpoint(self) -> None:
         self.held.check()
-        save_checkpoint(self.run.path, Checkpoint(self.engine.state(), asdict(self.at)))
+        state = Checkpoint(self.engine.state(), asdict(self.at), self.engine.row_layouts(), self.engine.part_sums())
+        save_checkpoint(self.run.path, state, self.world)
 
     def _finish(self, requests: StopRequest) -> None:
         """Reloads the best weights, evaluates them on every held-out split and writes the final figures.
@@ -370,7 +421,12 @@ class _Trainer:
         del self.engine, self.reader, self.valid
         self.model.embedding.end_shrinkage()  # the weights are saved folded
         self.run.load_weights_into(self.model)
-        finish(self.run, self.model.eval(), self.held, self.device, self.at, requests)
+        model = self.model.eval()
+
+        def work(save: Callable[[], None]) -> None:
+            finish(self.run, model, self.held, self.device, self.at, requests, save)
+
+        with_rows_of_all(self.world, self.run, model, work)
 
 
 def _curve_point(loss: StepLoss) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dmoe.config.run import RunConfig
 from dmoe.config.tasks import tasks_of
+from dmoe.decorrelation.checks import ProcessGroup
 from dmoe.errors import ConfigError, nearest
 from dmoe.nn.build import build_terms
 from dmoe.nn.model import DMoE
@@ -15,12 +16,17 @@ from dmoe.schema import Schema
 from dmoe.training.log_facts import LogFacts
 
 
-def make_objective(config: RunConfig, model: DMoE, schema: Schema, facts: LogFacts | None) -> Objective:
-    """The objective of a run; of one label without weights and domains it is eq. 12 as it stands."""
-    terms = build_terms(config.decorrelation, model)
+def make_objective(
+    config: RunConfig, model: DMoE, schema: Schema, facts: LogFacts | None, group: ProcessGroup = None
+) -> Objective:
+    """The objective of a run; of one label without weights and domains it is eq. 12 as it stands.
+
+    `group`: the processes that share each batch.
+    """
+    terms = build_terms(config.decorrelation, model, process_group=group)
     training = config.training
     if len(schema.tasks) == 1 and schema.weight is None and training.domain_weights == "rows":
-        return Objective(terms)
+        return Objective(terms, process_group=group)
     said = tasks_of(config.model.tasks, [task.name for task in schema.tasks])
     chains = [
         schema.chain(task.name) if own.loss == "entire-space" else ()
@@ -31,6 +37,7 @@ def make_objective(config: RunConfig, model: DMoE, schema: Schema, facts: LogFac
         factors = entropy_factors(facts.rates, chains)
     return Objective(
         terms,
+        process_group=group,
         tasks=TaskLosses(
             [TaskLoss(own.weight * factor, chain) for own, factor, chain in zip(said, factors, chains, strict=True)],
             balance="uncertainty" if training.balance == "uncertainty" else "fixed",

@@ -51,11 +51,16 @@ class Replacement:
         self._probabilities = np.concatenate(probabilities) if probabilities else np.zeros(0, np.float32)
         self._offsets_C = np.array(offsets, np.int64)
 
-    def __call__(self, batch: Batch, epoch: int, number: int) -> Batch:
-        """The batch with tokens replaced: a function of the seed, the epoch and the batch's number alone."""
+    def __call__(self, batch: Batch, epoch: int, number: int, rows: int | None = None) -> Batch:
+        """The batch with tokens replaced: a function of the seed, the epoch and the batch's number alone.
+
+        `rows`: those of the whole batch, of which `batch` may be a share.
+        """
         ids_BC = batch.ids_BC.numpy()
         generator = np.random.Generator(np.random.PCG64([self.seed, _STREAM, epoch, number]))
-        drawn_BC = generator.random(ids_BC.shape, dtype=np.float32)
+        drawn_BC = generator.random((len(batch) if rows is None else rows, ids_BC.shape[1]), dtype=np.float32)
+        if batch.places_B is not None:
+            drawn_BC = drawn_BC[batch.places_B.numpy()]
         replaced_BC = drawn_BC < self._probabilities[ids_BC + self._offsets_C]
         ids_BC = np.where(replaced_BC, np.int32(OOV_ID), ids_BC)
         return replace(batch, ids_BC=torch.from_numpy(ids_BC))

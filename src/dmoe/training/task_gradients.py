@@ -63,11 +63,17 @@ def task_gradients(model: DMoE, data: Path, schema: Schema, batch_size: int, dev
 
 def _gradients(model: DMoE, losses: TaskLosses, batch: Batch) -> list[list[Tensor | None]]:
     """Of each task's loss at what tasks may share."""
-    looked_up = model.embedding.batch_rows(batch.ids_BC)
-    rows = [
-        TableRows(one, rows_of(table.weight.detach(), one.rows_U).float().requires_grad_())
-        for one, table in zip(looked_up, model.embedding.row_tables(), strict=True)
-    ]
+    embedding = model.embedding
+    if embedding.exchange is not None:
+        rows = embedding.fetched(batch.ids_BC, embedding.exchange)
+        for one in rows:
+            one.values_US.requires_grad_()
+    else:
+        looked_up = embedding.batch_rows(batch.ids_BC)
+        rows = [
+            TableRows(one, rows_of(table.weight.detach(), one.rows_U).float().requires_grad_())
+            for one, table in zip(looked_up, embedding.row_tables(), strict=True)
+        ]
     output = model(batch.ids_BC, batch.numeric_BN, rows)
     labels = RowLabels(batch.labels_BT, batch.known_BT, batch.weights_B, output.domain)
     losses_T, _ = losses.means([task.logit for task in output.tasks], labels)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmoe.config.run import RunConfig, check_device
 from dmoe.disk.files import give_usual_mode, written_aside
+from dmoe.distributed.layout import RowLayout
 from dmoe.errors import ConfigError, DataError
 from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
@@ -26,7 +27,7 @@ from dmoe.tokens.unseen import Finding
 # Numbers copied at once from a file of weights.
 _LOADED_AT_ONCE = 1 << 24
 # As safetensors names them.
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -85,7 +86,12 @@ class Run(RunFolder):
         return Run(path)
 
     def save_weights(self, weights: dict[str, Tensor]) -> None:
-        save_tensors(self.weights, weights, {"format_version": str(FORMAT_VERSION)})
+        save_tensors(self.weights, weights, self.weights_metadata())
+
+    @staticmethod
+    def weights_metadata() -> dict[str, str]:
+        """What a file of weights says beside its tensors."""
+        return {"format_version": str(FORMAT_VERSION)}
 
     def load_weights(self) -> dict[str, Tensor]:
         """The best weights.
@@ -122,13 +128,11 @@ class Run(RunFolder):
     def load_weights_into(self, model: DMoE) -> None:
         """Puts the best weights in the place of the model's own, a few at a time: no second copy is held.
 
+        Of a model whose tables are held by several processes, the rows of this one.
+
         Raises: DataError as `load_weights`, or if they do not fit the model; it then is as it was.
         """
-        path = self.weights_file()
-        try:
-            _load_into(model, path)
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{path}: damaged or unreadable ({error})") from None
+        load_tensors_into(model, self.weights_file())
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -151,8 +155,21 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: damaged or unreadable ({error})") from None
 
 
-def _load_into(model: nn.Module, path: Path) -> None:
+def load_tensors_into(model: DMoE, path: Path) -> None:
+    """As `Run.load_weights_into`, from any file of weights of a model."""
+    try:
+        _load_into(model, path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: damaged or unreadable ({error})") from None
+
+
+def _load_into(model: DMoE, path: Path) -> None:
     own = model.state_dict()
+    layouts = table_layouts(model)
+    wanted = {
+        name: (layouts[name].rows, *value.shape[1:]) if name in layouts else tuple(value.shape)
+        for name, value in own.items()
+    }
     with safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
@@ -161,25 +178,41 @@ def _load_into(model: nn.Module, path: Path) -> None:
         odd = ", ".join(sorted(shapes.keys() ^ own.keys())[:3])
         raise DataError(f"{path}: does not fit config.yaml: only one of the two has {odd}")
     for name, value in own.items():
-        if shapes[name] != tuple(value.shape):
+        if shapes[name] != wanted[name]:
             raise DataError(
-                f"{path}: does not fit config.yaml: {name} has shape {shapes[name]}, expected {tuple(value.shape)}"
+                f"{path}: does not fit config.yaml: {name} has shape {shapes[name]}, expected {wanted[name]}"
             )
-        if dtypes[name] != _DTYPES[value.dtype]:
+        if dtypes[name] != DTYPES[value.dtype]:
             raise DataError(
-                f"{path}: does not fit config.yaml: {name} is {dtypes[name]}, expected {_DTYPES[value.dtype]}"
+                f"{path}: does not fit config.yaml: {name} is {dtypes[name]}, expected {DTYPES[value.dtype]}"
             )
     with torch.no_grad():
         for name, value in own.items():
             # Opened each time: the file is mapped, and what was read of it stays in memory until it is closed.
-            if value.numel() <= _LOADED_AT_ONCE:
+            layout = layouts.get(name)
+            if value.numel() <= _LOADED_AT_ONCE and (layout is None or layout.size == 1):
                 with safe_open(path, framework="pt") as file:
                     value.copy_(file.get_tensor(name))
                 continue
-            rows = max(1, _LOADED_AT_ONCE // value[0].numel())
-            for start in range(0, len(value), rows):
+            size = wanted[name][0]
+            rows = max(1, _LOADED_AT_ONCE // max(1, value[:1].numel()))
+            for start in range(0, size, rows):
+                stop = min(start + rows, size)
                 with safe_open(path, framework="pt") as file:
-                    value[start : start + rows].copy_(file.get_slice(name)[start : start + rows])
+                    block = file.get_slice(name)[start:stop]
+                if layout is None or layout.size == 1:
+                    value[start:stop].copy_(block)
+                else:
+                    rows_U, held_U = layout.held_of(start, stop)
+                    value[torch.from_numpy(held_U)] = block[torch.from_numpy(rows_U - start)]
+
+
+def table_layouts(model: DMoE) -> dict[str, RowLayout]:
+    """The tensors of a model's state with rows of vocabularies that are trained, and which of them are held here."""
+    names = [f"embedding.{name}" for name in model.embedding.table_names()]
+    trained = {name for name, _ in model.named_parameters()}
+    layouts = [table.layout for table in model.embedding.row_tables()]
+    return dict(zip([name for name in names if name in trained], layouts, strict=True))
 
 
 def environment_facts() -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Bank(nn.Module):
         widths: Sequence[int],
         width: int | None,
         storage: torch.dtype | None,
+        process: tuple[int, int],
     ) -> None:
         super().__init__()
         self.shrinkage = None
@@ -85,6 +86,7 @@ class Bank(nn.Module):
                 [widths[table] if width is None else width for table in of],
                 storage=storage,
                 vocabulary_of_column=vocabulary_of_column,
+                process=process,
             )
         self._lengths = [field.length for field in own]
         self._targets = [

@@ -16,7 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dmoe.kernels.row_parallel import compiled_loops_serve
+from dmoe.distributed.exchange import RowExchange
+from dmoe.distributed.world import World
+from dmoe.kernels.row_parallel import HALF_DTYPES, compiled_loops_serve
 from dmoe.nn.tables.assembly import Lookup, Order, Part, Places, assemble
 from dmoe.nn.tables.bank import Bank, NumericVectors, TokenField
 from dmoe.nn.tables.lookup import BatchRows, TableRows
@@ -33,6 +35,7 @@ class FieldEmbedding(nn.Module):
         widths: width D of each table.
         readers: for each field, numeric ones last, the tables that hold it; by default all.
         storage: dtype of the tables; by default torch's default dtype.
+        world: processes that each hold a part of the rows; all must then call `forward` as often. By default one.
 
     Shape: ``ids_BC`` (B, C) integers, the columns of each field in turn, ``numeric_BN`` (B, N); a tuple of T tensors
     (B, F_t, D_t), the fields of `fields_of_table[t]` in this order.
@@ -50,8 +53,10 @@ class FieldEmbedding(nn.Module):
         *,
         readers: Sequence[Collection[int]] | None = None,
         storage: torch.dtype | None = None,
+        world: World | None = None,
     ) -> None:
         super().__init__()
+        process = (0, 1) if world is None else (world.rank, world.size)
         self.fields = tuple(field if isinstance(field, TokenField) else TokenField(field) for field in fields)
         self.num_numeric, self.widths = num_numeric, tuple(widths)
         num_fields = len(self.fields) + num_numeric
@@ -76,13 +81,17 @@ class FieldEmbedding(nn.Module):
         firsts = [0, *accumulate(field.length for field in self.fields)]
         if plain:
             sizes = [field.rows for field in self.fields]
-            self.banks.append(Bank.plain(MultiTableEmbedding(sizes, num_numeric, widths, storage=storage), everywhere))
+            rows = MultiTableEmbedding(sizes, num_numeric, widths, storage=storage, process=process)
+            self.banks.append(Bank.plain(rows, everywhere))
         else:
             for numbers, of, width in groups:
-                self.banks.append(Bank(self.fields, numbers, firsts, of, self.widths, width, storage))
+                self.banks.append(Bank(self.fields, numbers, firsts, of, self.widths, width, storage, process))
             if num_numeric:
                 self.numeric = NumericVectors(tables[len(self.fields) :], self.widths)
         self._plain = plain
+        self.exchange: RowExchange | None = None
+        if world is not None and world.several:
+            self.exchange = RowExchange(world, [table.layout for table in self.row_tables()])
         self._orders = [] if plain else [self._order(table) for table in everywhere]
         # On the CPU, where the fields of each bank, and last the numeric ones, stand in each table.
         self._places = [] if plain else [self._places_of(bank.numbers) for bank in self.each_bank()]
@@ -117,6 +126,8 @@ class FieldEmbedding(nn.Module):
     def forward(
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None
     ) -> tuple[Tensor, ...]:
+        if rows is None and self.exchange is not None:
+            rows = self.fetched(ids_BC, self.exchange)
         read = iter(rows) if rows is not None else None
         rows_of_bank = [
             next(read) if read is not None and isinstance(bank.tables, MultiTableEmbedding) else None
@@ -133,6 +144,19 @@ class FieldEmbedding(nn.Module):
         for table, part_BFD in self._numeric_parts(numeric_BN):
             parts[table].append(part_BFD)
         return tuple(order(found) for order, found in zip(self._orders, parts, strict=True))
+
+    @torch.no_grad()
+    def fetched(self, ids_BC: Tensor, exchange: RowExchange) -> list[TableRows]:
+        """What a batch reads of each of `row_tables` as they are, from the processes that hold it."""
+        self.check_ids(ids_BC)
+        batch, tables = self.batch_rows(ids_BC), list(self.row_tables())
+
+        def read(table: int, rows_L: Tensor) -> Tensor:
+            values_LS = tables[table].weight.index_select(0, rows_L)
+            return values_LS.float() if values_LS.dtype in HALF_DTYPES else values_LS
+
+        values = exchange.fetch(exchange.request([one.rows_U for one in batch], [None] * len(batch)), read)
+        return [TableRows(*one) for one in zip(batch, values, strict=True)]
 
     def _at_once(
         self, ids_BC: Tensor, numeric_BN: Tensor | None, rows_of_bank: Sequence[TableRows | None]
@@ -202,8 +226,12 @@ class FieldEmbedding(nn.Module):
         """Sets the embeddings of a field that has the vectors' width, in every table that holds it."""
         found = self._bank_of(field)
         if found is not None:
-            weight = found[1].tables.weight
-            weight[found[2]] = vectors_VW.repeat(1, weight.shape[1] // vectors_VW.shape[1]).to(weight.dtype)
+            tables = found[1].tables
+            vectors_VS = vectors_VW.repeat(1, tables.weight.shape[1] // vectors_VW.shape[1]).to(tables.weight.dtype)
+            if isinstance(tables, MultiTableEmbedding):
+                tables.put_rows(found[2].start, vectors_VS)
+            else:
+                tables.weight[found[2]] = vectors_VS
 
     @torch.no_grad()
     def spread_fields(self, std: float) -> None:
@@ -215,8 +243,12 @@ class FieldEmbedding(nn.Module):
             if isinstance(bank.tables, MultiTableEmbedding):
                 weight = bank.tables.weight
                 for place in range(len(bank.vocabularies)):
-                    vector_S = torch.randn(weight.shape[1]) * std
-                    weight[bank.tables.field_rows(place)] += vector_S.to(weight)
+                    vector_S = (torch.randn(weight.shape[1]) * std).to(weight)
+                    rows = bank.tables.field_rows(place)
+                    if bank.tables.layout.size == 1:
+                        weight[rows] += vector_S
+                    else:
+                        weight[torch.from_numpy(bank.tables.layout.held_of(rows.start, rows.stop)[1])] += vector_S
 
     def shrink(self, counts: Sequence[npt.NDArray[np.int64] | None], k: float) -> None:
         """From here on rare tokens are read as partly the unseen one of their field; see `dmoe.nn.tables.shrinkage`.

@@ -33,7 +33,7 @@ class Shrinkage(nn.Module):
 
     def __init__(self, tables: MultiTableEmbedding, counts: Sequence[npt.NDArray[np.int64] | None], k: float) -> None:
         super().__init__()
-        kept_V = torch.ones(len(tables.weight), dtype=torch.get_default_dtype())
+        kept_V = torch.ones(tables.num_rows, dtype=torch.get_default_dtype())
         for vocabulary, counts_V in enumerate(counts):
             if counts_V is not None:
                 tokens = torch.from_numpy(counts_V[FIRST_TOKEN_ID:]).double()

@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dmoe.distributed.layout import RowLayout
 from dmoe.kernels.row_parallel import HALF_DTYPES, compiled_loops_serve, empty_table
 from dmoe.nn.tables.lookup import BatchRows, Source, TableRows, check_ids, look_up, look_up_in_torch
 
 INITIAL_STD = 1e-4
+# Rows drawn at once of a table of which other processes hold a part; a multiple of 16, as torch draws normal numbers.
+_DRAWN_ROWS = 1 << 16
 
 
 class MultiTableEmbedding(nn.Module):
@@ -33,6 +36,9 @@ class MultiTableEmbedding(nn.Module):
         field_names: names of the categorical fields, for error messages.
         vocabulary_of_column: for each of the C id columns, the vocabulary that it reads; by default column c reads
             vocabulary c. Columns may share one.
+        process: (rank, size) where each of `size` processes holds a part of the rows (`dmoe.distributed.layout`); by
+            default one holds all. The first values of a row do not depend on it. Without all rows, a forward pass needs
+            `rows`.
 
     Shape: ``ids_BC`` (B, C) int32 or int64, ``numeric_BN`` (B, N); the result is a tuple of T tensors
     (B, C + N, D_t), categorical fields first.
@@ -57,6 +63,7 @@ class MultiTableEmbedding(nn.Module):
         storage: torch.dtype | None = None,
         field_names: Sequence[str] | None = None,
         vocabulary_of_column: Sequence[int] | None = None,
+        process: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
@@ -83,16 +90,39 @@ class MultiTableEmbedding(nn.Module):
         self._columns_apart = len(set(vocabulary_of_column)) == len(vocabulary_of_column)
         self._on_host = False
         dtype = storage or torch.get_default_dtype()
-        self.weight = nn.Parameter(empty_table(int(self._offsets[-1]), sum(widths), dtype))
+        self.layout = RowLayout(int(self._offsets[-1]), *process)
+        self.weight = nn.Parameter(empty_table(self.layout.held, sum(widths), dtype))
         self.numeric_weight = nn.Parameter(torch.empty(num_numeric, sum(widths)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Categorical rows N(0, 1e-4²); numeric vectors Xavier normal of a Linear(1, D)."""
-        nn.init.normal_(self.weight, std=INITIAL_STD)
+        if self.layout.size == 1:
+            nn.init.normal_(self.weight, std=INITIAL_STD)
+        else:
+            self._draw_rows()
         with torch.no_grad():
             for table, width in enumerate(self.widths):
                 self.numeric_weight[:, self.table_slice(table)].normal_(std=math.sqrt(2 / (1 + width)))
+
+    @torch.no_grad()
+    def _draw_rows(self) -> None:
+        """Draws all rows, a few at a time, and keeps those that are held here."""
+        self.weight.zero_()
+        width, start = self.weight.shape[1], 0
+        while start < self.num_rows:
+            stop = start + _DRAWN_ROWS
+            if self.num_rows - stop < 16:  # a last block of its own would be drawn by another rule
+                stop = self.num_rows
+            drawn_US = nn.init.normal_(torch.empty(stop - start, width, dtype=self.weight.dtype), std=INITIAL_STD)
+            self.put_rows(start, drawn_US)
+            start = stop
+
+    @torch.no_grad()
+    def put_rows(self, start: int, values_US: Tensor) -> None:
+        """Sets rows `start` and those that follow, as far as they are held here."""
+        rows_U, held_U = self.layout.held_of(start, start + len(values_US))
+        self.weight[torch.from_numpy(held_U)] = values_US[torch.from_numpy(rows_U - start)].to(self.weight)
 
     def table_slice(self, table: int) -> slice:
         """The columns of table `table` in `weight` and `numeric_weight`."""
@@ -105,6 +135,11 @@ class MultiTableEmbedding(nn.Module):
     def field_rows(self, field: int) -> slice:
         """The rows of vocabulary `field` in `weight`."""
         return slice(int(self._offsets[field]), int(self._offsets[field + 1]))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows V of all vocabularies, here or elsewhere."""
+        return self.layout.rows
 
     @property
     def num_columns(self) -> int:
@@ -124,7 +159,7 @@ class MultiTableEmbedding(nn.Module):
         offsets_C = self.offsets_C.to(ids_BC.device)
         places = zip(self._columns_of_vocabulary, self.vocabulary_sizes, strict=True)
         room = sum(min(len(ids_BC) * columns, size) for columns, size in places)
-        return BatchRows(ids_BC.contiguous(), offsets_C, len(self.weight), room, self._columns_apart)
+        return BatchRows(ids_BC.contiguous(), offsets_C, self.num_rows, room, self._columns_apart)
 
     def forward(
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: TableRows | None = None
@@ -148,6 +183,7 @@ class MultiTableEmbedding(nn.Module):
         if rows is not None:
             return Source.of(rows)
         self.check_ids(ids_BC)
+        assert self.layout.size == 1, "rows that other processes hold are fetched by FieldEmbedding"
         direct = self.weight.dtype not in HALF_DTYPES and self.weight.device == ids_BC.device
         if direct and not (torch.is_grad_enabled() and self.weight.requires_grad):
             return Source(self.weight, ids_BC.contiguous(), self.offsets_C, self._columns_apart)
@@ -157,8 +193,8 @@ class MultiTableEmbedding(nn.Module):
         return Source.of(TableRows(batch, values_US.to(ids_BC.device, self.numeric_weight.dtype)))
 
     def extra_repr(self) -> str:
-        rows, width = self.weight.shape
-        return f"rows={rows}, columns={self.num_columns}+{self.num_numeric}, widths={self.widths}, {width=}"
+        rows, width = self.num_rows, self.weight.shape[1]
+        return f"{rows=}, columns={self.num_columns}+{self.num_numeric}, widths={self.widths}, {width=}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MultiTableEmbedding":
         if not self._on_host:

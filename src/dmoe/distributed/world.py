@@ -1,0 +1,323 @@
+"""The processes of one training: what they sum, agree on and do one after the other.
+
+With one process nothing here communicates or changes a bit. Several talk through torch.distributed, on the CPU by gloo.
+Where one of them fails it says so in the store that all can see before it ends, so that the others, which find its
+connection closed, can name it and its cause instead of their own trouble.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+
+from dmoe.distributed.failures import Told, error_from, of_rank, told_of
+from dmoe.errors import ConfigError, DmoeError
+
+T = TypeVar("T")
+
+TIMEOUT_S = 600.0
+# How long a process waits for the others to say what they know of a failure; a slow one may be at a long operation.
+_GRACE_S = 3.0
+_BEAT_S = 1.0
+
+
+class World:
+    """Process `rank` of `size`; by default the only one.
+
+    Args:
+        group: of torch.distributed, None for one process.
+        store: what all processes see, as torch.distributed's.
+        timeout_s: after so long without an answer another process counts as gone.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        group: dist.ProcessGroup | None = None,
+        store: Store | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.rank, self.size, self.group, self.store, self.timeout_s = rank, size, group, store, timeout_s
+        self._waits = 0  # how often this process has waited for the first one
+        self._parent = os.getppid()
+        self.sent_bytes = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        return self.size > 1
+
+    @property
+    def was_restarted(self) -> bool:
+        """Whether torchrun started this process anew after one of them had failed."""
+        return self.several and self._restart() != "0"
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the process that started this one has ended."""
+        return self.several and os.getppid() != self._parent
+
+    def seed_of(self, seed: int) -> int:
+        """A seed for what each process draws for itself; with one process `seed`."""
+        if not self.several:
+            return seed
+        return int(np.random.SeedSequence([seed, self.size, self.rank]).generate_state(1, np.uint64)[0] >> 1)
+
+    def share(self, total: int) -> range:
+        """The part of `total` things that falls to this process: ranges, as equal as can be."""
+        return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums over processes, in place: the same bits everywhere."""
+        if self.several:
+            dist.all_reduce(values, group=self.group)
+            self.sent_bytes += 2 * values.numel() * values.element_size()
+        return values
+
+    def exchange(self, sent: Tensor, counts: Sequence[int], received_counts: Sequence[int]) -> Tensor:
+        """Sends `counts[k]` entries of `sent` (N, ...) to each process k; what all sent here, in their order."""
+        if not self.several:
+            return sent
+        received = sent.new_empty(sum(received_counts), *sent.shape[1:])
+        dist.all_to_all_single(received, sent, list(received_counts), list(counts), group=self.group)
+        own = counts[self.rank]
+        self.sent_bytes += (len(sent) - own) * (sent.element_size() * (sent[0].numel() if len(sent) else 0))
+        return received
+
+    def gather(self, value: Any) -> list[Any]:
+        """What can be said in JSON, of every process, at every process."""
+        if not self.several:
+            return [value]
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = torch.zeros(self.size, dtype=torch.int64)
+        lengths[self.rank] = len(own)
+        self.total(lengths)
+        padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
+        padded[: len(own)] = own
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(found, padded, group=self.group)
+        return [
+            json.loads(bytes(one[:length].numpy()).decode())
+            for one, length in zip(found, lengths.tolist(), strict=True)
+        ]
+
+    def gather_arrays(self, own: Tensor) -> list[Tensor]:
+        """At the first process the tensors (N, ...) of all, N of any size; elsewhere none."""
+        if not self.several:
+            return [own]
+        counts = self.gather(len(own))
+        here = counts if self.is_first else [0] * self.size
+        received = self.exchange(own.contiguous(), [len(own), *[0] * (self.size - 1)], here)
+        return list(torch.split(received, counts)) if self.is_first else []
+
+    def end(self) -> None:
+        """Parts from the other processes; what follows is this process's own."""
+        if self.several:
+            self.barrier()
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        if self.several:
+            self.total(torch.zeros(1))
+
+    def first(self, work: Callable[[], T]) -> T | None:
+        """Has the first process do something, however long it takes, while the others wait; its result there.
+
+        Raises: elsewhere what it raised there.
+        """
+        if not self.several:
+            return work()
+        assert self.store is not None
+        key = f"dmoe/{self._restart()}/first/{self._waits}"
+        self._waits += 1
+        if self.is_first:
+            with self._beating():
+                try:
+                    done = work()
+                except BaseException as error:
+                    self.store.set(key, json.dumps(told_of(self.rank, error)))
+                    raise
+            self.store.set(key, "null")
+            return done
+        said = json.loads(self._wait_for(key))
+        if said is not None:
+            raise error_from(said)
+        return None
+
+    def say(self, key: str, value: Any) -> None:
+        """Leaves something, as JSON, for `hear`."""
+        assert self.store is not None
+        self.store.set(f"dmoe/{self._restart()}/{key}", json.dumps(value))
+
+    def hear(self, key: str) -> Any:
+        """Waits for what the first process says under `key`, as long as it is alive."""
+        return json.loads(self._wait_for(f"dmoe/{self._restart()}/{key}"))
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Inside, the first process is known to be alive by those that `hear`."""
+        if self.several and self.is_first:
+            with self._beating():
+                yield
+        else:
+            yield
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work of all processes: where one fails, all end with one error that names it and its cause.
+
+        Raises: the process's own error with its rank; elsewhere the same, marked as told (`Told`).
+        """
+        if not self.several:
+            yield
+            return
+        try:
+            yield
+        except Told:
+            raise
+        except BaseException as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """What to raise for `error`: itself if it arose here, the cause elsewhere if it is only an echo of that."""
+        assert self.store is not None
+        failed = f"dmoe/{self._restart()}/failed"
+        if not _is_echo(error):
+            own = json.dumps(told_of(self.rank, error))
+            said = own
+            with suppress(Exception):
+                # Of several that fail alike, the first one to say so says it to the user.
+                said = self.store.compare_set(failed, "", own).decode()
+            return of_rank(self.rank, error) if said == own else error_from(json.loads(said))
+        with suppress(Exception):
+            self.store.set(f"dmoe/{self._restart()}/waits/{self.rank}", "1")
+        cause: dict[str, Any] | None = None
+        until = time.monotonic() + _GRACE_S
+        reachable = True
+        while cause is None and time.monotonic() < until:
+            try:
+                if self.store.check([failed]):
+                    cause = json.loads(self.store.get(failed))
+            except Exception:
+                reachable = False
+                break
+            time.sleep(0.05)
+        if cause is not None:
+            return error_from(cause)
+        waiting = self._waiting() if reachable else []
+        silent = [rank for rank in range(self.size) if rank not in waiting and rank != self.rank]
+        who = "rank " + ", ".join(map(str, silent)) if silent and reachable else "rank 0 or its launcher"
+        late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        what = (
+            f"did not answer within {self.timeout_s:g} s (it hangs, or cannot be reached)"
+            if late
+            else ("ended without a word (killed, or its machine is gone)")
+        )
+        lowest = min([self.rank, *waiting])
+        return Told(f"{who} {what}; --resume continues from the last checkpoint", quiet=self.rank != lowest)
+
+    def _waiting(self) -> list[int]:
+        assert self.store is not None
+        found = []
+        for rank in range(self.size):
+            with suppress(Exception):
+                if self.store.check([f"dmoe/{self._restart()}/waits/{rank}"]):
+                    found.append(rank)
+        return found
+
+    @staticmethod
+    def _restart() -> str:
+        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+    def _wait_for(self, key: str) -> bytes:
+        assert self.store is not None
+        beat, since = None, time.monotonic()
+        while True:
+            try:
+                self.store.wait([key], timedelta(seconds=_BEAT_S))
+                return bytes(self.store.get(key))
+            except dist.DistStoreError:
+                pass
+            except dist.DistError as error:
+                raise RuntimeError(f"store closed: {error}") from None
+            now = self.store.add(f"dmoe/{self._restart()}/beat", 0)
+            if now != beat:
+                beat, since = now, time.monotonic()
+            elif time.monotonic() - since > self.timeout_s:
+                raise Told(
+                    f"rank 0 did not answer within {self.timeout_s:g} s (it hangs, or cannot be reached); "
+                    "--resume continues from the last checkpoint",
+                    quiet=self.rank != 1,
+                )
+            if self.orphaned:
+                raise Told("the launcher of the processes has ended; --resume continues", quiet=self.rank != 1)
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        store, key = self.store, f"dmoe/{self._restart()}/beat"
+        assert store is not None
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(_BEAT_S):
+                with suppress(Exception):
+                    store.add(key, 1)
+
+        thread = threading.Thread(target=beat, name="dmoe-beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Whether an error is that of a collective whose other end is gone or silent."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error)
+    signs = (
+        "Connection closed by peer",
+        "Timed out waiting",
+        "Connection reset",
+        "Broken pipe",
+        "gloo",
+        "store closed",
+    )
+    return isinstance(error, RuntimeError) and not isinstance(error, DmoeError) and any(sign in text for sign in signs)
+
+
+def world_from_environment(timeout_s: float = TIMEOUT_S) -> World:
+    """The world that torchrun, or `dmoe train --processes`, started this process in; alone if it did not.
+
+    Raises: ConfigError if the variables of the environment do not fit together.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return World()
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except ValueError:
+        raise ConfigError("RANK and WORLD_SIZE must be whole numbers, as torchrun sets them") from None
+    if not 0 <= rank < size:
+        raise ConfigError(f"RANK must be from 0 to WORLD_SIZE - 1, got {rank} of {size}")
+    if size == 1:
+        return World()
+    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
+    store = dist.distributed_c10d._get_default_store()
+    return World(rank, size, dist.group.WORLD, store, timeout_s)
