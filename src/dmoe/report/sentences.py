@@ -95,9 +95,9 @@ def _labels(schema: Schema) -> str:
         labels = "labels " + join(
             [task.name if task.given is None else f"{task.name} (given {task.given})" for task in schema.labels]
         )
-    if schema.domain is None:
-        return labels
-    return f"{labels}, {len(schema.domain.names)} domains by {schema.domain.field}"
+    if schema.domain is not None:
+        labels += f", {len(schema.domain.names)} domains by {schema.domain.field}"
+    return labels if schema.weight is None else f"{labels}, rows weighted by {schema.weight}"
 
 
 def training(run: ReportedRun) -> str:
