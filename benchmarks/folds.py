@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.arguments import positive
 from dmoe.baselines.folder import fit_baseline
-from dmoe.config.data import read_data_config
+from dmoe.config.data import SplitRule, read_data_config
 from dmoe.config.run import load_config
 from dmoe.disk.files import read_json
 from dmoe.experiments.statistics import Spread, compare_values
@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     config = read_data_config(options.config)
-    config = config.model_copy(update={"split": config.split.model_copy(update={"kind": "given"})})
+    config = config.model_copy(update={"split": SplitRule(kind="given")})
     parts = written(options.log, options.output / "rows", options.folds)
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in MODELS}
     ratios = []
