@@ -27,7 +27,7 @@ SEVERAL = [
 ]
 
 
-def untrained(folder: Path, *overrides: str, labels: int = 3, domain: object = None) -> Run:
+def untrained(folder: Path, *overrides: str, labels: int = 3, domain: object = None, preset: str | None = None) -> Run:
     """log.csv, data and run below `folder`: weights as they are drawn, but probabilities that are far apart, and a map
     and a linear part of its own for each label."""
     files, _ = generate(folder / "log.csv", rows=3000, preset="tasks", seed=2)
@@ -36,7 +36,8 @@ def untrained(folder: Path, *overrides: str, labels: int = 3, domain: object = N
     values |= {"domain": domain} if domain is not None else {}
     prepare(DataConfig.model_validate(values), [str(files.log)], folder / "data")
     schema = Schema.read(folder / "data")
-    made = Run.create(folder / "run", load_config(None, [*SEVERAL, *overrides]), schema, folder / "data")
+    config = load_config(preset, [*(SEVERAL if preset is None else []), *overrides])
+    made = Run.create(folder / "run", config, schema, folder / "data")
     model = build_model(made.config.model, schema, seed=3)
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -157,6 +157,24 @@ def test_one_label_in_domains_has_the_names_of_one_label(tmp_path: Path) -> None
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["shared-bottom", "mmoe", "ple", "stem", "esmm", "d-moe-tasks", "crocodile"])
+def test_every_preset_of_several_labels_or_domains_exports(preset: str, tmp_path: Path) -> None:
+    several = preset != "crocodile"
+    gate = [] if several else ["model.gate.fields=[user, ad]"]
+    run = untrained(tmp_path, "model.embedding_dim=4", *gate, labels=3 if several else 1, domain="slot", preset=preset)
+    export(run, tmp_path / "model")
+    rows = raw(run)
+    ours, theirs = (dmoe.load(folder).predict_proba(rows) for folder in (run.path, tmp_path / "model"))
+    if isinstance(ours, np.ndarray):
+        ours, theirs = {"click": ours}, {"click": theirs}
+    assert isinstance(ours, dict)
+    assert isinstance(theirs, dict)
+    for name, one in ours.items():
+        assert one.std() > 1e-3
+        np.testing.assert_allclose(one, theirs[name], atol=1e-6)
+
+
 def test_a_manifest_of_one_label_says_nothing_of_labels(in_graph: Path) -> None:
     values = json.loads((in_graph / "manifest.json").read_text())
     keys = "format_version tables inputs experts parity reference_scores versions files"

@@ -116,6 +116,13 @@ def write_run(
         }
         if "test" in splits:
             metrics["test"] = {"auc": auc, "logloss": 0.39 - (auc - 0.75)}
+        if labels:
+            metrics["own_best"] = {
+                "click": {"step": 160, "monitored": 0.4, "short": 0.0},
+                "watch": {"step": 80, "monitored": 0.3, "short": 0.00125},
+            }
+            pair = {"first": "click", "second": "watch", "cosine": -0.125, "below_0": 0.75}
+            metrics["task_gradients"] = {"batches": 8, "pairs": [pair]}
         (folder / "metrics.json").write_text(json.dumps(metrics))
     environment = {
         "data": "/data/avazu",
@@ -132,7 +139,10 @@ def write_run(
         if labels or domains:
             path = folder / "evaluation" / f"{split}.json"
             tasks = evaluated_tasks(own, labels, domains)
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"tasks": tasks}))
+            group = {"auc": 0.61234, "groups": 310, "rows": 4000, "skipped_groups": 1, "skipped_rows": 2}
+            grouped = {"field": "site_id", "tasks": dict.fromkeys(tasks, group) | {"like": None}}
+            found = {"tasks": tasks} | ({"grouped_auc": grouped} if labels else {})
+            path.write_text(json.dumps(json.loads(path.read_text()) | found))
     return folder
 
 

@@ -87,7 +87,7 @@ def test_splits_are_those_of_prepare() -> None:
             assert np.array_equal(np.flatnonzero(codes == code), np.arange(first, last))
 
 
-@pytest.mark.parametrize("preset", sorted(name for name, spec in PRESETS.items() if not spec.further_tasks))
+@pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_data_configuration_is_one_of_prepare(tmp_path: Path, preset: str) -> None:
     files, _ = generate(tmp_path / "log.tsv", rows=200, preset=preset)
     config = read_data_config(files.config)
@@ -98,6 +98,7 @@ def test_data_configuration_is_one_of_prepare(tmp_path: Path, preset: str) -> No
     assert set(config.columns()) <= set(columns)
     # The fields are the benchmark's: Avazu's 22 columns, with weekday and weekend taken out of the hour.
     counts = {"toy": (8, 2), "avazu": (24, 0), "criteo": (26, 13), "production": (439, 70)}
+    counts |= {"tasks": (8, 2), "domains": (9, 2)}
     assert (len(config.fields.categorical), len(config.fields.numeric)) == counts[preset]
 
 

@@ -21,7 +21,7 @@ class ScoresLine:
 
 @dataclass(frozen=True)
 class DomainTable:
-    """The domains of one label, the largest first, and the two ways of taking them together."""
+    """The domains of one label by falling count in train, and the two ways of taking them together."""
 
     title: str
     lines: list[ScoresLine]
@@ -36,8 +36,7 @@ class Labels:
     split: str
     lines: list[ScoresLine]
     domains: list[DomainTable]
-    joint: bool
-    several: bool
+    facts: list[str]
 
 
 def of_run(run: ReportedRun) -> Labels | None:
@@ -50,8 +49,9 @@ def of_run(run: ReportedRun) -> Labels | None:
             lines.append(_line(title, one, unknown, one.relative_information_gain))
             if one.domains:
                 domains.append(_domains(title, one))
-    joint = any(task.joint is not None for task in run.detail.tasks.values())
-    return Labels(run.detail.split, lines, domains, joint, len(run.detail.tasks) > 1)
+    return Labels(
+        run.detail.split, lines, domains, [*_beside(run, run.detail.split), *_own_best(run), *_gradients(run)]
+    )
 
 
 def _parts(name: str, task: TaskRecord, tasks: Mapping[str, TaskRecord]) -> list[tuple[str, LabelRecord, int | None]]:
@@ -80,7 +80,7 @@ def _line(title: str, one: PartRecord, unknown: int | None, gain: float | None) 
 
 
 def _domains(title: str, one: LabelRecord) -> DomainTable:
-    parts = sorted(one.domains.items(), key=lambda part: -part[1].rows)
+    parts = list(one.domains.items())
     lines = [_line(name, part, None, None) for name, part in parts[:MAX_DOMAINS]]
     lines.append(_line("all rows together (micro)", one, None, None))
     macro = one.macro
@@ -89,6 +89,51 @@ def _domains(title: str, one: LabelRecord) -> DomainTable:
         absent = numbers.ABSENT
         lines.append(ScoresLine("mean over domains (macro)", (absent, absent, absent, *written, absent, absent)))
     return DomainTable(title, lines, list(macro.left_out) if macro else [], max(0, len(parts) - MAX_DOMAINS))
+
+
+def _beside(run: ReportedRun, split: str) -> list[str]:
+    """How far each label is above a regression of its own."""
+    found = []
+    for name, splits in (run.beside or {}).get("tasks", {}).items():
+        if split in splits:
+            auc, logloss = splits[split]["auc"], splits[split]["logloss"]
+            found.append(
+                f"A logistic regression of {name} by itself has AUC {numbers.score(auc['first'])} and logloss "
+                f"{numbers.score(logloss['first'])} on {split}; the run differs by {_interval(auc)} and "
+                f"{_interval(logloss)}."
+            )
+    return found
+
+
+def _interval(paired: Mapping[str, float]) -> str:
+    low, high = numbers.change(paired["low"]), numbers.change(paired["high"])
+    return f"{numbers.change(paired['difference'])} [{low}, {high}]"
+
+
+def _own_best(run: ReportedRun) -> list[str]:
+    """What one set of weights for all labels costs each."""
+    own = run.metrics.own_best if run.metrics is not None else {}
+    if not own:
+        return []
+    short = {name: one for name, one in own.items() if one.short}
+    if not short:
+        return ["The kept evaluation is the best for every label by itself."]
+    return [
+        f"For {name} alone the evaluation at step {numbers.whole(one.step)} was the best; the kept one is "
+        f"{numbers.score(one.short)} short of it ({run.config.training.monitor})."
+        for name, one in short.items()
+    ]
+
+
+def _gradients(run: ReportedRun) -> list[str]:
+    """Whether labels pull the shared weights the same way."""
+    pairs = run.metrics.task_gradients.pairs if run.metrics is not None else ()
+    return [
+        f"The gradients of {one.first} and {one.second} at the experts and table rows have a mean cosine of "
+        f"{numbers.change(one.cosine, 3)}, below 0 in {numbers.percent(one.below_0)} of the batches looked at."
+        for one in pairs
+        if one.cosine is not None
+    ]
 
 
 def comparison(runs: Sequence[ReportedRun]) -> list[Line]:

@@ -60,6 +60,26 @@ class Warnings(_Record):
     warnings: tuple[Warning, ...]
 
 
+class OwnBest(_Record):
+    """The evaluation that was best for a label alone, and what the kept one is short of, in the monitored value."""
+
+    step: int
+    short: Number = None
+
+
+class GradientPair(_Record):
+    """Of two labels' gradients the mean cosine, and the share of batches in which it is below 0."""
+
+    first: str
+    second: str
+    cosine: Number = None
+    below_0: Number = None
+
+
+class TaskGradients(_Record):
+    pairs: tuple[GradientPair, ...] = ()
+
+
 class FinalMetrics(_Record):
     """metrics.json: scores by split, and how the training went."""
 
@@ -68,6 +88,8 @@ class FinalMetrics(_Record):
     seconds: Number = None
     rows_per_second: Number = None
     parameters: int | None = None
+    own_best: dict[str, OwnBest] = Field(default_factory=dict)
+    task_gradients: TaskGradients = TaskGradients()
 
 
 class CalibrationBinRecord(_Record):
@@ -218,6 +240,19 @@ class TaskRecord(LabelRecord):
     joint: LabelRecord | None = None
 
 
+class GroupRecord(_Record):
+    auc: Number = None
+    groups: int = 0
+    rows: int = 0
+
+
+class GroupedRecord(_Record):
+    """AUC inside the groups of rows of a field's values, by label; None where no group has both classes."""
+
+    field: str
+    tasks: dict[str, GroupRecord | None] = Field(default_factory=dict)
+
+
 class EvaluationRecord(_Record):
     """evaluation/<split>.json."""
 
@@ -235,6 +270,7 @@ class EvaluationRecord(_Record):
     removal: tuple[ExpertScores, ...] = ()
     alone: tuple[ExpertScores, ...] = ()
     tasks: dict[str, TaskRecord] = Field(default_factory=dict)
+    grouped_auc: GroupedRecord | None = None
 
 
 class ReliabilityRecord(_Record):

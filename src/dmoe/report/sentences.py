@@ -76,6 +76,21 @@ def decorrelation(run: ReportedRun) -> str:
     return f"de-correlated by {join(terms)}" if terms else "no de-correlation loss"
 
 
+def grouped(run: ReportedRun) -> str:
+    """AUC inside groups, as far as it was asked for."""
+    detail = run.detail
+    assert detail is not None
+    assert detail.grouped_auc is not None
+    scores = [
+        f"{name} {numbers.score(one.auc)} ({numbers.whole(one.groups)} groups with both classes, "
+        f"{numbers.whole(one.rows)} rows)"
+        if one is not None
+        else f"{name} none (no group has both classes)"
+        for name, one in detail.grouped_auc.tasks.items()
+    ]
+    return f"AUC inside the groups of {detail.grouped_auc.field} on {detail.split}, {run.name}: {join(scores)}."
+
+
 def data(run: ReportedRun) -> str:
     """On what it was trained."""
     schema = run.schema
