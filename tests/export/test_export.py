@@ -363,6 +363,8 @@ def test_command_line(run: Run, log: Path, tmp_path: Path, capfd: pytest.Capture
     assert call("export", tmp_path / "absent", "-o", tmp_path / "other") == 2
     assert call("export", run.path, "-o", tmp_path / "other", "--max-graph-tokens", -1) == 2
     assert "Traceback" not in capfd.readouterr().err
+    with pytest.raises(UserError, match="tables must be one of float32, float16, int8, got 'bfloat16'"):
+        export(run, tmp_path / "model", tables="bfloat16", overwrite=True)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "precious"]
     assert call("predict", tmp_path / "model", log, "-o", tmp_path / "out.parquet") == 0
     assert len(pd.read_parquet(tmp_path / "out.parquet")) == 900

@@ -34,9 +34,10 @@ from dmoe.config.run import load_config
 from dmoe.errors import DataError
 from dmoe.export.write import export
 from dmoe.prepare.prepare import prepare
-from dmoe.scoring.load import Scorer, load
+from dmoe.scoring.load import load
 from dmoe.serving.app import Application
 from dmoe.serving.settings import Settings
+from dmoe.tokens.scorer import Scorer
 from dmoe.tokens.unseen import UnseenValuesWarning
 from dmoe.training.loop import train
 from dmoe.values.canonical import MissingWordsWarning

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -361,38 +360,51 @@ def test_devices_that_dmoe_does_not_train_on_are_refused_in_a_line(monkeypatch):
 
 
 CHILD = """
-import sys
+import os, sys, threading
 from pathlib import Path
 from dmoe.training.loop import train
+from dmoe.training.progress import Silent
 from tests.small_runs import small_config
-train(small_config("training.checkpoint_minutes=0.00001"), Path(sys.argv[1]), Path(sys.argv[2]), resume=True)
+
+data, output, event, times, seconds, number = sys.argv[1:]
+
+class Ended(Silent):
+    left = int(times)
+
+    def heard(self, now):
+        self.left -= now == event
+        if self.left == 0:
+            self.left = -1
+            threading.Timer(float(seconds), os.kill, (os.getpid(), int(number))).start()
+
+    def step(self, epoch, rows, loss):
+        self.heard("step")
+
+    def stop(self):
+        self.heard("stop")
+
+train(
+    small_config("training.checkpoint_minutes=0.00001"), Path(data), Path(output), resume=True, watcher=Ended()
+)
 """
 
 
 def kill_at_moments(small_data: Path, whole: Run, folder: Path, moments: int, seed: int) -> int:
-    """Kills a training over and over; where it ended in the meantime, compares it; gives the kills that hit."""
+    """Ends a training over and over, a third of the times in its final evaluation; what ended well in the meantime is
+    compared. Gives how often that hit."""
     draw, hits = random.Random(seed), 0
 
-    def start() -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([sys.executable, "-c", CHILD, str(small_data), str(folder)], stderr=subprocess.DEVNULL)
+    def ended(event: str, times: int, seconds: float, number: int) -> int:
+        command = [sys.executable, "-c", CHILD, small_data, folder, event, times, seconds, number]
+        return subprocess.run([str(one) for one in command], stderr=subprocess.DEVNULL, check=False).returncode
 
-    began = time.perf_counter()
-    assert start().wait() == 0
-    seconds = time.perf_counter() - began
-    assert_equal_runs(whole, Run.open(folder))
     for number in range(moments):
         if (folder / "metrics.json").exists():
             folder.rename(folder.with_name(f"done-{number}"))
-        child = start()
-        try:
-            # A third of them in the last second, where the final evaluation is.
-            early = 0.2 * seconds if number % 3 else max(seconds - 1.0, 0.2 * seconds)
-            child.wait(timeout=draw.uniform(early, seconds))
-        except subprocess.TimeoutExpired:
-            child.send_signal(draw.choice([signal.SIGKILL, signal.SIGINT]))
-        hits += child.wait() != 0
+        event, times = ("step", draw.randint(1, 6)) if number % 3 else ("stop", 1)
+        hits += ended(event, times, draw.uniform(0, 0.05), draw.choice([signal.SIGKILL, signal.SIGINT])) != 0
     if not (folder / "metrics.json").exists():
-        assert start().wait() == 0
+        assert ended("never", 1, 0, signal.SIGKILL) == 0
     for done in [folder, *folder.parent.glob("done-*")]:
         assert_equal_runs(whole, Run.open(done))
     return hits

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ def export(
     put_back(output)
     if output.exists() and not (overwrite and (output / MANIFEST).is_file()):
         raise DataError(f"{output}: exists already; pass --overwrite to replace a model folder, or choose another")
+    if tables not in get_args(TableType):
+        raise UserError(f"tables must be one of {', '.join(get_args(TableType))}, got {tables!r}")
     if max_graph_tokens < 0:
         raise UserError(f"--max-graph-tokens must be at least 0, got {max_graph_tokens}")
     folder = run.data_folder(data)
