@@ -128,6 +128,15 @@ def test_files_that_are_no_text_or_empty(tmp_path: Path) -> None:
             read_data_config(path)
 
 
+def test_what_is_no_readable_file_is_told(tmp_path: Path) -> None:
+    with (tmp_path / "huge.yaml").open("wb") as stream:
+        stream.truncate(1 << 29)  # a hole, which takes no room on the disk
+    (tmp_path / "folder.yaml").mkdir()
+    for name, said in (("huge", "larger than 256 MiB"), ("folder", "is a folder; expected a"), ("no", "no such file")):
+        with pytest.raises(ConfigError, match=rf"{name}\.yaml: {said}"):
+            read_yaml(tmp_path / f"{name}.yaml")
+
+
 def test_overrides_keep_names_and_read_numbers() -> None:
     assert load_config("d-moe", ["training.seed=1_000"]).training.seed == 1000
     with pytest.raises(ConfigError, match="seed"):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from dmoe.disk.files import read_text
 from dmoe.errors import ConfigError
 
 # What a file may hold once its aliases are written out: far more than any configuration, and soon counted.
@@ -66,18 +67,9 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, its unquoted values as `Plain`.
 
-    Raises: ConfigError if the file is absent, is not UTF-8 or YAML, has a repeated key or is not a mapping.
+    Raises: ConfigError if the file is absent, too large, not UTF-8 or YAML, has a repeated key or is not a mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; expected a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    text = read_text(path, encoding="utf-8-sig", error=ConfigError, not_utf8="save the file as UTF-8")
     return parse_yaml(text, str(path))
 
 

@@ -308,7 +308,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises: DataError if it is absent or damaged; see `parse_json`.
     """
-    value = parse_json(_read_text(path), str(path))
+    value = parse_json(read_text(path), str(path))
     if not isinstance(value, dict):
         raise DataError(f"{path}: damaged (expected a JSON object)")
     return value
@@ -352,17 +352,27 @@ def _finite(text: str) -> float:
     return number
 
 
-def _read_text(path: Path) -> str:
+def read_text(
+    path: Path, *, encoding: str = "utf-8", error: type[DmoeError] = DataError, not_utf8: str = "damaged"
+) -> str:
+    """A text file of at most 256 MiB.
+
+    Args:
+        not_utf8: what is said of a file that is not UTF-8, beside the place.
+    Raises: `error` naming the file if it is absent, too large or cannot be read.
+    """
     try:
         if path.stat().st_size > _MOST_TEXT_BYTES:
-            raise DataError(f"{path}: larger than {_MOST_TEXT_BYTES >> 20} MiB, which no file of its kind is")
-        return path.read_text(encoding="utf-8")
+            raise error(f"{path}: larger than {_MOST_TEXT_BYTES >> 20} MiB, which no file of its kind is")
+        return path.read_text(encoding=encoding)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: damaged: byte {error.start} is not UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise error(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise error(f"{path}: is a folder; expected a file") from None
+    except UnicodeDecodeError as found:
+        raise error(f"{path}: {not_utf8}: byte {found.start} is not UTF-8") from None
+    except OSError as found:
+        raise error(f"{path}: cannot be read: {found.strerror or found}") from None
 
 
 def check_links(folder: Path) -> None:
@@ -425,7 +435,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    texts = _read_text(path).splitlines()
+    texts = read_text(path).splitlines()
     lines = []
     for number, text in enumerate(texts, 1):
         try:

@@ -19,14 +19,15 @@ from dmoe.export.lookup import TokenTable
 from dmoe.export.manifest import VALUES, Manifest
 from dmoe.machine.limits import usable_threads
 from dmoe.machine.ordered_pool import OrderedPool
-from dmoe.outputs import Probabilities, all_outputs, probabilities, task_outputs, whole
+from dmoe.outputs import all_outputs, probabilities, task_outputs
 from dmoe.schema import Schema, vocabulary_path
 from dmoe.sources.delimited import RawRows
 from dmoe.sources.inputs import expand_inputs
 from dmoe.sources.kept_columns import ScoredRows, set_apart
 from dmoe.sources.pieces import LogFile, needed_columns, table_rows
 from dmoe.sources.tables import as_arrow, as_paths, column_names
-from dmoe.tokens.unseen import Tallied, ValueCounts, warn
+from dmoe.tokens.scorer import Scorer
+from dmoe.tokens.unseen import Tallied, ValueCounts
 
 ReadRows: TypeAlias = Callable[[], RawRows]
 
@@ -75,7 +76,7 @@ class Graph:
         return dict(zip(outputs, self._session.run(list(outputs), features), strict=True))
 
 
-class OnnxModel:
+class OnnxModel(Scorer):
     """A model folder of `dmoe export`, verified against its checksums; made by `dmoe.load` or `open`."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -110,32 +111,8 @@ class OnnxModel:
                     return model
         raise DataError(f"{folder}: is replaced while it is read, {_READINGS} times in a row; try again")
 
-    def predict_proba(self, rows: Any) -> Probabilities:
-        """Probability of the label for each raw row, (R,), in order; of several labels by their names, with the joint
-        one of a conditional label under the names of its chain (`click+watch`).
-
-        Warns with `UnseenValuesWarning` where far more values of a field are unseen or missing than in training.
-
-        Args:
-            rows: a pandas, polars or pyarrow table with the raw columns, or the path of a raw log (or several).
-        Raises: DataError if a column is missing or a row cannot be read.
-        """
-        counts = self.value_counts()
-        parts = [one.probabilities for one in self.stream(rows, counts=counts)]
-        warn(counts)
-        return whole(parts, self.outputs)
-
-    def value_counts(self) -> ValueCounts:
-        """New counts that `stream` can add to."""
-        return ValueCounts(self.schema)
-
     def stream(self, rows: Any, *, keep: Sequence[str] = (), counts: ValueCounts | None = None) -> Iterator[ScoredRows]:
-        """The same, piece by piece; memory does not grow with the number of rows.
-
-        Args:
-            keep: raw columns to hand on; of files only.
-            counts: what the rows are added to, as they are scored.
-        """
+        """See `Scorer`."""
         paths = as_paths(rows)
         score = partial(self._score_piece, keep=keep, counts=counts)
         with OrderedPool(usable_threads()) as pool:

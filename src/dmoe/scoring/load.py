@@ -1,10 +1,10 @@
 """One way to open a run or an exported model, and to score files with it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pyarrow as pa
 from pyarrow import csv, parquet
@@ -12,40 +12,11 @@ from pyarrow import csv, parquet
 from dmoe.disk.files import written_aside
 from dmoe.errors import ConfigError, DataError, UserError
 from dmoe.export.manifest import is_model_folder
-from dmoe.outputs import Probabilities, TaskOutputs, probabilities
+from dmoe.outputs import probabilities
 from dmoe.sources.inputs import check_outside
-from dmoe.sources.kept_columns import ScoredRows, check_types
+from dmoe.sources.kept_columns import check_types
+from dmoe.tokens.scorer import Scorer
 from dmoe.tokens.unseen import ValueCounts
-
-
-class Scorer(Protocol):
-    """What `load` gives."""
-
-    @property
-    def outputs(self) -> tuple[TaskOutputs, ...]:
-        """The labels that it predicts, and what their probabilities are called."""
-
-    def predict_proba(self, rows: Any) -> Probabilities:
-        """Probability of the label for each raw row, (R,), in order; of several labels by their names, with the joint
-        one of a conditional label under the names of its chain (`click+watch`).
-
-        Warns with `UnseenValuesWarning` where far more values of a field are unseen or missing than in training.
-
-        Args:
-            rows: a pandas, polars or pyarrow table with the raw columns, or the path of a raw log (or several).
-        Raises: DataError if a column is missing or a row cannot be read.
-        """
-
-    def value_counts(self) -> ValueCounts:
-        """New counts that `stream` can add to."""
-
-    def stream(self, rows: Any, *, keep: Sequence[str] = (), counts: ValueCounts | None = None) -> Iterator[ScoredRows]:
-        """The same, piece by piece; memory does not grow with the number of rows in files.
-
-        Args:
-            keep: raw columns to hand on; of files only.
-            counts: what the rows are added to, as they are scored.
-        """
 
 
 def load(folder: Path | str, *, device: str = "auto", precision: Literal["float32", "bfloat16"] = "float32") -> Scorer:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from dmoe.evaluation.evaluate import SCORING_ROWS
 from dmoe.nn.model import DMoE
-from dmoe.outputs import Probabilities, probabilities, task_outputs, whole
+from dmoe.outputs import probabilities, task_outputs
 from dmoe.schema import Schema
 from dmoe.sources.kept_columns import ScoredRows
 from dmoe.sources.tables import as_paths
 from dmoe.tokens.encoder import RawBatch, RawEncoder
-from dmoe.tokens.unseen import ValueCounts, warn
+from dmoe.tokens.scorer import Scorer
+from dmoe.tokens.unseen import ValueCounts
 from dmoe.weights.run import Run, choose_device
 from dmoe.weights.served import served_logits, served_probabilities
 
@@ -24,7 +25,7 @@ _NONE = np.empty(0, dtype=np.float32)
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
-class EncodedScorer:
+class EncodedScorer(Scorer):
     """Raw rows, encoded with the vocabularies of `folder`, through a function of ids and numbers."""
 
     def __init__(self, folder: Path, schema: Schema) -> None:
@@ -32,32 +33,8 @@ class EncodedScorer:
         self.encoder = RawEncoder(folder)
         self.outputs = task_outputs(schema)
 
-    def predict_proba(self, rows: Any) -> Probabilities:
-        """Probability of the label for each raw row, (R,), in order; of several labels by their names, with the joint
-        one of a conditional label under the names of its chain (`click+watch`).
-
-        Warns with `UnseenValuesWarning` where far more values of a field are unseen or missing than in training.
-
-        Args:
-            rows: a pandas, polars or pyarrow table with the raw columns, or the path of a raw log (or several).
-        Raises: DataError if a column is missing or a row cannot be read.
-        """
-        counts = self.value_counts()
-        parts = [one.probabilities for one in self.stream(rows, counts=counts)]
-        warn(counts)
-        return whole(parts, self.outputs)
-
-    def value_counts(self) -> ValueCounts:
-        """New counts that `stream` can add to."""
-        return ValueCounts(self.schema)
-
     def stream(self, rows: Any, *, keep: Sequence[str] = (), counts: ValueCounts | None = None) -> Iterator[ScoredRows]:
-        """The same, batch by batch; memory does not grow with the number of rows in files.
-
-        Args:
-            keep: raw columns to hand on; of files only.
-            counts: what the rows are added to, as they are scored.
-        """
+        """See `Scorer`."""
         with torch.inference_mode():
             for batch in self._batches(rows, keep, counts):
                 if not len(batch):
