@@ -9,6 +9,7 @@ from dmoe.config.tasks import (
     Foreign,
     HeadKind,
     Owner,
+    ScaleConfig,
     Strict,
     TaskConfig,
     check_copies,
@@ -20,7 +21,9 @@ from dmoe.config.tasks import (
 from dmoe.schema import Schema
 
 # Keys of several labels or domains, which a configuration of one does not write out.
-_OF_SEVERAL = ("heads", "gates", "foreign", "levels", "tasks")
+_OF_SEVERAL = (
+    "heads", "gates", "foreign", "levels", "embedding_scale", "tower_scale", "domain_towers", "tasks",
+)  # fmt: skip
 
 
 class GateConfig(Strict):
@@ -95,7 +98,9 @@ class ModelConfig(Strict):
     of its kind there are; and `per`: `task` or `domain` for so many owned by each. With several labels, or domains,
     `heads` says who has a gate and a tower, `gates: one` makes all share a gate, `foreign` is what a gate does with
     another owner's expert (leaves it out; takes it, with a stopped gradient; takes it), `levels` has experts above
-    these, and `tasks` is what a label, or `*`, is told (docs/tasks.md).
+    these, and `tasks` is what a label, or `*`, is told (docs/tasks.md). `embedding_scale` and `tower_scale` name fields
+    by which a row's embeddings, or the layers of its towers, are scaled; `domain_towers: star` has the towers of a
+    task's domains share a factor.
 
     `field_std` is the spread of the vectors around which the rows of each field start; 0 starts all of them close to
     zero. `linear`: a logistic regression, fitted by itself, has the share of the logit that the valid split gives it.
@@ -121,6 +126,9 @@ class ModelConfig(Strict):
     gates: Literal["per-head", "one"] = "per-head"
     foreign: Foreign = "hidden"
     levels: list[LevelConfig] = Field(default=[])
+    embedding_scale: ScaleConfig | None = None
+    tower_scale: ScaleConfig | None = None
+    domain_towers: Literal["own", "star"] = "own"
     tasks: dict[str, TaskConfig] = Field(default={})
 
     @model_serializer(mode="wrap")
@@ -166,6 +174,8 @@ class ModelConfig(Strict):
             raise ValueError(f"'gate.table' {self.gate.table} needs tables: per-owner")
         if self.gate.table in ("owner", "owner+shared") and self.gates == "one":
             raise ValueError(f"'gate.table' {self.gate.table} needs a gate for each head; set gates: per-head")
+        if self.domain_towers == "star" and self.heads == "task":
+            raise ValueError("'domain_towers' star needs a head for each domain; set heads: domain or task-and-domain")
         if not self.has_owners:
             self.check_widths(1, 1)
         return self

@@ -123,6 +123,13 @@ class TaskConfig(Strict):
         return units
 
 
+class ScaleConfig(Strict):
+    """Fields, or groups of them, that set a scale (PEPNet), and the units of its hidden layer."""
+
+    fields: list[str] = Field(min_length=1)
+    units: int = Field(default=64, ge=1)
+
+
 def tasks_of(tasks: Mapping[str, TaskConfig], names: Sequence[str]) -> tuple[TaskConfig, ...]:
     """What is said of each label; of one that is not named, what is said of `*`.
 

@@ -195,7 +195,7 @@ def evaluate_split(
         gate.update(batch, output.gate_weights)
         for expert in range(num_experts):
             rest_B = _logit_without(model, output, expert)
-            alone_B = model.predict(output.expert_outputs[expert], output.domain)
+            alone_B = model.predict(output.expert_outputs[expert], output)
             without[expert].append(_numpy(model.calibrated(rest_B, output.linear)))
             alone[expert].append(_numpy(model.calibrated(alone_B, output.linear)))
 
@@ -245,7 +245,7 @@ def _logit_without(model: DMoE, output: DMoEOutput, expert: int) -> Tensor:
     total_B1 = weights_BK.sum(1, keepdim=True)
     weights_BK = torch.where(total_B1 > 0, weights_BK / total_B1, torch.full_like(weights_BK, 1 / len(kept)))
     mixed_BH = mix_units(outputs, weights_BK) if by_unit else mix(outputs, weights_BK)
-    return model.predict(mixed_BH, output.domain)
+    return model.predict(mixed_BH, output)
 
 
 def expert_names(model: DMoE) -> list[str]:

@@ -99,7 +99,7 @@ def _scored(
         if cka is not None:
             cka.update(output.expert_outputs)
             for index, one in enumerate(output.expert_outputs):
-                alone[index].append(model.calibrated(model.predict(one, output.domain), output.linear).float().numpy())
+                alone[index].append(model.calibrated(model.predict(one, output), output.linear).float().numpy())
         if keep and rows < planted.MAX_ROWS:
             for index, one in enumerate(output.expert_outputs[: len(kept)]):
                 kept[index].append(one[: planted.MAX_ROWS - rows].double().numpy())

@@ -7,7 +7,7 @@ import torch
 
 from dmoe.config.model import GateConfig, ModelConfig
 from dmoe.config.run import DecorrelationConfig
-from dmoe.config.tasks import TaskConfig, copies, heads_of, sizes_of, tasks_of
+from dmoe.config.tasks import ScaleConfig, TaskConfig, copies, heads_of, sizes_of, tasks_of
 from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
 from dmoe.decorrelation.checks import ProcessGroup
 from dmoe.decorrelation.losses import PairLoss
@@ -18,6 +18,7 @@ from dmoe.nn.experts.options import check_experts, check_options
 from dmoe.nn.levels import LevelPlan
 from dmoe.nn.model import DMoE
 from dmoe.nn.objective import DecorrelationTerm
+from dmoe.nn.personal import ScalePlan
 from dmoe.nn.tables.bank import TokenField
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, MultiValuedField, NumericField, Schema
 
@@ -87,6 +88,9 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int, world: World 
                 foreign=config.foreign,
                 gates=config.gates,
                 levels=levels,
+                embedding_scale=_scale(config.embedding_scale, schema, "model.embedding_scale.fields"),
+                tower_scale=_scale(config.tower_scale, schema, "model.tower_scale.fields"),
+                domain_towers=config.domain_towers,
                 world=world,
             )
         except ValueError as error:
@@ -148,6 +152,10 @@ def _domain(config: ModelConfig, schema: Schema) -> tuple[int, tuple[int, ...]] 
             "prepare the data again, or set model.heads: task"
         )
     return None
+
+
+def _scale(config: ScaleConfig | None, schema: Schema, where: str) -> ScalePlan | None:
+    return None if config is None else ScalePlan(chosen_fields(schema, config.fields, where), config.units)
 
 
 def _levels(config: ModelConfig, num_tasks: int, num_domains: int) -> list[LevelPlan]:

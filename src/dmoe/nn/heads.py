@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dmoe.config.tasks import Foreign, HeadOf, Owner
 from dmoe.nn.gate import Gate, GateOutput
 from dmoe.nn.mixture import mix, mix_units
+from dmoe.nn.personal import scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,10 @@ class Head:
     tower: nn.Module
     output: nn.Module
 
-    def predict(self, mixed_BH: Tensor) -> Tensor:
-        """The logit (B,) of eq. 4 and 11, before its sigmoid."""
-        logit_B1: Tensor = self.output(self.tower(mixed_BH))
+    def predict(self, mixed_BH: Tensor, scales: Sequence[Tensor] | None = None) -> Tensor:
+        """The logit (B,) of eq. 4 and 11, before its sigmoid; `scales`: of the tower's input and each hidden layer."""
+        hidden_BH = self.tower(mixed_BH) if scales is None else scaled(self.tower, mixed_BH, scales)
+        logit_B1: Tensor = self.output(hidden_BH)
         return logit_B1.squeeze(1)
 
 

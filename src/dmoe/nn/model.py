@@ -34,6 +34,14 @@ from dmoe.nn.levels import Level, LevelPlan, climb, mixed_by_level
 from dmoe.nn.linear import LinearPart
 from dmoe.nn.mlp import MLP, initialise_linear
 from dmoe.nn.output import DMoEOutput, TaskOutput
+from dmoe.nn.personal import (
+    ScalePlan,
+    StarLinear,
+    StarTower,
+    scale_tables,
+    scales_of_tables,
+    scales_of_towers,
+)
 from dmoe.nn.tables.bank import TokenField
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
@@ -71,6 +79,8 @@ class DMoE(nn.Module):
         foreign: what a gate does with another owner's experts: "hidden", "stopped" or "open"; see `dmoe.nn.heads`.
         gates: "per-head", or "one" for all heads.
         levels: further levels of experts, which read what the level below is mixed to; see `dmoe.nn.levels`.
+        embedding_scale, tower_scale: fields of a row that scale its embeddings, or its towers' layers; see
+            `dmoe.nn.personal`, and for `domain_towers`: towers of a domain by themselves, or "star".
         world: processes that each hold a part of the tables' rows; by default one.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.
@@ -110,6 +120,9 @@ class DMoE(nn.Module):
         foreign: Foreign = "hidden",
         gates: Literal["per-head", "one"] = "per-head",
         levels: Sequence[LevelPlan] = (),
+        embedding_scale: ScalePlan | None = None,
+        tower_scale: ScalePlan | None = None,
+        domain_towers: Literal["own", "star"] = "own",
         world: World | None = None,
     ) -> None:
         super().__init__()
@@ -205,15 +218,33 @@ class DMoE(nn.Module):
                     Level(plan, width, self.head_of, mixed, adds_shared=adds_shared, one_gate=gates == "one")
                 )
                 width = plan.expert_units
-            towers = [tower_of(head) for head in self.head_of]
-            self.towers = nn.ModuleList(towers)
-            self.outputs = nn.ModuleList(output_of(tower) for tower in towers)
+            star = domain_towers == "star" and len(self.head_of) > num_tasks
+            towers = [tower_of(head) for head in (self.head_of[:: self.num_domains] if star else self.head_of)]
+            outputs = [output_of(tower) for tower in towers]
+            if star:
+                self.shared_towers, self.shared_outputs = nn.ModuleList(towers), nn.ModuleList(outputs)
+                self.towers = nn.ModuleList(StarTower(towers[head.task]) for head in self.head_of)
+                self.outputs = nn.ModuleList(StarLinear(outputs[head.task]) for head in self.head_of)
+            else:
+                self.towers, self.outputs = nn.ModuleList(towers), nn.ModuleList(outputs)
         else:
             self.gate = gate_of(0) if gated else None
             self.tower = MLP(experts[0].out_features, ()) if bare else tower_of(self.head_of[0])
             self.head = (
                 BenchmarkHead(experts[0].out_features, experts[0].summed_features) if bare else output_of(self.tower)
             )
+
+        # What a row's own fields scale, neutral at first.
+        self.embedding_scales = self.tower_scales = None
+        if embedding_scale is not None:
+            self.embedding_scales = scales_of_tables(embedding_scale, self.embedding, sorted(set(self.table_of_expert)))
+        if tower_scale is not None:
+            reads = self.gate_reads[: len(self.head_of)]
+            alone = [self.table_of_expert[mixed.experts[0]] for mixed in self.mixed]
+            self.scale_reads = [tables[0] if tables else own for tables, own in zip(reads, alone, strict=False)]
+            towers_of = list(self.towers) if several else [self.tower]
+            width = levels[-1].expert_units if levels else expert_units
+            self.tower_scales = scales_of_towers(tower_scale, self.embedding, self.scale_reads, towers_of, width)
 
         # After training: a regression's part of the logit, then from logits to calibrated ones.
         linears = [LinearPart(self.embedding.fields, num_numeric) for _ in range(num_tasks if linear else 0)]
@@ -250,14 +281,15 @@ class DMoE(nn.Module):
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None
     ) -> DMoEOutput:
         """`rows`: what a training step read of each of `embedding.row_tables`; by default the tables are read."""
-        climbed = climb(self.trunk(ids_BC, numeric_BN, rows), self._streams(), self._levels())
+        first = self.trunk(ids_BC, numeric_BN, rows)
+        climbed = climb(first, self._streams(), self._levels())
         trunk, heads, domain_B = climbed.trunk, self.heads(), self.domain_of(ids_BC)
+        scales = self._scales(first)
 
         # g = softmax(W_g(GE(x))), h = Σ_m g^(m) · o^(m), ŷ = Tower(h)        (eq. 9, 10, 11)
         gates, gate_loss = weigh_all([head.stream for head in heads], trunk)
-        logits = [
-            head.predict(head.stream.mixture(trunk.outputs, gate)) for head, gate in zip(heads, gates, strict=True)
-        ]
+        mixed = [head.stream.mixture(trunk.outputs, gate) for head, gate in zip(heads, gates, strict=True)]
+        logits = [heads[n].predict(mixed_BH, scales[n] if scales else None) for n, mixed_BH in enumerate(mixed)]
         tasks = []
         for task in range(self.num_tasks):
             own = [number for number, head in enumerate(heads) if head.of.task == task]
@@ -285,6 +317,7 @@ class DMoE(nn.Module):
             linear=tasks[0].linear,
             tasks=tuple(tasks),
             domain=domain_B,
+            scales=scales,
             levels=climbed.outputs,
         )
 
@@ -292,6 +325,8 @@ class DMoE(nn.Module):
         """What all heads share: tables and the experts of the first level."""
         # e^(m) = E^(m)(x)                                                    (eq. 6)
         embeddings_TBFD = self.embedding(ids_BC, numeric_BN, rows)
+        if self.embedding_scales is not None:
+            embeddings_TBFD = scale_tables(self.embedding_scales, embeddings_TBFD)
         inputs = [
             chosen(embeddings_TBFD[table], getattr(self, places_name(index)))
             for index, table in enumerate(self.table_of_expert)
@@ -337,10 +372,21 @@ class DMoE(nn.Module):
             return None
         return self.domain_of_id_V.index_select(0, ids_BC[:, self.domain_column])
 
-    def predict(self, mixed_BH: Tensor, domain_B: Tensor | None = None, task: int = 0) -> Tensor:
-        """The logit (B,) of a task for mixtures of experts, by the tower of each row's domain."""
-        heads = [head for head in self.heads() if head.of.task == task]
-        return in_domain([head.predict(mixed_BH) for head in heads], domain_B)
+    def _scales(self, trunk: Trunk) -> tuple[tuple[Tensor, ...], ...]:
+        """For each head those of its tower's layers, none of a model without."""
+        if self.tower_scales is None:
+            return ()
+        own = zip(self.tower_scales, self.scale_reads, strict=True)
+        return tuple(scale(trunk.sources[table]) for scale, table in own)
+
+    def predict(self, mixed_BH: Tensor, output: DMoEOutput, task: int = 0) -> Tensor:
+        """The logit (B,) of a task for mixtures of experts of the rows of `output`, by the towers of their domains."""
+        logits = [
+            head.predict(mixed_BH, output.scales[number] if output.scales else None)
+            for number, head in enumerate(self.heads())
+            if head.of.task == task
+        ]
+        return in_domain(logits, output.domain)
 
     def linear_of(self, task: int) -> LinearPart | None:
         """The linear part of a task, if the model has one."""

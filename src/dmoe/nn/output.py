@@ -48,6 +48,7 @@ class DMoEOutput:
     linear: Tensor | None = None  # (B,) of the linear part, in evaluation mode
     tasks: tuple[TaskOutput, ...] = ()
     domain: Tensor | None = None  # (B,) int64, the domain of each row, of a model that is told the domains
+    scales: tuple[tuple[Tensor, ...], ...] = ()  # for each head those of its tower's layers, of a model that has them
     levels: tuple[tuple[Tensor, ...], ...] = ()  # of each level what `expert_outputs` is of the last
 
     def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
