@@ -160,6 +160,11 @@ class CrossExpertCorrelation:
                 if self._filled == self.BLOCK_ROWS:
                     self._merged, self._filled = self._all(), 0
 
+    @property
+    def rows(self) -> int:
+        """Rows so far."""
+        return self._filled + (0 if self._merged is None else self._merged.rows)
+
     def merge(self, other: "CrossExpertCorrelation") -> None:
         """Adds the rows that `other`, for example of another process, has seen; `other` stays as it is.
 

@@ -12,10 +12,11 @@ import torch
 from pyarrow.dataset import dataset
 from torch import Tensor
 
-from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
+from dmoe.decorrelation import LinearCKA
 from dmoe.disk.files import only_writer, write_json
 from dmoe.distributed.world import World
-from dmoe.errors import DataError, DmoeError, UserError
+from dmoe.errors import DataError, UserError
+from dmoe.evaluation.correlations import Correlations, CorrelationsApart
 from dmoe.evaluation.gate_usage import GateUsage
 from dmoe.evaluation.tasks import SplitRows, group_column, quick_scores
 from dmoe.metrics.scores import auc, logloss, scores_of_split
@@ -111,7 +112,7 @@ def correlate_run(run: Run, *, split: str, data: Path | None = None, device: str
     folder = run.data_folder(data)
     chosen = choose_device(device)
     model = run.load_model().to(chosen)
-    correlations = _Correlations(LOCATIONS, model.num_experts)
+    correlations = Correlations(LOCATIONS, model.num_experts)
     similarity = LinearCKA(model.num_experts)
     check_split(folder, split, model.num_experts)
     reader = read_once(folder, split, batch_size=SCORING_ROWS)
@@ -172,7 +173,9 @@ def evaluate_split(
     check_split(data, split, model.num_experts)
     reader = read_once(data, split, batch_size=SCORING_ROWS)
     num_experts = model.num_experts
-    correlations = _Correlations(locations, num_experts) if num_experts > 1 else None
+    correlations = Correlations(locations, num_experts) if num_experts > 1 else None
+    domains = reader.schema.domain
+    apart = CorrelationsApart(model.num_levels, () if domains is None else domains.names)
     similarity = LinearCKA(num_experts) if num_experts > 1 else None
     gate = GateUsage(reader.schema, num_experts) if num_experts > 1 else None
     unseen = UnseenRows(reader.schema)
@@ -187,6 +190,7 @@ def evaluate_split(
         if correlations is None or gate is None or similarity is None:
             continue
         correlations.update(output)
+        apart.update(output)
         similarity.update(output.expert_outputs)
         gate.update(batch, output.gate_weights)
         for expert in range(num_experts):
@@ -212,6 +216,7 @@ def evaluate_split(
         "unseen": unseen.result(main.labels_R, main.logits_R, known_R, main.weights_R),
         "experts": _describe_experts(model),
         "correlation": correlations.result() if correlations else {},
+        **(apart.result() if correlations else {}),
         "similarity": {"output": similarity_json(similarity)} if similarity else {},
         "gate": gate.result(folder) if gate else None,
         "removal": [scores(expert, without[expert]) for expert in range(num_experts)] if several else [],
@@ -261,48 +266,6 @@ def _describe_experts(model: DMoE) -> list[dict[str, Any]]:
         }
         for index, (kind, expert) in enumerate(zip(kinds, model.mixed_experts, strict=True))
     ]
-
-
-class _Correlations:
-    """CEC at several locations; one with several layers (intermediate) is measured layer by layer."""
-
-    def __init__(self, locations: Sequence[Location], num_experts: int) -> None:
-        self.locations = locations
-        self.num_experts = num_experts
-        self.streams: dict[str, CrossExpertCorrelation] = {}
-
-    def update(self, output: DMoEOutput) -> None:
-        for location in self.locations:
-            groups = output.layers(location)
-            for layer, group in enumerate(groups):
-                # A group without all experts has no place in the M × M matrix of the report.
-                if len(group) != self.num_experts:
-                    continue
-                name = location if len(groups) == 1 else f"{location} {layer + 1}"
-                try:
-                    self.streams.setdefault(name, CrossExpertCorrelation(self.num_experts)).update(group)
-                except ValueError as error:
-                    raise DmoeError(f"correlation at {name}: {error}; the model has diverged") from None
-
-    def result(self) -> dict[str, Any]:
-        return {name: correlation_json(stream) for name, stream in self.streams.items()}
-
-
-def correlation_json(stream: CrossExpertCorrelation) -> dict[str, Any]:
-    """What a report shows of one streamed correlation; entries on and above the diagonal are null."""
-    found = stream.compute()
-    # Experts without a live column have no correlation; a sum of 0 would pass for perfect de-correlation.
-    pairs = [value for row in found.matrix for value in row if value is not None]
-    return {
-        "matrix": [list(row) for row in found.matrix],
-        "rms": [list(row) for row in found.rms],
-        "total": found.total if pairs else None,
-        "noise_floor": found.noise_floor,
-        "total_noise_floor": found.noise_floor * len(pairs),
-        "rows": found.rows,
-        "columns": list(found.columns),
-        "dead_columns": list(found.dead_columns),
-    }
 
 
 def similarity_json(stream: LinearCKA) -> dict[str, Any]:

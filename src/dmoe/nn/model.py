@@ -262,6 +262,11 @@ class DMoE(nn.Module):
         return levels[-1].experts if levels else self.experts
 
     @property
+    def num_levels(self) -> int:
+        """How many levels of experts there are."""
+        return 1 + len(self._levels())
+
+    @property
     def table_of_mixed(self) -> Sequence[int | None]:
         """The table that each of them reads, None above the first level."""
         return [None] * self.num_experts if self._levels() else self.table_of_expert
