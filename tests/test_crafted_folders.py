@@ -3,8 +3,10 @@
 Every kind of folder is made once by what makes it, and every file of it harmed in every way that its kind knows.
 """
 
+import ast
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -259,3 +261,36 @@ def test_a_schema_of_huge_sizes_is_refused(home: Path) -> None:
         with pytest.raises(DataError, match=message):
             READ[kind](home / kind)
     assert (peak_memory_bytes() or 0) - before < _MAY_GROW
+
+
+def test_nothing_that_runs_code_is_called() -> None:
+    """Calls that run what a file holds are nowhere in the package; `eval` is a method of torch's modules only."""
+    running = {"exec", "compile", "__import__", "unsafe_load", "full_load", "Unpickler", "read_pickle"}
+    modules = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch.load"}
+    for path in Path(dmoe.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {getattr(node, "module", None), *(one.name for one in node.names)}
+                assert not names & modules, (path, names)
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "torch.load", "yaml.load"}, (path, called)
+                assert called in {"re.compile", "torch.compile"} or called.split(".")[-1] not in running, (path, called)
+                pickled = {one.arg: ast.unparse(one.value) for one in node.keywords}.get("allow_pickle", "False")
+                assert pickled == "False", path
+
+
+def test_every_defence_names_tests_that_are_there() -> None:
+    """docs/security.md: each row of its tables names a test, or a test's beginning before an ellipsis."""
+    root = Path(__file__).parents[1]
+    defined = set(
+        re.findall(r"def (test_\w+)", "".join(one.read_text() for one in (root / "tests").rglob("test_*.py")))
+    )
+    rows = [line for line in (root / "docs" / "security.md").read_text().splitlines() if line.count(" | ") == 2]
+    rows = [row for row in rows if not row.startswith(("| threat", "| what |", "|---"))]
+    assert len(rows) >= 40
+    for row in rows:
+        named = re.findall(r"`(test_\w+)(…?)`", row)
+        assert named, row
+        for name, more in named:
+            assert any(one.startswith(name) if more else one == name for one in defined), name

@@ -17,6 +17,7 @@ from dmoe.outputs import KINDS
 from dmoe.serving.arrow import read_table
 from dmoe.serving.json_body import json_columns
 from dmoe.serving.rows import JsonColumn, RequestError, RowReader
+from dmoe.sources.tables import _CARRIERS
 from tests.export.test_export import ROWS, VALUES, table
 from tests.serving.conftest import body, rows
 
@@ -145,6 +146,17 @@ def test_tensors_are_checked(change: dict[str, Any], status: int, message: str) 
 def test_nested_rows_are_one_value_each() -> None:
     inputs = [{"name": "a", "shape": [2, 1], "datatype": "BYTES", "data": [["x"], [None]]}]
     assert json_columns(inputs, 5, 9)[0].data == ["x", None]
+
+
+@pytest.mark.parametrize(
+    "noted", [b"{", b"[" * 100_000, b"[1]", b'{"number": [1]}', b"\xff", b"9" * 100_000, b'{"a": "b"}', b"null"]
+)
+def test_notes_beside_a_column_that_a_stranger_made_say_nothing(in_graph: Path, noted: bytes) -> None:
+    model, reader = opened(in_graph)
+    arrow = pa.Table.from_pandas(rows(3), preserve_index=False)
+    marked = pa.schema([field.with_metadata({_CARRIERS: noted}) for field in arrow.schema])
+    assert same(reader.from_arrow(stream(arrow.cast(marked)), 100), reader.from_arrow(stream(arrow), 100))
+    assert np.array_equal(model.predict_proba(arrow.cast(marked)), model.predict_proba(arrow))
 
 
 def test_arrow_streams_from_strangers(in_graph: Path) -> None:

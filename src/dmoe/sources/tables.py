@@ -82,16 +82,23 @@ def as_arrow(table: Any, wanted: Sequence[str] | None = None) -> pa.Table:
 
 def marked_carriers(schema: pa.Schema) -> dict[str, dict[str, str]]:
     """By column of text that `as_arrow` made of Python objects: what these were."""
-    marks = {field.name: (field.metadata or {}).get(_CARRIERS) for field in schema}
-    return {name: json.loads(mark) for name, mark in marks.items() if mark}
+    return {field.name: carriers for field in schema if (carriers := _carriers(field))}
+
+
+def _carriers(field: Any) -> dict[str, str]:
+    """What `as_arrow` noted; a file or stream may bring anything under that name, which says nothing."""
+    try:
+        noted = json.loads((field.metadata or {}).get(_CARRIERS, b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    texts = isinstance(noted, dict) and all(isinstance(one, str) for one in noted.values())
+    return noted if texts else {}
 
 
 def _column(table: Any, place: int, name: str) -> tuple[Any, Mapping[str, str]]:
     try:
         if isinstance(table, pa.Table | pa.RecordBatch):
-            column = table.column(place)
-            marks = (table.schema.field(place).metadata or {}).get(_CARRIERS)
-            return column, json.loads(marks) if marks else {}
+            return table.column(place), _carriers(table.schema.field(place))
         if nw.dependencies.is_pandas_dataframe(table):
             return _from_pandas(table.iloc[:, place], name)
         series = nw.from_native(table, eager_only=True)[:, place]
