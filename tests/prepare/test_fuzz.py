@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,11 @@ def test_any_bytes(rows: list[bytes], tmp_path: Path) -> None:
     plan = DataConfig.model_validate(
         {"label": "y", "fields": {"categorical": ["v"], "numeric": ["n"]}, "format": {"delimiter": ","}}
     )
-    found = read(log, plan)
+    found = outcome(log, plan)
+    if isinstance(found, str):  # so many NUL bytes are wide characters
+        assert re.search(r"any\.csv: is UTF-(16|32) without a byte order mark", found)
+        assert 0 in data
+        return
     check_counts(data, plan, found)
     check_against_reference(data, plan, 3, ",", found)
 
