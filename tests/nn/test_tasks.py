@@ -304,3 +304,13 @@ def test_what_does_not_fit_is_named(options: dict[str, Any], message: str | None
         return
     with pytest.raises(ValueError, match=message):
         made()
+
+
+def test_a_linear_gate_of_units_that_reads_the_same_of_all_rows_weighs_them_alike() -> None:
+    """The gate of Crocodile (arXiv 2405.12706): softmax over experts of r W for each unit, no hidden layer."""
+    model = build(gate_options={"kind": "per-unit", "expert_units": 4}, gate_units=0, gate_table="own").eval()
+    gate = model.gates["0"]
+    assert [name for name, _ in gate.named_parameters()] == ["output.weight", "output.bias"]
+    units = model(rows()[:1].repeat(5, 1)).tasks[0].unit_weights
+    torch.testing.assert_close(units, units[:1].expand_as(units), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(units.sum(1), torch.ones(5, 4, dtype=torch.float64))
