@@ -114,7 +114,6 @@ TASKS: dict[str, Any] = {
         ({"weight": "buy"}, "'buy' is the weight and cannot be a label too"),
         ({"weight": "is_click"}, "'is_click' is the weight and cannot be a label too"),
         ({"split": {"kind": "stratified", "label": "bye"}}, "split.label: no label 'bye'; did you mean 'buy'?"),
-        ({"split": {"kind": "random", "label": "buy"}}, "'label' has no meaning for split kind 'random'"),
     ],
 )  # fmt: skip
 def test_mistakes_about_several_labels_are_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:

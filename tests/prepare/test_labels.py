@@ -456,6 +456,10 @@ def test_the_command_shows_labels_and_splits_by_one(tmp_path: Path, capsys: pyte
     )
     assert f"buy: {ones} of {known} rows, unknown in {unknown}, {odd} of 1 where the one it is given is 0" in told
     assert "4 domains of 'tab': feed, home, other, (other)" in told
+    likes = json.loads((tmp_path / "data" / "summary.json").read_text())["labels"]["like"]["splits"]
+    lines = [line.split() for line in told.splitlines()]
+    for name, one in likes.items():
+        assert [name, str(one["known"]), str(one["positives"])] in [line[:3] for line in lines]
     assert Schema.read(tmp_path / "data").source["split"]["label"] == "like"
     with pytest.raises(SystemExit) as done:
         main([*words, "--split", "stratified,label=likes", "--output", str(tmp_path / "other")])

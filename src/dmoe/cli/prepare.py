@@ -221,14 +221,30 @@ def _bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def _of_label(splits: dict[str, dict[str, int]]) -> dict[str, dict[str, Any]]:
+    """Rows that know a label, in place of all rows."""
+    return {
+        name: {
+            "rows": one["known"],
+            "positives": one["positives"],
+            "click_rate": one["positives"] / one["known"] if one["known"] else 0.0,
+        }
+        for name, one in splits.items()
+    }
+
+
 def _show(summary: dict[str, Any], output: Path) -> None:
+    from dmoe.schema import Schema
     from dmoe.sources.rejects import HINTS, kind_of
     from dmoe.tokens.unseen import Finding
 
     table = Table(box=None, pad_edge=False)
     for heading in ("split", "rows", "positives", "click rate"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
-    for name, split in summary["splits"].items():
+    shown = dict(Schema.read(output).source.get("split") or {}).get("label")
+    counted = summary.get("labels", {}).get(shown)
+    splits = summary["splits"] if counted is None else _of_label(counted["splits"])
+    for name, split in splits.items():
         table.add_row(name, f"{split['rows']:,}", f"{split['positives']:,}", f"{split['click_rate']:.4f}")
     stderr.print(table)
     for name, label in summary.get("labels", {}).items():

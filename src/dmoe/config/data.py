@@ -41,7 +41,7 @@ class _Strict(BaseModel):
 class SplitRule(_Strict):
     """`ordered` by position in the input; `random`; `stratified` (each class of `label` apart, by default of the main
     one); `time` by a column; `given` (every input says which split it is). Shares sum to 1; a share of 0 leaves that
-    split out.
+    split out. `label` is also the one whose rate in each split is shown.
 
     The time is a number, or of a `format` of `Derivation`: then moments compare, whatever zone they are written in.
     """
@@ -63,7 +63,6 @@ class SplitRule(_Strict):
             "seed": ("random", "stratified"),
             "column": ("time",),
             "format": ("time",),
-            "label": ("stratified",),
         }
         for key, kinds in belongs.items():
             default = type(self).model_fields[key].default
