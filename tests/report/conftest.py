@@ -142,6 +142,10 @@ def write_run(
             group = {"auc": 0.61234, "groups": 310, "rows": 4000, "skipped_groups": 1, "skipped_rows": 2}
             grouped = {"field": "site_id", "tasks": dict.fromkeys(tasks, group) | {"like": None}}
             found = {"tasks": tasks} | ({"grouped_auc": grouped} if labels else {})
+            pair = {"matrix": [[None, None], [0.25, None]], "total": 0.25, "noise_floor": 0.0125, "rows": 4096}
+            found |= (
+                {"correlation_by_level": [pair], "correlation_by_domain": {"feed": pair, "x": None}} if domains else {}
+            )
             path.write_text(json.dumps(json.loads(path.read_text()) | found))
     return folder
 

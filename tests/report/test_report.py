@@ -120,6 +120,12 @@ def test_labels_chains_and_domains_have_scores_of_their_own(labelled: list[Page]
     assert "label click, 3 domains by hour" in domains.text("result")
 
 
+def test_correlation_of_levels_and_domains(labelled: list[Page], three: Page) -> None:
+    text = labelled[0].text("correlation")
+    assert "level 1 0.2500 0.0125 1 4,096 domain feed 0.2500 0.0125 1 4,096" in text
+    assert "within each domain" not in three.source
+
+
 def test_labels_of_several_runs_are_compared(labelled: list[Page]) -> None:
     text = labelled[1].text("comparison")
     assert "AUC of watch given click, test 0.72000 0.73000 +0.01000 –" in text

@@ -271,6 +271,16 @@ class EvaluationRecord(_Record):
     alone: tuple[ExpertScores, ...] = ()
     tasks: dict[str, TaskRecord] = Field(default_factory=dict)
     grouped_auc: GroupedRecord | None = None
+    correlation_by_level: tuple[CorrelationRecord | None, ...] = ()
+    correlation_by_domain: dict[str, CorrelationRecord | None] = Field(default_factory=dict)
+
+    @property
+    def correlation_parts(self) -> list[tuple[str, CorrelationRecord]]:
+        """Of the experts' outputs at each level, where there are several, and within each domain; those of a
+        single expert or of fewer than two rows are left out."""
+        levels = [(f"level {number}", one) for number, one in enumerate(self.correlation_by_level, start=1)]
+        domains = [(f"domain {name}", one) for name, one in self.correlation_by_domain.items()]
+        return [(name, one) for name, one in (*levels, *domains) if one is not None]
 
 
 class ReliabilityRecord(_Record):
