@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -13,8 +14,13 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def start(arguments: list[str], ranks: int, **variables: str) -> list[subprocess.Popen[str]]:
-    """`python` with these arguments once a rank, as torchrun would set their environment."""
+def start(
+    arguments: list[str], ranks: int, *, prepare: dict[int, Callable[[], None]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """`python` with these arguments once a rank, as torchrun would set their environment.
+
+    `prepare`: what a rank does before it runs them.
+    """
     port = str(free_port())
     return [
         subprocess.Popen(
@@ -28,8 +34,8 @@ def start(arguments: list[str], ranks: int, **variables: str) -> list[subprocess
                 "MASTER_PORT": port,
                 "RANK": str(rank),
                 "WORLD_SIZE": str(ranks),
-                **variables,
             },
+            preexec_fn=(prepare or {}).get(rank),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

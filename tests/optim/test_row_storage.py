@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dmoe.distributed.layout import RowLayout
 from dmoe.nn.tables.lookup import TableRows
 from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.optim import DeferredAdam
-from dmoe.optim.row_storage import row_storage
+from dmoe.optim.row_storage import Numbering, row_storage
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -165,3 +166,20 @@ def test_an_embedding_in_16_bits_gives_the_values_and_gradient_of_the_widened_on
         assert output.dtype == torch.float32
         assert torch.equal(output, wanted)
     assert half.state_dict()["weight"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parts_of_a_table_are_rounded_as_the_whole(dtype: torch.dtype) -> None:
+    """Random bits are those of the row's number in the whole table, whichever process holds it."""
+    rows, width = 200, 5
+    values = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
+    whole = torch.zeros(rows, width, dtype=dtype)
+    row_storage(whole).write(values, np.arange(rows), 7)
+    for rank in range(3):
+        layout = RowLayout(rows, rank, 3)
+        held = layout.rows_held()
+        part = torch.zeros(layout.held, width, dtype=dtype)
+        storage = row_storage(part, Numbering(layout.first, layout.per_way, layout.ways))
+        real = np.flatnonzero(held < rows)
+        storage.write(values[held[real]], real, 7)
+        torch.testing.assert_close(part[real], whole[held[real]], rtol=0, atol=0)

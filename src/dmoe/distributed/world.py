@@ -7,6 +7,7 @@ connection closed, can name it and its cause instead of their own trouble.
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +27,10 @@ from dmoe.errors import ConfigError, DmoeError
 T = TypeVar("T")
 
 TIMEOUT_S = 600.0
-# How long a process waits for the others to say what they know of a failure; a slow one may be at a long operation.
-_GRACE_S = 3.0
+# How long a process waits for the others to say what they know of a failure.
+_GRACE_S = 6.0
 _BEAT_S = 1.0
+_RESUME = "--resume continues from the last checkpoint"
 
 
 class World:
@@ -143,7 +145,7 @@ class World:
         if not self.several:
             return work()
         assert self.store is not None
-        key = f"dmoe/{self._restart()}/first/{self._waits}"
+        key = self._key(f"first/{self._waits}")
         self._waits += 1
         if self.is_first:
             with self._beating():
@@ -162,11 +164,11 @@ class World:
     def say(self, key: str, value: Any) -> None:
         """Leaves something, as JSON, for `hear`."""
         assert self.store is not None
-        self.store.set(f"dmoe/{self._restart()}/{key}", json.dumps(value))
+        self.store.set(self._key(key), json.dumps(value))
 
     def hear(self, key: str) -> Any:
         """Waits for what the first process says under `key`, as long as it is alive."""
-        return json.loads(self._wait_for(f"dmoe/{self._restart()}/{key}"))
+        return json.loads(self._wait_for(self._key(key)))
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -186,59 +188,97 @@ class World:
         if not self.several:
             yield
             return
+        assert self.store is not None
+        ends = threading.Event()
+        threading.Thread(target=self._watch, args=(ends,), name="dmoe-watch", daemon=True).start()
         try:
             yield
-        except Told:
-            raise
         except BaseException as error:
+            ends.set()
             raise self._explained(error) from error
+        finally:
+            ends.set()
+
+    def _watch(self, ends: threading.Event) -> None:
+        """Ends this process where another one has failed and this one waits for a third, which does not know yet."""
+        assert self.store is not None
+        while not ends.wait(_BEAT_S):
+            try:
+                alarm = self.store.check([self._key("alarm")])
+            except RuntimeError:
+                alarm = True  # who keeps the store is gone
+            if alarm:
+                if ends.wait(_GRACE_S / 3):
+                    return
+                error = self._explained(ConnectionError("Connection closed by peer"))
+                if not getattr(error, "quiet", False):
+                    sys.stderr.write(f"dmoe: {error}\n")
+                    sys.stderr.flush()
+                os._exit(getattr(error, "exit_code", 1))
 
     def _explained(self, error: BaseException) -> BaseException:
         """What to raise for `error`: itself if it arose here, the cause elsewhere if it is only an echo of that."""
-        assert self.store is not None
-        failed = f"dmoe/{self._restart()}/failed"
-        if not _is_echo(error):
-            own = json.dumps(told_of(self.rank, error))
-            said = own
-            with suppress(Exception):
-                # Of several that fail alike, the first one to say so says it to the user.
-                said = self.store.compare_set(failed, "", own).decode()
-            return of_rank(self.rank, error) if said == own else error_from(json.loads(said))
-        with suppress(Exception):
-            self.store.set(f"dmoe/{self._restart()}/waits/{self.rank}", "1")
-        cause: dict[str, Any] | None = None
-        until = time.monotonic() + _GRACE_S
-        reachable = True
-        while cause is None and time.monotonic() < until:
-            try:
-                if self.store.check([failed]):
-                    cause = json.loads(self.store.get(failed))
-            except Exception:
-                reachable = False
-                break
-            time.sleep(0.05)
-        if cause is not None:
-            return error_from(cause)
-        waiting = self._waiting() if reachable else []
-        silent = [rank for rank in range(self.size) if rank not in waiting and rank != self.rank]
-        who = "rank " + ", ".join(map(str, silent)) if silent and reachable else "rank 0 or its launcher"
-        late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        store, agent = self.store, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        assert store is not None
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        if isinstance(error, Told) or not _is_echo(error):
+            found, awaited = self._as_own(error, store), others
+        else:
+            found, awaited = self._as_echo(error, store)
+        if self.rank == 0 and not agent:  # which keeps the store: the others read it first
+            until = time.monotonic() + _GRACE_S
+            while time.monotonic() < until and not all(self._has(store, f"done/{rank}") for rank in awaited):
+                time.sleep(0.05)
+        else:
+            with suppress(RuntimeError):
+                store.set(self._key(f"done/{self.rank}"), "")
+        return found
+
+    def _as_own(self, error: BaseException, store: Store) -> BaseException:
+        own = json.dumps(told_of(self.rank, error))
+        said = own
+        with suppress(RuntimeError):
+            # Of several that fail alike, the first one to say so says it to the user.
+            said = store.compare_set(self._key("failed"), "", own).decode()
+            store.set(self._key("alarm"), "")
+        if isinstance(error, Told):
+            return error
+        return of_rank(self.rank, error) if said == own else error_from(json.loads(said))
+
+    def _as_echo(self, error: BaseException, store: Store) -> tuple[BaseException, list[int]]:
+        """The cause that another process gives; else who says nothing. And which processes have still to read that."""
+        late = "timed out" in str(error).lower()
+        try:
+            store.set(self._key(f"waits/{self.rank}"), "late" if late else "closed")
+            store.set(self._key("alarm"), "")
+            until = time.monotonic() + _GRACE_S
+            waiting: dict[int, str] = {}
+            while len(waiting) < self.size and time.monotonic() < until:
+                if self._has(store, "failed"):
+                    said = json.loads(store.get(self._key("failed")))
+                    return error_from(said), [rank for rank in range(1, self.size) if rank != said["rank"]]
+                for rank in range(self.size):
+                    if rank not in waiting and self._has(store, f"waits/{rank}"):
+                        waiting[rank] = store.get(self._key(f"waits/{rank}")).decode()
+                time.sleep(0.05)
+        except RuntimeError:
+            text = "rank 0 or its launcher ended without a word (killed, or its machine is gone)"
+            return Told(f"{text}; {_RESUME}", quiet=self.rank != 1), []
+        silent = ", ".join(str(rank) for rank in range(self.size) if rank not in waiting)
         what = (
             f"did not answer within {self.timeout_s:g} s (it hangs, or cannot be reached)"
-            if late
-            else ("ended without a word (killed, or its machine is gone)")
+            if "late" in waiting.values()
+            else "ended without a word (killed, or its machine is gone)"
         )
-        lowest = min([self.rank, *waiting])
-        return Told(f"{who} {what}; --resume continues from the last checkpoint", quiet=self.rank != lowest)
+        told = Told(f"rank {silent or '?'} {what}; {_RESUME}", quiet=self.rank != min(waiting))
+        return told, [rank for rank in waiting if rank != 0]
 
-    def _waiting(self) -> list[int]:
-        assert self.store is not None
-        found = []
-        for rank in range(self.size):
-            with suppress(Exception):
-                if self.store.check([f"dmoe/{self._restart()}/waits/{rank}"]):
-                    found.append(rank)
-        return found
+    def _has(self, store: Store, name: str) -> bool:
+        return bool(store.check([self._key(name)]))
+
+    def _key(self, name: str) -> str:
+        """In the store, which outlives processes that torchrun starts anew."""
+        return f"dmoe/{self._restart()}/{name}"
 
     @staticmethod
     def _restart() -> str:
@@ -255,13 +295,12 @@ class World:
                 pass
             except dist.DistError as error:
                 raise RuntimeError(f"store closed: {error}") from None
-            now = self.store.add(f"dmoe/{self._restart()}/beat", 0)
+            now = self.store.add(self._key("beat"), 0)
             if now != beat:
                 beat, since = now, time.monotonic()
             elif time.monotonic() - since > self.timeout_s:
                 raise Told(
-                    f"rank 0 did not answer within {self.timeout_s:g} s (it hangs, or cannot be reached); "
-                    "--resume continues from the last checkpoint",
+                    f"rank 0 did not answer within {self.timeout_s:g} s (it hangs, or cannot be reached); {_RESUME}",
                     quiet=self.rank != 1,
                 )
             if self.orphaned:
@@ -269,7 +308,7 @@ class World:
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
-        store, key = self.store, f"dmoe/{self._restart()}/beat"
+        store, key = self.store, self._key("beat")
         assert store is not None
         done = threading.Event()
 
@@ -289,7 +328,7 @@ class World:
 
 def _is_echo(error: BaseException) -> bool:
     """Whether an error is that of a collective whose other end is gone or silent."""
-    if isinstance(error, dist.DistError):
+    if isinstance(error, dist.DistError | ConnectionError):
         return True
     text = str(error)
     signs = (
