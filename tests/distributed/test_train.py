@@ -44,6 +44,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".lock")
 
 
+@pytest.mark.slow
 def test_the_command_starts_processes_whose_run_folder_is_that_of_one(data: Path, alone: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     done = subprocess.run(
@@ -82,6 +83,7 @@ def said(runs: Path, name: str) -> list[str | None]:
     return [json.loads((runs / f"said-{rank}.json").read_text()).get(name) for rank in range(3)]
 
 
+@pytest.mark.slow
 def test_three_ranks_leave_the_run_of_one(runs: Path) -> None:
     """With windows, replaced tokens, L2 by rarity, clipping, de-correlation, calibration."""
     assert names(runs / "three") == names(runs / "one")
@@ -96,12 +98,14 @@ def test_three_ranks_leave_the_run_of_one(runs: Path) -> None:
         assert one == pytest.approx(other, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_stop_at_one_rank_stops_all_and_the_resumed_run_is_the_undisturbed_one(runs: Path) -> None:
     assert all(text is not None and "interrupted at step 13" in text for text in said(runs, "again 3"))
     assert weights(runs / "again") == weights(runs / "three")
     assert not (runs / "again" / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_other_numbers_of_ranks_go_on(runs: Path) -> None:
     assert all(text is not None and "interrupted" in text for text in said(runs, "fewer 3"))
     assert [text is not None and "interrupted at step 22" in text for text in said(runs, "fewer 2")] == [
@@ -114,6 +118,7 @@ def test_other_numbers_of_ranks_go_on(runs: Path) -> None:
     assert steps == [line["step"] for line in read_json_lines(runs / "one" / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_named_with_its_rank_on_all(runs: Path) -> None:
     for text in said(runs, "bad 3"):
         assert text is not None

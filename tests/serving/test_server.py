@@ -170,9 +170,11 @@ def test_limits(in_graph: Path) -> None:
             assert (await session.post(INFER, content=chunks(5, 0.1), **asked)).status_code == 408
             assert (await session.post(INFER, json=body(rows(51)))).status_code == 413
             found = await asyncio.gather(*(session.post(INFER, content=chunks(10, 0.02), **asked) for _ in range(3)))
-            assert sorted(one.status_code for one in found) == [400, 429, 429]
+            # Whose chunks come at the same moment may all be sent away; one by itself is read, and is no JSON.
+            assert {one.status_code for one in found} in ({400, 429}, {429})
             assert next(one for one in found if one.status_code == 429).headers["retry-after"] == "1"
             assert application._budget.used == 0
+            assert (await session.post(INFER, content=chunks(10, 0.01), **asked)).status_code == 400
         async with client(in_graph, max_rows=50, max_queue_rows=60) as (session, _):
             found = await asyncio.gather(*(session.post(INFER, json=body(rows(40))) for _ in range(4)))
             assert {one.status_code for one in found} == {200, 429}

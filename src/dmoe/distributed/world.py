@@ -190,7 +190,8 @@ class World:
             return
         assert self.store is not None
         ends = threading.Event()
-        threading.Thread(target=self._watch, args=(ends,), name="dmoe-watch", daemon=True).start()
+        watch = threading.Thread(target=self._watch, args=(ends,), name="dmoe-watch", daemon=True)
+        watch.start()
         try:
             yield
         except BaseException as error:
@@ -198,6 +199,8 @@ class World:
             raise self._explained(error) from error
         finally:
             ends.set()
+            # A thread inside the store's library when the interpreter ends would abort the process.
+            watch.join(_GRACE_S)
 
     def _watch(self, ends: threading.Event) -> None:
         """Ends this process where another one has failed and this one waits for a third, which does not know yet."""
