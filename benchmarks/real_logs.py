@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.arguments import positive
@@ -20,6 +19,7 @@ from dmoe.config.run import load_config
 from dmoe.disk.files import read_json, write_json
 from dmoe.evaluation.scored import score_rows
 from dmoe.experiments.statistics import CellScores, Spread, compare_auc, compare_logloss
+from dmoe.metrics.scores import probability_of
 from dmoe.training.loop import train
 from dmoe.weights.run import Run
 
@@ -88,9 +88,7 @@ def measure_log(
         figures[name] = {
             "auc": asdict(Spread.of([one.auc for one in own])),
             "logloss": asdict(Spread.of([float(one.losses_R.mean()) for one in own])),
-            "predicted_to_observed": [
-                float((1 / (1 + np.exp(-one.logits_R))).mean() / one.labels_R.mean()) for one in own
-            ],
+            "predicted_to_observed": [float(probability_of(one.logits_R).mean() / one.labels_R.mean()) for one in own],
             "dead_columns": [one["test"]["dead_columns"] for one in metrics],
             "seconds": [one["seconds"] for one in metrics],
         }

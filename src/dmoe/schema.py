@@ -244,10 +244,13 @@ class Schema(BaseModel):
 
     def chain(self, name: str) -> tuple[int, ...]:
         """The numbers of the tasks whose probabilities multiply to the joint one of a task, itself last."""
-        names = [task.name for task in self.tasks]
-        task = self.tasks[names.index(name)]
-        before = () if task.given is None else self.chain(task.given)
-        return (*before, names.index(name))
+        number = self.task_number(name)
+        given = self.tasks[number].given
+        return (*(() if given is None else self.chain(given)), number)
+
+    def task_number(self, name: str | None) -> int:
+        """The place of a label among `tasks`; None is the main one."""
+        return 0 if name is None else [task.name for task in self.tasks].index(name)
 
     @property
     def domain_column(self) -> int | None:

@@ -95,6 +95,15 @@ def test_a_rank_that_hangs_is_named_after_the_time_that_was_given(
     assert resumed_to_the_end(data, output) == undisturbed
 
 
+def stopped(data: Path, output: Path, *, by: int) -> Path:
+    """A run of three processes that saved its state when one of them was asked to stop."""
+    started = start(words(data, output, *OFTEN), 3)
+    at_step(output, 9, started)
+    started[by].send_signal(signal.SIGTERM)
+    ended(started, 60)
+    return output
+
+
 def small_files() -> None:
     """No file of this process may be larger than a shard's random stream."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -103,11 +112,7 @@ def small_files() -> None:
 def test_a_full_disk_at_one_rank_ends_all_and_what_was_saved_stays(
     data: Path, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    output = tmp_path / "run"
-    started = start(words(data, output, *OFTEN), 3)
-    at_step(output, 9, started)
-    started[0].send_signal(signal.SIGTERM)
-    ended(started, 60)
+    output = stopped(data, tmp_path / "run", by=0)
     before = sorted(path.name for path in (output / "checkpoint").iterdir())
     found = ended(start(words(data, output, *OFTEN, "--resume"), 3, prepare={2: small_files}), 60)
     said = messages(found)
@@ -129,11 +134,7 @@ def test_a_full_disk_at_one_rank_ends_all_and_what_was_saved_stays(
 def test_a_harmed_part_of_a_checkpoint_is_named(
     data: Path, tmp_path: Path, harm: Callable[[Path], None], what: str
 ) -> None:
-    output = tmp_path / "run"
-    started = start(words(data, output, *OFTEN), 3)
-    at_step(output, 9, started)
-    started[2].send_signal(signal.SIGTERM)
-    ended(started, 60)
+    output = stopped(data, tmp_path / "run", by=2)
     part = next((output / "checkpoint").glob("*/rows-00001-of-00003.safetensors"))
     harm(part)
     found = ended(start(words(data, output, *OFTEN, "--resume"), 3), 60)

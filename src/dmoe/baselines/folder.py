@@ -91,8 +91,7 @@ class Baseline:
     @property
     def task(self) -> int:
         """The number of its label."""
-        names = [task.name for task in self.schema.tasks]
-        return 0 if self.facts.label is None else names.index(self.facts.label)
+        return self.schema.task_number(self.facts.label)
 
     def data_folder(self, given: Path | None = None) -> Path:
         """The data set: `given`, or the one that it was fitted on.
@@ -141,7 +140,7 @@ def fit_baseline(
     names = [task.name for task in schema.tasks]
     if label is not None and label not in names:
         raise ConfigError(f"{data}: no label '{label}' in the data{nearest(label, names)}")
-    task = 0 if label is None else names.index(label)
+    task = schema.task_number(label)
     train, valid = (_read(data, split, memory_gb, task) for split in ("train", "valid"))
     for split, rows in (("train", train), ("valid", valid)):
         classes = np.unique(rows.labels_R).tolist()
@@ -202,7 +201,7 @@ def evaluate_model(model: Model, data: Path, split: str, task: int = 0) -> dict[
     reader = read_once(data, split, batch_size=_BATCH_ROWS)
     unseen = UnseenRows(reader.schema)
     for batch in reader.batches():
-        known_B = _known(batch, task)
+        known_B = batch.known()[:, task].numpy()
         known.append(known_B)
         labels.append(batch.labels_BT[:, task].numpy()[known_B])
         logits.append(model.logits(batch.ids_BC.numpy(), batch.numeric_BN.numpy())[known_B])
@@ -215,10 +214,6 @@ def evaluate_model(model: Model, data: Path, split: str, task: int = 0) -> dict[
         **scores_of_split(split, labels_R, logits_R, weights_R),
         "unseen": unseen.result(labels_R, logits_R, np.concatenate(known), weights_R),
     }
-
-
-def _known(batch: Batch, task: int) -> npt.NDArray[np.bool_]:
-    return np.ones(len(batch), dtype=bool) if batch.known_BT is None else batch.known_BT[:, task].numpy()
 
 
 def rows_within(data: Path, split: str, memory_gb: float) -> int:
@@ -239,7 +234,7 @@ def _read(data: Path, split: str, memory_gb: float, task: int) -> EncodedRows:
     """The latest rows of a split in file order, those that know the label, as the only one."""
     reader = read_once(data, split, batch_size=_BATCH_ROWS)
     batches = list(reader.batches(start_batch=_first_batch(reader, memory_gb)))
-    known = [_known(batch, task) for batch in batches]
+    known = [batch.known()[:, task].numpy() for batch in batches]
 
     def joined(of: Callable[[Batch], Tensor]) -> npt.NDArray[Any]:
         return np.concatenate([of(batch).numpy()[own] for batch, own in zip(batches, known, strict=True)])

@@ -20,8 +20,7 @@ def kept_logistic(
     One that other rows made, as another `memory_gb` leaves them, is fitted again: what comes of a run must not hang on
     what was run before it.
     """
-    names = [task.name for task in Schema.read(data).tasks]
-    number = 0 if label is None else names.index(label)
+    number = Schema.read(data).task_number(label)
     name = "logistic" if number == 0 else f"logistic-{number}"
     place = data / "baselines" / name
     try:

@@ -172,6 +172,12 @@ def take_place(new: Path, path: Path) -> None:
         with suppress(OSError):  # a remainder that cannot be removed loses nothing
             remove(new)
         return
+    _in_two_steps(new, path)
+    drop_replaced(path)
+
+
+def _in_two_steps(new: Path, path: Path) -> None:
+    """Sets what is at `path` aside and puts `new` there."""
     try:
         set_aside(path)
         new.rename(path)
@@ -181,7 +187,6 @@ def take_place(new: Path, path: Path) -> None:
             path.rename(new)
         put_back(path)
         raise
-    drop_replaced(path)
 
 
 def keep_beside(new: Path, path: Path) -> None:
@@ -203,15 +208,7 @@ def keep_beside(new: Path, path: Path) -> None:
             replaced.rename(new)
         raise
     replaced.rename(new)
-    try:
-        set_aside(path)
-        new.rename(path)
-        sync(path.parent)
-    except BaseException:
-        if not new.exists():
-            path.rename(new)
-        put_back(path)
-        raise
+    _in_two_steps(new, path)
 
 
 def bring_back(path: Path) -> None:

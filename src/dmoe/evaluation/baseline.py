@@ -5,20 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from dmoe.baselines.folder import EVALUATED
+from dmoe.baselines.folder import EVALUATED, Baseline
 from dmoe.baselines.kept import kept_logistic
 from dmoe.baselines.models import NAMES, Tell
 from dmoe.disk.files import read_json, write_json
 from dmoe.errors import ConfigError, DataError
-from dmoe.evaluation import evaluate
 from dmoe.evaluation.compare import paired_scores
-from dmoe.evaluation.scored import score_rows
+from dmoe.evaluation.scored import ScoredRows, score_rows
 from dmoe.evaluation.verdict import faults_of_run
-from dmoe.shards.reader import read_once
 from dmoe.validation import validate
 from dmoe.weights.run import Run
 
@@ -80,55 +76,33 @@ def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = l
     several labels `tasks` has the same for each and a regression of its own.
     """
     with tempfile.TemporaryDirectory(prefix="dmoe-") as scratch:
-        baseline = kept_logistic(data, Path(scratch), memory_gb, tell)
-        splits, unseen = {}, {}
-        for split in EVALUATED:
-            if (data / split).is_dir():
-                (labels_R, first_R, known_R), (_, second_R, _) = (
-                    score_rows(one, (), split, data).of((run.schema.label,)) for one in (baseline, run)
-                )
-                labels_R, first_R, second_R = labels_R[known_R], first_R[known_R], second_R[known_R]
-                splits[split] = {name: asdict(one) for name, one in paired_scores(labels_R, first_R, second_R).items()}
-                unseen[split] = read_json(baseline.path / "evaluation" / f"{split}.json")["unseen"]
-        tasks = _tasks_beside(run, data, Path(scratch), memory_gb, tell) if len(run.schema.tasks) > 1 else {}
-        facts = baseline.facts
+        rows = {split: score_rows(run, (), split, data) for split in EVALUATED if (data / split).is_dir()}
+        baselines = {
+            task.name: kept_logistic(data, Path(scratch), memory_gb, tell, label=task.name) for task in run.schema.tasks
+        }
+        tasks = {
+            name: {split: _paired(baseline, name, split, data, own) for split, own in rows.items()}
+            for name, baseline in baselines.items()
+        }
+        main = baselines[run.schema.label]
         found = {
-            "name": NAMES[facts.kind],
-            "kind": facts.kind,
-            "chosen": facts.chosen,
-            "splits": splits,
-            "unseen": unseen,
-            **({"tasks": tasks} if tasks else {}),
+            "name": NAMES[main.facts.kind],
+            "kind": main.facts.kind,
+            "chosen": main.facts.chosen,
+            "splits": tasks[run.schema.label],
+            "unseen": {split: read_json(main.path / "evaluation" / f"{split}.json")["unseen"] for split in rows},
+            **({"tasks": tasks} if len(tasks) > 1 else {}),
         }
     write_json(run.path / FILE, found)
     return found
 
 
-def _tasks_beside(
-    run: Run, data: Path, scratch: Path, memory_gb: float, tell: Tell
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Paired differences by label and split, on the rows that know the label."""
-    model, device = run.load_model(), torch.device("cpu")
-    rows = {
-        split: evaluate.scored_rows(model, read_once(data, split, batch_size=evaluate.SCORING_ROWS), device)
-        for split in EVALUATED
-        if (data / split).is_dir()
-    }
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for number, task in enumerate(run.schema.tasks):
-        regression = kept_logistic(data, scratch, memory_gb, tell, label=task.name).load_model()
-        found[task.name] = {}
-        for split, own in rows.items():
-            first_R = np.concatenate(
-                [
-                    regression.logits(batch.ids_BC.numpy(), batch.numeric_BN.numpy())
-                    for batch in read_once(data, split, batch_size=evaluate.SCORING_ROWS).batches()
-                ]
-            )[own.known_R(number)]
-            of = own.of_task(number)
-            paired = paired_scores(of.labels_R > 0, first_R, of.logits_R)
-            found[task.name][split] = {name: asdict(one) for name, one in paired.items()}
-    return found
+def _paired(baseline: Baseline, label: str, split: str, data: Path, own: ScoredRows) -> dict[str, dict[str, Any]]:
+    """Paired differences on the rows of a split that know the label; `own`: what the run says of all rows."""
+    labels_R, second_R, known_R = own.of((label,))
+    first_R = score_rows(baseline, (), split, data).logits_RT[:, 0]
+    paired = paired_scores(labels_R[known_R], first_R[known_R], second_R[known_R])
+    return {name: asdict(one) for name, one in paired.items()}
 
 
 def read_beside(run: Path) -> dict[str, Any] | None:

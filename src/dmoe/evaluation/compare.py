@@ -16,7 +16,7 @@ from dmoe.baselines.folder import Baseline
 from dmoe.errors import DataError, UserError, nearest
 from dmoe.evaluation.scored import Chain, ScoredRows, predicted, score_rows
 from dmoe.evaluation.verdict import faults
-from dmoe.metrics.scores import auc, calibration, logloss, relative_information_gain
+from dmoe.metrics.scores import auc, calibration, logloss, probability_of, relative_information_gain
 from dmoe.schema import CategoricalField, MultiValuedField
 from dmoe.tokens.unseen import ValueCounts
 from dmoe.tokens.vocabulary import read_vocabulary
@@ -212,7 +212,7 @@ def _task(scored: Sequence[ScoredRows], chain: Chain) -> dict[str, Any]:
 
 
 def _calibration(labels_R: npt.NDArray[np.bool_], logits_R: Floats) -> dict[str, float]:
-    found = calibration(labels_R, 1 / (1 + np.exp(-logits_R)))
+    found = calibration(labels_R, probability_of(logits_R))
     return {
         "expected_calibration_error": found.expected_calibration_error,
         "predicted_to_observed": found.predicted_to_observed,
@@ -244,7 +244,7 @@ def _segment_row(value: str, labels_R: npt.NDArray[np.bool_], first_R: Floats, s
         "value": value,
         "rows": len(labels_R),
         "click_rate": float(labels_R.mean()),
-        "predicted": [float((1 / (1 + np.exp(-logits_R))).mean()) for logits_R in (first_R, second_R)],
+        "predicted": [float(probability_of(logits_R).mean()) for logits_R in (first_R, second_R)],
         "logloss": asdict(paired_logloss(labels_R, first_R, second_R)),
         "auc": asdict(paired_auc(labels_R, first_R, second_R)) if both else None,
     }

@@ -15,7 +15,7 @@ import torch
 from dmoe.baselines.folder import Baseline
 from dmoe.errors import DataError
 from dmoe.evaluation.evaluate import SCORING_ROWS
-from dmoe.evaluation.tasks import joint_logits
+from dmoe.metrics.joint import joint_labels, joint_logits
 from dmoe.schema import Task
 from dmoe.shards.reader import read_once
 from dmoe.tokens.encoder import RawBatch, RawEncoder
@@ -58,9 +58,7 @@ class ScoredRows:
         """
         names = [task.name for task in self.tasks]
         places = [names.index(name) for name in chain]
-        labels_RK, known_RK = self.labels_RT[:, places], self.known_RT[:, places]
-        all_R: Mask = np.all(labels_RK & known_RK, axis=1)
-        known_R: Mask = all_R | np.any(~labels_RK & known_RK, axis=1)
+        all_R, known_R = joint_labels(self.labels_RT[:, places], self.known_RT[:, places])
         logits_R = self.logits_RT[:, places[0]]
         if len(chain) > 1:
             logits_R = joint_logits([self.logits_RT[:, place] for place in places])

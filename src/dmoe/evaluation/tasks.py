@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dmoe.distributed.world import World
 from dmoe.errors import DataError
+from dmoe.metrics.joint import joint_labels, joint_logits
 from dmoe.metrics.scores import (
     calibration,
     grouped_auc,
@@ -140,8 +141,7 @@ class SplitRows:
         """The rows that know the joint label of a chain, with the logits of the product; and which rows these are."""
         labels_RK = np.stack([self.labels_R(link) for link in chain], axis=1) > 0
         known_RK = np.stack([self.known_R(link) for link in chain], axis=1)
-        all_R: Mask = np.asarray((labels_RK & known_RK).all(axis=1))
-        known_R: Mask = np.asarray(all_R | (~labels_RK & known_RK).any(axis=1))
+        all_R, known_R = joint_labels(labels_RK, known_RK)
         logits_R = joint_logits([self.logits_R(link) for link in chain])
         return TaskRows(all_R.astype(np.float32), logits_R, self.weights_R).only(known_R), known_R
 
@@ -204,19 +204,6 @@ def macro(domains: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         key: float(np.mean([one[key] for one in there.values()])) if there else None for key in ("auc", "logloss")
     } | {"left_out": [name for name in domains if name not in there]}
-
-
-def joint_logits(logits: Sequence[Floats]) -> Floats:
-    """The logit (R,) of `Π_k σ(a_k)`, from those of K links."""
-    log_p_R = -np.sum([np.logaddexp(0.0, -logits_R) for logits_R in logits], axis=0)
-    # ln(1 - p) = ln Σ_k (1 - σ(a_k)) Π_{j<k} σ(a_j): a sum of what is not negative keeps its digits.
-    before_R = np.zeros_like(log_p_R)
-    log_not_R = np.full_like(log_p_R, -np.inf)
-    for logits_R in logits:
-        log_not_R = np.logaddexp(log_not_R, before_R - np.logaddexp(0.0, logits_R))
-        before_R = before_R - np.logaddexp(0.0, -logits_R)
-    joint_R: Floats = log_p_R - log_not_R
-    return joint_R
 
 
 def group_column(schema: Schema, name: str) -> int:

@@ -7,11 +7,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from dmoe.config.run import RunConfig, changed_config
 from dmoe.config.tasks import EVERY_TASK
 from dmoe.errors import ConfigError, nearest
-from dmoe.experiments.grid import Arm, Cell, Comparison, Grid, Loss, Size, Strict, Variant, package_yaml
-from dmoe.nn.experts.options import check_experts
+from dmoe.experiments.grid import Arm, Comparison, Grid, Loss, Size, Strict, Variant, package_yaml
 from dmoe.schema import Schema
 from dmoe.validation import validate
 
@@ -124,8 +122,7 @@ class FamilyArm(Arm):
     alone: str | None = None
     heads: str = "task"
 
-    def _cell(self, seed: int, alpha: float | None) -> Cell:
-        values: dict[str, Any] = {part: dict(content) for part, content in self.size.run.items()}
+    def _choose(self, values: dict[str, Any]) -> None:
         model = values["model"] | self.member
         model["experts"] = [_sized(expert, self.size) for expert in model["experts"]]
         if self.heads != "task":
@@ -134,13 +131,6 @@ class FamilyArm(Arm):
             model["tasks"] = {EVERY_TASK: {"weight": 0.0}, self.alone: {"weight": 1.0}}
             values["training"]["monitor_tasks"] = {self.alone: 1.0}
         values["model"] = model
-        values["training"]["seed"] = seed
-        if self.loss is not None:
-            values["decorrelation"] = [self.loss.model_dump(exclude={"every_alpha"}) | {"alpha": alpha}]
-        source = f"{self.experiment}: {self.model}, {self.variant}"
-        config = changed_config(validate(RunConfig, values, source), self.changes)
-        check_experts(config.model.experts, source)
-        return Cell.of(config, self.part)
 
 
 def _sized(expert: Mapping[str, Any], size: Size) -> dict[str, Any]:
@@ -160,11 +150,7 @@ def family_arms(name: str, of: Slice, size: Size, changes: Sequence[str], schema
         for loss, made in spec.losses.items():
             if made is not None and not member.pairs:
                 continue
-            alphas: tuple[float, ...] = ()
-            if made is not None:
-                if made.alphas_key not in size.alphas:
-                    raise ConfigError(f"size: 'alphas' has no line '{made.alphas_key}', which {name} needs")
-                alphas = tuple(size.alphas[made.alphas_key])
+            alphas = () if made is None else size.alphas_of(made, name)
             found.append(
                 FamilyArm(
                     name,

@@ -155,6 +155,13 @@ class Size(Strict):
     experts: dict[str, dict[str, Any]]
     alphas: dict[str, list[float]]
 
+    def alphas_of(self, loss: Loss, experiment: str) -> tuple[float, ...]:
+        """What a loss is searched over. Raises: ConfigError if the size does not say it."""
+        key = loss.alphas_key
+        if key not in self.alphas:
+            raise ConfigError(f"size: 'alphas' has no line '{key}', which {experiment} needs")
+        return tuple(self.alphas[key])
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -207,13 +214,7 @@ class Arm:
 
     def _cell(self, seed: int, alpha: float | None) -> Cell:
         values: dict[str, Any] = {part: dict(content) for part, content in self.size.run.items()}
-        only = self.made.only_expert
-        kinds = self.experts if only is None else self.experts[only : only + 1]
-        values["model"]["experts"] = [{"kind": kind, **self.size.experts[kind]} for kind in kinds]
-        # Of one expert, both words mean the same model: one name, so that it runs once.
-        values["model"]["tables"] = self.made.tables if len(kinds) > 1 else "shared"
-        if self.made.table_parameters_of_me:
-            values["model"]["embedding_dim"] = self._wide(len(kinds))
+        self._choose(values)
         values["training"]["seed"] = seed
         if self.loss is not None:
             values["decorrelation"] = [self.loss.model_dump(exclude={"every_alpha"}) | {"alpha": alpha}]
@@ -221,6 +222,16 @@ class Arm:
         config = changed_config(validate(RunConfig, values, source), self.changes)
         check_experts(config.model.experts, source)
         return Cell.of(config, self.part)
+
+    def _choose(self, values: dict[str, Any]) -> None:
+        """Puts what makes this arm's model into the plain values of its size."""
+        only = self.made.only_expert
+        kinds = self.experts if only is None else self.experts[only : only + 1]
+        values["model"]["experts"] = [{"kind": kind, **self.size.experts[kind]} for kind in kinds]
+        # Of one expert, both words mean the same model: one name, so that it runs once.
+        values["model"]["tables"] = self.made.tables if len(kinds) > 1 else "shared"
+        if self.made.table_parameters_of_me:
+            values["model"]["embedding_dim"] = self._wide(len(kinds))
 
     def _wide(self, num_experts: int) -> int:
         """The width at which one shared table (and the gate's, if there is one) equal those of ME."""
@@ -302,10 +313,7 @@ def arms(
                 continue
             alphas: list[tuple[float, ...]] = [()]
             if made.loss is not None:
-                key = made.loss.alphas_key
-                if key not in chosen.alphas:
-                    raise ConfigError(f"size: 'alphas' has no line '{key}', which {name} needs")
-                alphas = [tuple(chosen.alphas[key])]
+                alphas = [chosen.alphas_of(made.loss, name)]
                 if made.loss.every_alpha:
                     alphas = [(alpha,) for alpha in alphas[0]]
             for one in alphas:

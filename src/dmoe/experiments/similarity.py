@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dmoe.metrics.scores import probability_of
+
 Floats = NDArray[np.float64]
 
 
@@ -28,7 +30,7 @@ def error_correlation(labels_N: NDArray[np.bool_], alone: Sequence[Floats]) -> f
 
     None if an expert's error is constant.
     """
-    errors = np.stack([labels_N - 1 / (1 + np.exp(-logits_N)) for logits_N in alone])
+    errors = np.stack([labels_N - probability_of(logits_N) for logits_N in alone])
     if (errors.std(axis=1) == 0).any():
         return None
     matrix: Floats = np.atleast_2d(np.corrcoef(errors))

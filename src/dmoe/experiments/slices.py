@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from dmoe.evaluation.tasks import SplitRows, joint_logits
+from dmoe.evaluation.tasks import SplitRows
 from dmoe.experiments.families import Slice
+from dmoe.metrics.joint import joint_labels, joint_logits
 from dmoe.schema import Schema
 
 _KEPT = ("rows", "positives", "auc", "logloss", "predicted_to_observed")
@@ -71,8 +72,7 @@ def read_slice(path: Path, of: Slice, schema: Schema) -> tuple[NDArray[np.bool_]
     labels = [table[f"label_{link}"] for link in chain]
     known = [one.is_valid().to_numpy() for one in labels]
     positive = [one.fill_null(pa.scalar(False)).to_numpy() for one in labels]
-    all_R = np.logical_and.reduce(positive)
-    known_R = all_R | np.logical_or.reduce([~one & there for one, there in zip(positive, known, strict=True)])
+    all_R, known_R = joint_labels(np.stack(positive, axis=1), np.stack(known, axis=1))
     if of.domain is not None:
         known_R &= table["domain"].to_numpy() == of.domain
     logits = [table[f"logit_{link}"].to_numpy().astype(np.float64) for link in chain]

@@ -27,7 +27,7 @@ from dmoe.experiments.statistics import (
     slope_weights,
     trend,
 )
-from dmoe.metrics.scores import auc, calibration, logloss
+from dmoe.metrics.scores import auc, calibration, logloss, probability_of
 
 # Bytes of scores that are kept in memory at once.
 SCORES_BYTES = 1 << 30
@@ -252,7 +252,7 @@ class ExperimentSummary:
             parts = [self.scores(key) for key in keys]
             mean_R = np.mean([part.logits_R for part in parts], axis=0)
             labels_R = parts[0].labels_R
-            found = calibration(labels_R, 1 / (1 + np.exp(-mean_R)))
+            found = calibration(labels_R, probability_of(mean_R))
             runs[seed] = {
                 "auc": auc(labels_R, mean_R),
                 "logloss": logloss(labels_R, mean_R),

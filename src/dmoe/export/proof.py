@@ -16,6 +16,7 @@ import torch
 
 from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
 from dmoe.export.check import Floats, Scorer
+from dmoe.metrics.joint import joint_labels
 from dmoe.metrics.scores import auc, logloss
 from dmoe.nn.model import DMoE
 from dmoe.outputs import TaskOutputs, probabilities
@@ -55,12 +56,8 @@ def compare(model: DMoE, score: Scorer, data: Path, tasks: Sequence[TaskOutputs]
 
 
 def _label(batch: Batch, chain: Sequence[int]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Of each row (B,): whether all tasks of a chain are 1, and whether that is known: one is 0, or all are 1."""
-    labels_BT = batch.labels_BT.numpy()[:, chain] > 0
-    known_BT = np.ones_like(labels_BT) if batch.known_BT is None else batch.known_BT.numpy()[:, chain]
-    all_B: npt.NDArray[np.bool_] = np.all(labels_BT & known_BT, axis=1)
-    none_B: npt.NDArray[np.bool_] = np.any(~labels_BT & known_BT, axis=1)
-    return all_B, all_B | none_B
+    """Of each row (B,): whether all tasks of a chain are 1, and whether that is known."""
+    return joint_labels(batch.labels_BT.numpy()[:, chain] > 0, batch.known().numpy()[:, chain])
 
 
 @dataclass

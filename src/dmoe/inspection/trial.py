@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmoe.inspection.information import Floats, Integers
-from dmoe.metrics.scores import auc
+from dmoe.metrics.scores import auc, probability_of
 
 _PRIORS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 1e6)
 _RIDGE = 4.0
@@ -92,14 +92,14 @@ class ReadingTrial:
         weights_V = np.zeros(size)
         for _ in range(_STEPS):
             logits_N = start + np.bincount(row_of, weights=weights_V[values], minlength=rows)
-            misses_N = self.labels_N - 1 / (1 + np.exp(-logits_N))
+            misses_N = self.labels_N - probability_of(logits_N)
             weights_V += (np.bincount(values, weights=misses_N[row_of], minlength=size) - _RIDGE * weights_V) / bound_V
             start += float(misses_N[self.fit_N].sum()) / bound
         logits_N = start + np.bincount(row_of_E, weights=weights_V[values_E], minlength=rows)
         judged = values_E[~fit_E]
         known_V = np.bincount(values, minlength=size) > 0
         unseen = float((~known_V[judged]).mean()) if len(judged) else 0.0
-        return self._trial(1 / (1 + np.exp(-logits_N[~self.fit_N])), unseen)
+        return self._trial(probability_of(logits_N[~self.fit_N]), unseen)
 
     def _trial(self, scores_J: Floats, unseen: float) -> Trial:
         return Trial(scores_J, _losses(scores_J, self.labels_J), unseen)

@@ -198,6 +198,11 @@ def scores_of_rows(
     }
 
 
+def relative_weights(weights_N: Floats | None, rows: int) -> Floats:
+    """What each of N rows counts, 1 in the mean."""
+    return np.ones(rows) if weights_N is None else weights_N / weights_N.mean()
+
+
 def probability_of(logits_N: NDArray[Any]) -> Floats:
     """The sigmoid of logits."""
     probabilities_N: Floats = 1 / (1 + np.exp(-logits_N))

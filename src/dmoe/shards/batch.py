@@ -32,6 +32,10 @@ class Batch:
         """Those of the main label."""
         return self.labels_BT[:, 0]
 
+    def known(self) -> Tensor:
+        """Which labels are known, bool (B, T)."""
+        return torch.ones_like(self.labels_BT, dtype=torch.bool) if self.known_BT is None else self.known_BT
+
     def tensors(self) -> list[Tensor]:
         every = (self.ids_BC, self.numeric_BN, self.labels_BT, self.known_BT, self.weights_B)
         return [one for one in every if one is not None]

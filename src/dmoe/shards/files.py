@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dmoe.errors import DataError
-from dmoe.schema import UNKNOWN as UNKNOWN
-from dmoe.schema import CategoricalField, MultiValuedField, Schema
+from dmoe.schema import UNKNOWN, CategoricalField, MultiValuedField, Schema
 from dmoe.shards.writer import arrow_schema
 from dmoe.tokens.lists import as_ids
 from dmoe.values.coded_columns import Column

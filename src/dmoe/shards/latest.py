@@ -20,6 +20,7 @@ from dmoe.schema import (
     FORMAT_VERSION,
     MISSING_ID,
     OOV_ID,
+    UNKNOWN,
     CategoricalField,
     Coverage,
     Domain,
@@ -27,7 +28,7 @@ from dmoe.schema import (
     Schema,
     vocabulary_path,
 )
-from dmoe.shards.files import UNKNOWN, EncodedRows, find_parts, read_chunks
+from dmoe.shards.files import EncodedRows, find_parts, read_chunks
 from dmoe.shards.reader import CHUNK_ROWS
 from dmoe.shards.writer import ShardWriter, arrow_schema
 from dmoe.tokens.lists import as_lists

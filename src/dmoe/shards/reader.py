@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dmoe.errors import ConfigError
-from dmoe.schema import Schema
+from dmoe.schema import UNKNOWN, Schema
 from dmoe.shards.batch import Batch
-from dmoe.shards.files import UNKNOWN, EncodedRows, ShardFile, find_parts, read_chunks
+from dmoe.shards.files import EncodedRows, ShardFile, find_parts, read_chunks
 from dmoe.shards.prefetch import prefetch
 
 CHUNK_ROWS = 65_536

@@ -13,7 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from dmoe.evaluation.tasks import TaskRows
-from dmoe.metrics.scores import calibration, logloss, probability_of
+from dmoe.metrics.scores import calibration, logloss, probability_of, relative_weights
 from dmoe.nn.calibration import KNOTS, LogitMap
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -144,7 +144,7 @@ def choose(labels_R: npt.NDArray[Any], logits_R: Floats, weights_R: Floats | Non
     """
     blocks = np.array_split(np.arange(len(labels_R)), min(_FOLDS, len(labels_R)))
     losses: dict[Kind, Floats] = {}
-    each_R = np.ones(len(labels_R)) if weights_R is None else weights_R / weights_R.mean()
+    each_R = relative_weights(weights_R, len(labels_R))
     signs_R = np.where(labels_R > 0, -1.0, 1.0)
     for kind in KINDS:
         losses[kind] = np.empty(len(labels_R))
@@ -175,7 +175,7 @@ def latest(
     if rows < _LEAST_ROWS:
         return kind, rows
     blocks = np.array_split(np.arange(rows), _BLOCKS)[_FIRST_JUDGED:]
-    each_R = np.ones(len(labels_R)) if weights_R is None else weights_R / weights_R.mean()
+    each_R = relative_weights(weights_R, len(labels_R))
     signs_R = np.where(labels_R > 0, -1.0, 1.0)
 
     def judged(kind: Kind, window: float) -> Floats:

@@ -16,7 +16,7 @@ import torch
 from dmoe.baselines.by_value import by_value
 from dmoe.baselines.kept import kept_logistic
 from dmoe.evaluation.tasks import TaskRows
-from dmoe.metrics.scores import auc, logloss
+from dmoe.metrics.scores import auc, logloss, relative_weights
 from dmoe.nn.linear import LinearPart
 from dmoe.shards.reader import read_once
 
@@ -89,7 +89,7 @@ def best_share(rows: TaskRows) -> float:
     Equal weights of two forecasts are hard to beat by estimated ones (Clemen, Int. J. Forecasting 1989).
     """
     signs_R = np.where(rows.labels_R > 0, -1.0, 1.0)
-    each_R = np.ones(len(rows)) if rows.weights_R is None else rows.weights_R / rows.weights_R.mean()
+    each_R = relative_weights(rows.weights_R, len(rows))
     losses = {share: np.logaddexp(0.0, signs_R * mixed(rows, share)) * each_R for share in _SHARES}
     best = min(_SHARES, key=lambda share: float(losses[share].mean()))
     chosen = 0.0
