@@ -75,6 +75,7 @@ def test_what_python_writes_is_read_back(rows: list[tuple[str, str, str]], style
 
 
 @settings(max_examples=100, deadline=None)
+@example(data=b"\0", chunk_bytes=1)  # a NUL byte alone is no UTF-16
 @given(data=files, chunk_bytes=st.integers(1, 20))
 def test_chunks_are_whole_lines_with_their_numbers(
     data: bytes, chunk_bytes: int, tmp_path_factory: pytest.TempPathFactory

@@ -167,9 +167,13 @@ def check_is_text(start: bytes, path: Path, codec: str | None) -> None:
 
 
 def _wide_text(start: bytes) -> str | None:
-    """Of text whose characters take two or four bytes each, its encoding: most of the upper ones are 0."""
+    """Of text whose characters take two or four bytes each, its encoding: most of the upper ones are 0, and so is that
+    of the first line's end, which tells such text from narrow text with NUL bytes."""
     zeros = [index for index, value in enumerate(start) if value == 0]
     if len(zeros) * 8 <= len(start):
+        return None
+    end = start.find(b"\n")
+    if end >= 0 and end ^ 1 not in zeros:
         return None
     if len(zeros) * 2 > len(start):
         return "UTF-32"
