@@ -13,6 +13,7 @@ from dmoe.errors import DmoeError
 # Command to module and one line of help: a module is imported only when its command runs, so that
 # `dmoe --help` does not wait for torch.
 COMMANDS = {
+    "init": "Write a data.yaml and a run.yaml for a raw log, and print the next three commands.",
     "generate": "Write a planted click log whose Bayes-optimal AUC and logloss are known.",
     "prepare": "Turn raw logs into a data set folder: vocabularies and encoded Parquet shards.",
     "inspect": "Show what is in a raw log or data set, and suggest a data.yaml.",

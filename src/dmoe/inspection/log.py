@@ -56,6 +56,8 @@ class Inspection:
     """`label` and `rate` are those of the main one of the `labels`; `pairs`: how often two of them go together.
 
     `rates`: start of a day or first row of a block, its rows and its label rate. `config`: the data.yaml.
+    `other_labels`: the columns that the label might be as well, where it was chosen for its place only.
+    `rare_labels`: those of which a held-out split may lack a class; in `config` only if they were asked for.
     """
 
     rows: int
@@ -70,6 +72,8 @@ class Inspection:
     config: dict[str, Any]
     comments: dict[str, str] = field(default_factory=dict)
     warnings: list[Suspicion] = field(default_factory=list)
+    other_labels: list[str] = field(default_factory=list)
+    rare_labels: list[str] = field(default_factory=list)
 
     def yaml(self) -> str:
         """The data.yaml, with what else its columns may be as comments."""
@@ -110,8 +114,10 @@ def inspect_log(inputs: Sequence[str], *, label: str | Sequence[str] | None = No
         for name in names
         if name not in taken
     ]
-    suggestion = suggest([one.facts for one in seen], columns, seen, labels, form)
-    suggestion.comments.update({f"label {name}": note for name, note in nested(labels, pairs).items()})
+    suggestion = suggest([one.facts for one in seen], columns, seen, labels, form, asked=bool(asked))
+    said = suggestion.config.get("labels", {})
+    notes = {f"label {name}": note for name, note in nested(labels, pairs).items() if name in said}
+    suggestion.comments.update(notes)
     for name in also_labels(found, labels):
         suggestion.comments[name] = "may be a label; what is known only after the row was shown is no field"
     if others:
@@ -129,6 +135,8 @@ def inspect_log(inputs: Sequence[str], *, label: str | Sequence[str] | None = No
         suggestion.config,
         suggestion.comments,
         [found for one in labels for found in _suspicions(seen, columns, one, several=len(labels) > 1)],
+        others,
+        list(suggestion.rare),
     )
 
 

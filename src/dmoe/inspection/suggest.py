@@ -4,33 +4,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import yaml
-from scipy.stats import chi2
 
 from dmoe.config.data import DataConfig
 from dmoe.config.fields import check_field_name
 from dmoe.errors import DataError
 from dmoe.inspection.columns import TextColumn
-from dmoe.inspection.information import chance_divergence, jensen_shannon
 from dmoe.inspection.kinds import MIN_COUNTS, MISSING_WORDS, ColumnFacts, Found
 from dmoe.inspection.log_labels import LogLabel, said_of
+from dmoe.inspection.splitting import split_of, too_rare
 from dmoe.inspection.times import parts_of
 from dmoe.validation import validate
 
-_FEW_OF_A_CLASS = 1000
 _FEW_UNSEEN = 0.01
-_BLOCKS = 20
-_FREQUENT = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """`comments` by field, by the keys label, split and min_count, and by column that is left out."""
+    """`comments` by field, by the keys label, split and min_count, and by column that is left out. `rare`: labels of
+    which a held-out split may lack a class."""
 
     config: dict[str, Any]
     comments: dict[str, str]
+    rare: Sequence[str] = ()
 
     def text(self) -> str:
         """YAML, comments at the end of the line that they are about or, of columns left out, at the end."""
@@ -93,8 +89,10 @@ def suggest(
     found: Sequence[Found],
     labels: Sequence[LogLabel],
     form: dict[str, Any],
+    *,
+    asked: bool = False,
 ) -> Suggestion:
-    """What to prepare the log with.
+    """What to prepare the log with. Labels that are too rare for the splits are left out, unless they were `asked` for.
 
     Raises: DataError if no column can be a field.
     """
@@ -109,8 +107,13 @@ def suggest(
     derive = _derived(facts, [name for one in labels for name in (one.name, one.column)])
     if not (categorical or numeric or several or derive):
         raise DataError("no column can be a field: all are constant or the number of the row")
-    split, why = _split(columns, found, labels[0].labels_N)
+    split, why = split_of(columns, found, labels[0].labels_N)
     comments["split"] = why
+    rare = too_rare(labels, split, columns, found)
+    for one in labels:
+        if one.name in rare and not asked:
+            comments[one.column] = "a label with too few rows of a class for the splits"
+    said = [one for one in labels if asked or one.name not in rare]
     kinds: dict[str, dict[str, Any]] = {
         "categorical": {name: {} for name in [*categorical, *derive]},
         "numeric": numeric,
@@ -121,12 +124,12 @@ def suggest(
     fields |= {kind: options for kind, options in kinds.items() if options}
     if not any(fields.get("categorical", {}).values()):
         fields["categorical"] = list(kinds["categorical"])
-    values: dict[str, Any] = {**said_of(labels), "split": split, "fields": fields}
+    values: dict[str, Any] = {**said_of(said), "split": split, "fields": fields}
     if derive:
         values["derive"] = derive
     values["format"] = {**form, "missing": missing}
     validate(DataConfig, values, "suggested data.yaml")
-    return Suggestion(values, comments)
+    return Suggestion(values, comments, rare)
 
 
 def _rename(kinds: dict[str, dict[str, Any]], comments: dict[str, str]) -> None:
@@ -209,53 +212,3 @@ def _min_count(facts: Sequence[ColumnFacts], comments: dict[str, str]) -> int:
         shares = ", ".join(f"{most.unseen[least]:.0%} at {least}" for least in MIN_COUNTS)
         comments["min_count"] = f"later rows without a token of '{most.name}', the worst: {shares}"
     return fits[0]
-
-
-def _split(
-    columns: Mapping[str, TextColumn], found: Sequence[Found], labels_N: npt.NDArray[np.int64]
-) -> tuple[dict[str, Any], str]:
-    """How to split the rows, and why."""
-    few = min(int(labels_N.sum()), int(len(labels_N) - labels_N.sum()))
-    if few < _FEW_OF_A_CLASS:
-        return {"kind": "stratified"}, f"{few:,} rows of the rarer class"
-    by_time = [one for one in found if one.times is not None and not one.facts.missing]
-    for one in by_time:
-        assert one.times is not None
-        if one.times.ordered:
-            form = {"format": one.times.format}
-            return {"kind": "time", "column": one.facts.name, **form}, "the last rows in time are the test"
-    tenths = [int(part.sum()) for part in np.array_split(labels_N, 10)]
-    sizes = [len(part) for part in np.array_split(labels_N, 10)]
-    mixed = all(20 <= clicks <= size - 20 for clicks, size in zip(tenths, sizes, strict=True))
-    for one in by_time:
-        assert one.times is not None
-        if one.times.rising(columns[one.facts.name]) > 0.999 and mixed:
-            return {"kind": "ordered"}, f"the rows follow '{one.facts.name}', some of whose times name a zone"
-    changing = _changing(columns, found, labels_N)
-    if changing is not None and mixed:
-        return {"kind": "ordered"}, f"the rows have an order: {changing} changes along them"
-    if by_time:
-        return {"kind": "stratified"}, f"some times of '{by_time[0].facts.name}' name a zone and some do not"
-    return {"kind": "stratified"}, "the rows show no order"
-
-
-def _changing(columns: Mapping[str, TextColumn], found: Sequence[Found], labels_N: npt.NDArray[np.int64]) -> str | None:
-    """What changes from the first to the last rows far more than chance."""
-    blocks = np.array_split(labels_N, _BLOCKS)
-    rate = float(labels_N.mean())
-    excess = sum((float(block.sum()) - len(block) * rate) ** 2 / (len(block) * rate * (1 - rate)) for block in blocks)
-    if chi2.sf(excess, _BLOCKS - 1) < 1e-9:
-        return "the label rate"
-    half = len(labels_N) // 2
-    for one in found:
-        if one.facts.kind != "categorical":
-            continue
-        column = columns[one.facts.name]
-        codes_N = np.where(column.codes_N < 0, len(column.texts), column.codes_N)
-        rank_V = np.empty(len(column.texts) + 1, dtype=np.int64)
-        rank_V[np.argsort(-np.append(column.counts_V, 0), kind="stable")] = np.arange(len(rank_V))
-        places = np.minimum(rank_V[codes_N], _FREQUENT)
-        first, second = (np.bincount(part, minlength=_FREQUENT + 1) for part in (places[:half], places[half:]))
-        if jensen_shannon(first, second) > 2 * chance_divergence(first, second) + 0.002:
-            return f"'{one.facts.name}'"
-    return None
