@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmoe.nn.experts import GwPFM
 from dmoe.shards.batch import Batch
+from dmoe.training.engine import StepLoss
 
 SMALL = Sizes(embedding_dim=4, hidden_units=(10, 9, 8), cin_units=6, expert_units=7, gate_units=5)
 MODELS = [("dnn", "linear"), ("dcnv2", "linear"), ("deepfm", "linear"), ("xdeepfm", "linear"), ("dcnv2", "d-moe")]
@@ -140,6 +141,14 @@ def test_profile_sees_every_part_and_changes_nothing() -> None:
     assert 0 < embedding_and_optimiser_share(watch.milliseconds) < 1
     for name, value in plain.state().items():
         assert torch.equal(value, watched.state()[name]), name
+
+
+def test_a_peers_model_is_trained_by_our_engine() -> None:
+    case = small_case("deepfm", head="linear")
+    job, batch = case.job(case.contestants[0]), first_batch(case)
+    engine = make_engine(make_model(job), job)
+    losses = [one.total for one in StepLoss.read([engine.step(batch, step) for step in range(20)])]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.slow

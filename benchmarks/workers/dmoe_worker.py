@@ -6,7 +6,6 @@ Shape suffixes: B rows, C categorical fields, F fields, D embedding width.
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from dmoe.nn.build import build_model
 from dmoe.nn.experts import expert_class
 from dmoe.nn.experts.fm import FM
 from dmoe.nn.objective import Objective
+from dmoe.nn.output import DMoEOutput
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.nn.tables.lookup import TableRows
 from dmoe.nn.task_losses import TaskLoss, TaskLosses
@@ -65,14 +65,14 @@ class PeersModel(nn.Module):
 
     def forward(
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None
-    ) -> SimpleNamespace:
+    ) -> DMoEOutput:
         embeddings_BFD, *first_order = self.embedding(ids_BC, numeric_BN, rows)
         logit_B1 = self.head(self.interaction(embeddings_BFD))
         if self.fm is not None:
             logit_B1 = logit_B1 + self.fm(embeddings_BFD)
         for weights_BF1 in first_order:
             logit_B1 = logit_B1 + weights_BF1.sum(dim=1)
-        return SimpleNamespace(logit=logit_B1.squeeze(1), gate_loss=None)
+        return DMoEOutput(logit_B1.squeeze(1), (), torch.ones_like(logit_B1), (), (), ())
 
 
 def make_model(job: Job) -> nn.Module:
