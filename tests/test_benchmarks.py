@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmoe.nn.experts import GwPFM
 from dmoe.shards.batch import Batch
-from dmoe.training.engine import StepLoss
+from dmoe.training.step_values import StepLoss
 
 SMALL = Sizes(embedding_dim=4, hidden_units=(10, 9, 8), cin_units=6, expert_units=7, gate_units=5)
 MODELS = [("dnn", "linear"), ("dcnv2", "linear"), ("deepfm", "linear"), ("xdeepfm", "linear"), ("dcnv2", "d-moe")]

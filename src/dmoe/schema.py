@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from dmoe.disk.files import check_in_place, read_json, write_text
+from dmoe.disk.files import read_json, write_text
+from dmoe.disk.replaced import check_in_place
 from dmoe.errors import ConfigError, DataError
 from dmoe.validation import validate
 from dmoe.values.canonical import ValueForm

@@ -11,18 +11,10 @@ from typing import Any
 
 import pytest
 
-from dmoe.disk import files
+from dmoe.disk import files, replaced
 from dmoe.disk.exchange import exchange
-from dmoe.disk.files import (
-    append_json_line,
-    check_in_place,
-    only_writer,
-    read_json_lines,
-    remove_leftovers,
-    replaced_path,
-    write_text,
-    written_aside,
-)
+from dmoe.disk.files import append_json_line, only_writer, read_json_lines, remove_leftovers, write_text, written_aside
+from dmoe.disk.replaced import check_in_place, replaced_path
 from dmoe.errors import DataError, DmoeError
 from dmoe.machine import limits
 
@@ -53,7 +45,7 @@ class Failing:
 
 def in_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a file system that cannot exchange two names."""
-    monkeypatch.setattr(files, "exchange", lambda *_: False)
+    monkeypatch.setattr(replaced, "exchange", lambda *_: False)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -113,7 +105,7 @@ def test_a_reader_waits_for_an_exchange_in_two_steps_and_names_one_cut_off(
     assert path.is_dir()
     later.join()
     path.rename(tmp_path / "away")
-    monkeypatch.setattr(files, "_REPLACED_WITHIN_S", 0.05)
+    monkeypatch.setattr(replaced, "_REPLACED_WITHIN_S", 0.05)
     with pytest.raises(DataError, match=r"folder: was being replaced when that was cut off; .*\.folder\.replaced: run"):
         check_in_place(path)
 

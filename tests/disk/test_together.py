@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dmoe.disk.files import replaced_path
+from dmoe.disk.replaced import replaced_path
 from dmoe.disk.together import written_together
 from dmoe.errors import DmoeError
 

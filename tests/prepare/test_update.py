@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dmoe.cli.main import main
 from dmoe.config.data import DataConfig
-from dmoe.disk import files
+from dmoe.disk import replaced
 from dmoe.errors import DataError
 from dmoe.prepare import restart
 from dmoe.prepare.prepare import prepare
@@ -156,7 +156,7 @@ def test_a_kill_while_the_old_data_is_replaced_loses_nothing(tmp_path: Path, mon
     def killed(_one: Path, _other: Path) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "exchange", killed)
+    monkeypatch.setattr(replaced, "exchange", killed)
     with pytest.raises(KeyboardInterrupt):
         update(tmp_path / "data", [str(logs[1])])
     monkeypatch.undo()

@@ -23,8 +23,9 @@ from dmoe.optim.deferred_device import DeferredAdamOnDevice
 from dmoe.schema import CategoricalField, NumericField, Schema
 from dmoe.shards.batch import Batch
 from dmoe.training.device import moved_ahead
-from dmoe.training.engine import Engine, StepLoss
+from dmoe.training.engine import Engine
 from dmoe.training.loop import train
+from dmoe.training.step_values import StepLoss
 from tests.small_runs import small_config
 from tests.training.test_loop import StopAt, assert_same_bits
 from tests.training.test_waits_for_nothing import RefusesToWait

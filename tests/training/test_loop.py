@@ -18,9 +18,10 @@ from dmoe.evaluation.evaluate import quick_metrics
 from dmoe.schema import FORMAT_VERSION, Schema
 from dmoe.shards.batch import Batch
 from dmoe.shards.reader import SplitReader
-from dmoe.training.engine import Engine, StepLoss
+from dmoe.training.engine import Engine
 from dmoe.training.loop import train
 from dmoe.training.progress import Silent
+from dmoe.training.step_values import StepLoss
 from dmoe.weights.run import Run
 from tests.small_runs import small_config, write_data
 

@@ -16,18 +16,19 @@ import torch
 from filelock import FileLock
 
 from dmoe.config.run import load_config
-from dmoe.disk import files
+from dmoe.disk import durable, files, replaced
 from dmoe.disk.exchange import exchange
-from dmoe.disk.files import read_json, read_json_lines, replaced_path
+from dmoe.disk.files import read_json, read_json_lines
+from dmoe.disk.replaced import replaced_path
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.evaluation import evaluate
 from dmoe.evaluation.evaluate import correlate_run, evaluate_run
 from dmoe.shards.files import HeldData
 from dmoe.shards.reader import SplitReader
 from dmoe.training import finish, loop
-from dmoe.training.engine import StepLoss
 from dmoe.training.loop import train
 from dmoe.training.progress import Silent
+from dmoe.training.step_values import StepLoss
 from dmoe.weights.run import Run, choose_device
 from tests.small_runs import small_config, write_data
 from tests.training.test_loop import StopAt, assert_same_bits
@@ -135,6 +136,14 @@ def test_an_overwritten_run_stays_until_the_new_one_has_weights(small_data, tmp_
         train(small_config(), small_data, run.path, resume=True)
 
 
+STEPS_OF_REPLACING: list[tuple[Any, str]] = [
+    (replaced, "exchange"),
+    *((module, "sync") for module in (durable, files, replaced)),
+    (Path, "rename"),
+    (Path, "replace"),
+]
+
+
 @pytest.mark.parametrize("one_step", [True, False])
 @pytest.mark.parametrize("ended", [KeyboardInterrupt, None])
 def test_whatever_ends_an_overwriting_at_any_step_the_earlier_run_is_there(
@@ -143,7 +152,7 @@ def test_whatever_ends_an_overwriting_at_any_step_the_earlier_run_is_there(
     """At each renaming and sync: as an interruption, and as a kill, after which nothing is cleaned up."""
     output, config = tmp_path / "run", small_config("training.epochs=1")
     if not one_step:
-        monkeypatch.setattr(files, "exchange", lambda *_: False)
+        monkeypatch.setattr(replaced, "exchange", lambda *_: False)
     weights = whole.weights.read_bytes()
     for at in range(1, 100):
         shutil.rmtree(output, ignore_errors=True)
@@ -164,7 +173,7 @@ def test_whatever_ends_an_overwriting_at_any_step_the_earlier_run_is_there(
             return call
 
         with monkeypatch.context() as patch:
-            for owner, name in ((files, "exchange"), (files, "sync"), (Path, "rename"), (Path, "replace")):
+            for owner, name in STEPS_OF_REPLACING:
                 patch.setattr(owner, name, counted(getattr(owner, name)))
             patch.setattr(loop, "_Trainer", fail(Stopped()))
             if ended is None:

@@ -26,8 +26,9 @@ from dmoe.schema import Schema
 from dmoe.tokens.encoder import RawEncoder
 from dmoe.tokens.lists import split_values
 from dmoe.validation import validate
-from dmoe.values.canonical import MissingTexts, MissingWordsWarning, ValueForm, forms_of, merged
+from dmoe.values.canonical import MissingWordsWarning, ValueForm, forms_of, merged
 from dmoe.values.coded_columns import as_text, carriers_of
+from dmoe.values.missing import MissingTexts
 
 
 def form_of(values: list[str]) -> ValueForm:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from dmoe.baselines.models import MODELS, Kind, Model, Tell
 from dmoe.config.data import SPLITS
-from dmoe.disk.files import check_in_place, check_links, put_back, read_json, write_json, written_aside
+from dmoe.disk.files import check_links, read_json, write_json, written_aside
+from dmoe.disk.replaced import check_in_place, put_back
 from dmoe.errors import ConfigError, DataError, nearest
 from dmoe.metrics.scores import scores_of_split
 from dmoe.metrics.unseen_rows import UnseenRows

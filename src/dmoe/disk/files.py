@@ -1,8 +1,4 @@
-"""Files and folders that are whole or absent: written aside, brought to the disk, then renamed.
-
-A folder takes the place of another one in one step. Where the file system has none, the earlier one is moved to
-`.NAME.replaced` first; whatever fails in between, it is put back, or stays there.
-"""
+"""Files and folders that are whole or absent: written aside, brought to the disk, then renamed."""
 
 import errno
 import glob
@@ -11,7 +7,6 @@ import math
 import os
 import platform
 import shutil
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,18 +15,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dmoe.disk.exchange import exchange
+from dmoe.disk.durable import remove, sync, sync_tree
+from dmoe.disk.replaced import keep_beside, take_place
 from dmoe.errors import DataError, DmoeError
 
 # Of JSON and JSON-lines files; a file of holes takes no room on a disk, and all of it in memory.
 _MOST_TEXT_BYTES = 1 << 28
 
-# What file systems say that cannot bring a folder to the disk, or need not.
-_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 # Process numbers say nothing about the processes of another machine, which may see the same folder.
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
-# Two renames take far less.
-_REPLACED_WITHIN_S = 2.0
 
 
 @contextmanager
@@ -102,173 +94,10 @@ def give_usual_mode(path: Path) -> None:
         usual.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk. Raises: OSError if that fails."""
-    if path.is_dir() and os.name == "nt":
-        return
-    # Windows syncs only what is open for writing.
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not path.is_dir() or error.errno not in _NO_FOLDER_SYNC:
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(path: Path) -> None:
-    """`sync` of a file, or of a folder and all that is in it."""
-    if path.is_dir():
-        for folder, _, names in os.walk(path):
-            for name in names:
-                sync(Path(folder) / name)
-            sync(Path(folder))
-    else:
-        sync(path)
-
-
-def sync_files(folder: Path) -> None:
-    """`sync_tree` of a folder at work, where files may come and go meanwhile."""
-    for path in sorted(folder.rglob("*")):
-        with suppress(FileNotFoundError):
-            sync(path)
-    sync(folder)
-
-
-def remove(path: Path) -> None:
-    """Removes a file, a link or a folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes were writing aside in a folder. For its only writer."""
     for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
         remove(path)
-
-
-def replaced_path(path: Path) -> Path:
-    """Where what was at `path` waits while something else takes its place."""
-    return path.with_name(f".{path.name}.replaced")
-
-
-def take_place(new: Path, path: Path) -> None:
-    """Puts the whole folder `new` in the place of what is at `path`, which is removed afterwards.
-
-    One step where the file system has it, else two, between which nothing is at `path`: see `check_in_place`.
-
-    Raises: OSError if a renaming fails or the disk does; what was at `path` is then there again, or, if even that
-    fails, DmoeError says where it is.
-    """
-    if exchange(new, path):
-        try:
-            sync(path.parent)
-        except BaseException:
-            exchange(new, path)
-            raise
-        with suppress(OSError):  # a remainder that cannot be removed loses nothing
-            remove(new)
-        return
-    _in_two_steps(new, path)
-    drop_replaced(path)
-
-
-def _in_two_steps(new: Path, path: Path) -> None:
-    """Sets what is at `path` aside and puts `new` there."""
-    try:
-        set_aside(path)
-        new.rename(path)
-        sync(path.parent)
-    except BaseException:
-        if not new.exists():
-            path.rename(new)
-        put_back(path)
-        raise
-
-
-def keep_beside(new: Path, path: Path) -> None:
-    """Puts the whole folder `new` in the place of what is at `path`, which is at `replaced_path` afterwards.
-
-    One step where the file system has it, else two, as `take_place`.
-
-    Raises: OSError, DmoeError as `take_place`.
-    """
-    replaced, number = replaced_path(path), new.stat().st_ino
-    remove(replaced)  # an older one, which a kill kept from being removed
-    new.rename(replaced)
-    try:
-        if exchange(replaced, path):
-            sync(path.parent)
-            return
-    except BaseException:
-        if replaced.stat().st_ino == number:  # not exchanged
-            replaced.rename(new)
-        raise
-    replaced.rename(new)
-    _in_two_steps(new, path)
-
-
-def bring_back(path: Path) -> None:
-    """What `keep_beside` kept, if anything, takes its place again; what is there now is removed.
-
-    Raises: OSError, DmoeError as `put_back`.
-    """
-    replaced = replaced_path(path)
-    if not replaced.exists():
-        return
-    if path.exists() and exchange(replaced, path):
-        sync(path.parent)
-        drop_replaced(path)
-    else:
-        remove(path)
-        put_back(path)
-
-
-def check_in_place(path: Path) -> None:
-    """For readers of a folder: waits while it is being replaced in two steps.
-
-    Raises: DataError if that takes too long, as after a kill between the two; the message says where the folder is.
-    """
-    until = time.monotonic() + _REPLACED_WITHIN_S
-    while not path.exists() and replaced_path(path).exists():
-        if time.monotonic() > until:
-            raise DataError(
-                f"{path}: was being replaced when that was cut off; what was there is {replaced_path(path)}: run the "
-                "same command again, or rename it back"
-            )
-        time.sleep(0.01)
-
-
-def set_aside(path: Path) -> None:
-    """Moves what is at `path`, if anything, out of the way. Raises: OSError."""
-    if path.exists() or path.is_symlink():
-        remove(replaced_path(path))  # an older one, which a kill kept from being removed
-        path.rename(replaced_path(path))
-
-
-def put_back(path: Path) -> None:
-    """Moves what was set aside back to `path`, if nothing is there.
-
-    Raises: DmoeError naming its place if that fails.
-    """
-    replaced = replaced_path(path)
-    if replaced.exists() and not path.exists():
-        try:
-            replaced.rename(path)
-            sync(path.parent)
-        except OSError as error:
-            raise DmoeError(
-                f"{path}: what was there is kept as {replaced}, for it could not be moved back ({error.strerror})"
-            ) from None
-
-
-def drop_replaced(path: Path) -> None:
-    """Removes what was set aside; a remainder that cannot be removed loses nothing."""
-    with suppress(OSError):
-        remove(replaced_path(path))
 
 
 @contextmanager

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dmoe.disk.files import aside_of, remove, replaced_path, sync, written_aside
+from dmoe.disk.durable import remove, sync
+from dmoe.disk.files import aside_of, written_aside
+from dmoe.disk.replaced import replaced_path
 from dmoe.errors import DmoeError
 
 

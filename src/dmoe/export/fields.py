@@ -24,8 +24,8 @@ from dmoe.tokens.quantiles import bucket_of, coded_buckets
 from dmoe.tokens.scalars import FLOAT32_MAX, Fault, hasher, missing_numbers, parse_number, token_maker
 from dmoe.tokens.times import deriver
 from dmoe.validation import validate
-from dmoe.values.canonical import MissingTexts
 from dmoe.values.coded_columns import MISSING, CodedColumn
+from dmoe.values.missing import MissingTexts
 
 Column: TypeAlias = npt.NDArray[Any]
 Features: TypeAlias = dict[str, Column]  # input name -> (R, 1), or (R, L) of a multi-valued field

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dmoe.disk.files import check_in_place, check_links, read_json
+from dmoe.disk.files import check_links, read_json
+from dmoe.disk.replaced import check_in_place
 from dmoe.errors import ConfigError, DataError
 from dmoe.schema import Task
 from dmoe.validation import validate
-from dmoe.values.canonical import Kind
+from dmoe.values.spelling import Kind
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 2

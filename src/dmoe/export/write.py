@@ -11,7 +11,8 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from dmoe.disk.files import put_back, write_json, written_aside
+from dmoe.disk.files import write_json, written_aside
+from dmoe.disk.replaced import put_back
 from dmoe.errors import DataError, DmoeError, UserError
 from dmoe.evaluation.evaluate import expert_names
 from dmoe.export.check import Decoder, check_tokens

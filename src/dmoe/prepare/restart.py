@@ -15,18 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dmoe.disk.files import (
-    append_json_line,
-    put_back,
-    read_json,
-    replaced_path,
-    sync,
-    sync_files,
-    sync_tree,
-    take_place,
-    write_json,
-    write_json_lines,
-)
+from dmoe.disk.durable import sync, sync_files, sync_tree
+from dmoe.disk.files import append_json_line, read_json, write_json, write_json_lines
+from dmoe.disk.replaced import put_back, replaced_path, take_place
 from dmoe.errors import DataError
 
 # A step of syncing takes well below a second.

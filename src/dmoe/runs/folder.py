@@ -20,15 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from dmoe.config.run import RunConfig
-from dmoe.disk.files import (
-    check_in_place,
-    check_links,
-    read_json,
-    replaced_path,
-    write_json,
-    write_text,
-    written_aside,
-)
+from dmoe.disk.files import check_links, read_json, write_json, write_text, written_aside
+from dmoe.disk.replaced import check_in_place, replaced_path
 from dmoe.errors import ConfigError, DataError
 from dmoe.schema import Schema
 from dmoe.shards.files import digest_of

@@ -22,8 +22,10 @@ from dmoe.tokens.fields import raw_valued, tokens
 from dmoe.tokens.lists import split_values
 from dmoe.tokens.number_format import number_reader, plain_maker, without_numbers
 from dmoe.tokens.scalars import FLOAT32_MAX, Fault
-from dmoe.values.canonical import LostFormError, MissingTexts, ValueForm, float_text
+from dmoe.values.canonical import LostFormError, ValueForm
 from dmoe.values.coded_columns import EXACT_BELOW
+from dmoe.values.missing import MissingTexts
+from dmoe.values.spelling import float_text
 
 pc: Any = pyarrow.compute
 

@@ -15,7 +15,7 @@ from dmoe.config.run import OptimiserConfig
 from dmoe.distributed.exchange import Request
 from dmoe.distributed.layout import RowLayout
 from dmoe.distributed.world import World
-from dmoe.errors import DataError, NonFiniteLossError
+from dmoe.errors import NonFiniteLossError
 from dmoe.kernels.row_parallel import HALF_DTYPES
 from dmoe.nn.gate import Gate
 from dmoe.nn.mlp import BatchNorm
@@ -27,37 +27,7 @@ from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.nn.task_losses import RowLabels
 from dmoe.optim import EmbeddingOptimiser, Numbering, RowClip, make_embedding_optimiser
 from dmoe.shards.batch import Batch
-
-
-@dataclass(frozen=True, slots=True)
-class StepLoss:
-    """Losses of one batch: the total of eq. 12, its mean logloss and its weighted de-correlation."""
-
-    total: float
-    logloss: float
-    decorrelation: float
-    gradient_norm: float = 0.0  # 0 where nobody asked for it
-    bad_row: float = -1.0  # of the batch, and the column: where the first id outside its vocabulary stands
-    bad_column: float = -1.0
-
-    @classmethod
-    def read(cls, values: Sequence[Tensor]) -> "list[StepLoss]":
-        """What `Engine.step` gave for several batches; waits once for the device."""
-        return [cls(*found) for found in torch.stack(list(values)).tolist()] if values else []
-
-    def check(self) -> None:
-        """Raises: NonFiniteLossError if the loss or the gradient is not finite, DataError for ids out of range."""
-        if self.bad_row >= 0:
-            raise DataError(
-                f"row {int(self.bad_row)} of the batch: the id in column {int(self.bad_column)} is outside its "
-                "vocabulary; encode the rows with the vocabularies that the model was made with"
-            )
-        if not math.isfinite(self.total):
-            raise NonFiniteLossError(
-                f"the loss is {self.total} (logloss {self.logloss}, de-correlation {self.decorrelation})"
-            )
-        if not math.isfinite(self.gradient_norm):
-            raise NonFiniteLossError(f"the norm of the gradient is {self.gradient_norm}")
+from dmoe.training.step_values import Asked, StepLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +36,6 @@ class RowGradient:
 
     rows_U: Tensor
     gradient_US: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a process asks all to do after a step: to stop, to save the state."""
-
-    stop: bool = False
-    save: bool = False
-
-    def numbers(self) -> list[float]:
-        return [float(self.stop), float(self.save)]
-
-    @classmethod
-    def read(cls, numbers: Sequence[float]) -> "Asked":
-        """Of the sums over processes."""
-        return cls(*(number > 0 for number in numbers))
 
 
 class Engine:

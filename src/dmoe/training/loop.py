@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,16 @@ import torch
 from torch import Tensor
 
 from dmoe.config.run import RunConfig, TrainingConfig
-from dmoe.disk.files import (
-    append_json_line,
-    bring_back,
-    drop_replaced,
-    only_writer,
-    put_back,
-    read_json_lines,
-    remove_leftovers,
-    write_json_lines,
-)
+from dmoe.disk.files import append_json_line, only_writer, read_json_lines, remove_leftovers, write_json_lines
+from dmoe.disk.replaced import drop_replaced, put_back
 from dmoe.distributed.world import World
-from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
+from dmoe.errors import DataError, Interrupted, NonFiniteLossError
 from dmoe.evaluation.evaluate import (
     SCORING_ROWS,
-    check_split,
     quick_metrics,
 )
 from dmoe.machine.stopping import StopRequest, stop_requests
-from dmoe.nn.build import build_model, check_model
+from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
@@ -38,18 +29,20 @@ from dmoe.shards.prefetch import prefetch
 from dmoe.shards.reader import SplitReader
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dmoe.training.device import moved_ahead, with_following
-from dmoe.training.engine import Asked, Engine, StepLoss
+from dmoe.training.engine import Engine
 from dmoe.training.finish import finish
 from dmoe.training.log_facts import LogFacts, measure_log
-from dmoe.training.objective import check_tasks, make_objective, monitored_value
+from dmoe.training.objective import make_objective, monitored_value
+from dmoe.training.opening import earlier_run_back, open_run
 from dmoe.training.position import Position
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import l2_scales, needs_facts, resolved, shrink
 from dmoe.training.replacement import Replacement
 from dmoe.training.served import with_rows_of_all
+from dmoe.training.step_values import Asked, StepLoss
 from dmoe.training.together import check_together
-from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_start
-from dmoe.weights.run import FirstWeights, Run, choose_device, load_tensors_into, table_layouts
+from dmoe.training.warm_start import set_given_vectors
+from dmoe.weights.run import Run, choose_device, load_tensors_into, table_layouts
 from dmoe.weights.stream import save_together
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
@@ -95,9 +88,9 @@ def train(
         config = resolved(config, facts)
     if world.several:
         check_together(config)
-    run = world.first(lambda: _open_run(config, schema, data, output, resume, overwrite, start)) or Run.open(output)
+    run = world.first(lambda: open_run(config, schema, data, output, resume, overwrite, start)) or Run.open(output)
     watcher = watcher or Silent()
-    with only_writer(output) if world.is_first else nullcontext(), _earlier_run_back(run, world), held.in_use():
+    with only_writer(output) if world.is_first else nullcontext(), earlier_run_back(run, world), held.in_use():
         if world.is_first:
             watcher.resolved(run.config)
             remove_leftovers(output)
@@ -107,68 +100,6 @@ def train(
         finally:
             watcher.stop()
     return run
-
-
-def _open_run(
-    config: RunConfig, schema: Schema, data: Path, output: Path, resume: bool, overwrite: bool, start: Run | None
-) -> Run:
-    """The run to go on with, or a new one."""
-    if resume and (output / "config.yaml").is_file():
-        run = Run.open(output)
-        if run.config != config:
-            raise ConfigError(
-                f"{output / 'config.yaml'}: differs from the configuration given; resume with the same one "
-                "(or none), or choose another --output"
-            )
-        run.data_folder(data)
-        if (output / "metrics.json").is_file():
-            raise DataError(f"{output}: this run is complete; there is nothing to resume")
-        run.check_rows(data)
-        return run
-    choose_device(config.training.device)
-    _check_splits(data, len(config.model.mixed(schema)))
-    check_model(config.model, config.decorrelation, schema)
-    check_tasks(config, schema)
-    first = _first_weights(config, schema, data, start) if start else None
-    if not (overwrite and (output / "config.yaml").is_file()):
-        return Run.create(output, config, schema, data, first)
-    with only_writer(output), _earlier_run_back(Run(output), World()):
-        _without_attempt(output)
-        return Run.create(output, config, schema, data, first, replace=True)
-
-
-def _without_attempt(output: Path) -> None:
-    """Undoes an earlier attempt to replace a run, if it was ended before it had weights."""
-    if not Run(output).weights.is_file():
-        bring_back(output)
-
-
-@contextmanager
-def _earlier_run_back(run: Run, world: World) -> Iterator[None]:
-    """Puts the run that was replaced back if the new one fails before it has weights."""
-    try:
-        yield
-    except Interrupted:
-        raise
-    except BaseException:
-        if world.is_first:
-            _without_attempt(run.path)
-        raise
-
-
-def _first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) -> FirstWeights:
-    model = build_model(config.model, schema, seed=config.training.seed)
-    set_given_vectors(model, schema, data)
-    kept, tokens = warm_start(model, schema, data, start)
-    return FirstWeights(start.path, kept, tokens, unknown_values(schema, data, start), model.state_dict())
-
-
-def _check_splits(data: Path, num_experts: int) -> None:
-    """What the evaluations need of the data, said before an epoch is spent."""
-    check_split(data, "train", 1)
-    for split in ("valid", "test"):
-        if split == "valid" or (data / split).is_dir():
-            check_split(data, split, num_experts)
 
 
 class _Trainer:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from dmoe.training.engine import StepLoss
+from dmoe.training.step_values import StepLoss
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from dmoe.config.run import RunConfig
 from dmoe.decorrelation import scales_of_alpha
-from dmoe.training.engine import StepLoss
+from dmoe.training.step_values import StepLoss
 
 
 class Watcher(Protocol):

@@ -8,9 +8,8 @@ V distinct values.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,29 @@ import pyarrow.compute
 from pydantic import BaseModel, ConfigDict
 
 from dmoe.errors import DataError
+from dmoe.values.spelling import (
+    BOOLEANS,
+    CLOCK,
+    CLOCK_TEXT,
+    DATE,
+    INFINITY,
+    INFINITY_TEXT,
+    NUMBER_LIKE,
+    NUMBER_TEXT,
+    PLAIN,
+    RULES,
+    UUID,
+    UUID_TEXT,
+    Kind,
+    clock_text,
+    float_text,
+    is_clock,
+    number_text,
+    parsed_time,
+)
 
 pc: Any = pyarrow.compute
 Column: TypeAlias = Any
-Kind = Literal["text", "integer", "number", "boolean", "date", "time", "clock", "uuid"]
 # How values are written, each form with the least text that shows it; of a carrier, "from …", with its type's name.
 Forms: TypeAlias = dict[str, str]
 Carriers: TypeAlias = Mapping[str, str]  # what types a column came in, beside text: "number" -> "int64"
@@ -35,23 +53,8 @@ READER_WORDS = (
 _WORDS = frozenset(READER_WORDS)
 _TEXT: pa.DataType = pa.string()
 
-_PLAIN = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.([0-9]+))?", re.ASCII)
-_NUMBER_LIKE = r"[ \t]*[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?[ \t]*"
-_INFINITY = r"[ \t]*[-+]?(?:inf|infinity)[ \t]*"
-_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-_CLOCK = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
-_ZONE = r" ?(?:Z|UTC|[-+][0-9]{2}(?::?[0-9]{2})?)"
-_UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
-_NUMBER_TEXT = re.compile(_NUMBER_LIKE, re.ASCII)
-_INFINITY_TEXT = re.compile(_INFINITY, re.IGNORECASE)
-_TIME_TEXT = re.compile(
-    rf"({_DATE})(?:[T ]([0-9]{{2}}:[0-9]{{2}})(?:(:[0-9]{{2}})(?:\.([0-9]+))?)?({_ZONE})?)?", re.ASCII
-)
-_CLOCK_TEXT = re.compile(r"([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?", re.ASCII)
-_UUID_TEXT = re.compile(_UUID, re.ASCII)
-_BOOLEANS = {"true": "true", "True": "true", "TRUE": "true", "false": "false", "False": "false", "FALSE": "false"}
 # What may be more than text; the rest of a column costs one look.
-_CANDIDATE = rf"^(?:{_NUMBER_LIKE}|(?i:{_INFINITY})|{_DATE}(?:[T ].*)?|{_CLOCK}|{_UUID}|(?i:true|false))$"
+_CANDIDATE = rf"^(?:{NUMBER_LIKE}|(?i:{INFINITY})|{DATE}(?:[T ].*)?|{CLOCK}|{UUID}|(?i:true|false))$"
 _DIGITS = r"^(?:0|-?[1-9][0-9]*)$"
 
 _ODDITIES = {
@@ -138,7 +141,7 @@ class ValueForm(BaseModel):
 
     def token(self, text: str) -> str:
         """The canonical text of a value; a text that is none of the type's stays as it is written."""
-        return _RULES[self.kind](text, self.bits)
+        return RULES[self.kind](text, self.bits)
 
     def keeps(self, forms: Forms) -> bool:
         """Whether `token` leaves all values of these forms as they are."""
@@ -273,21 +276,21 @@ def _may_be_more(values: Column) -> npt.NDArray[np.bool_]:
 
 def _classified(text: str) -> Iterable[str]:
     """The forms of one text."""
-    plain = _PLAIN.fullmatch(text)
+    plain = PLAIN.fullmatch(text)
     if plain:
         return _number_forms(text, *plain.groups())
-    if text in _BOOLEANS:
-        return ("boolean",) if text == _BOOLEANS[text] else ("boolean", "Boolean")
-    if _NUMBER_TEXT.fullmatch(text):
+    if text in BOOLEANS:
+        return ("boolean",) if text == BOOLEANS[text] else ("boolean", "Boolean")
+    if NUMBER_TEXT.fullmatch(text):
         return _odd_number_forms(text)
-    if _INFINITY_TEXT.fullmatch(text):
+    if INFINITY_TEXT.fullmatch(text):
         return ("infinity",)
-    if _UUID_TEXT.fullmatch(text):
+    if UUID_TEXT.fullmatch(text):
         return ("uuid",) if text == text.lower() else ("uuid", "Uuid")
-    clock = _clock(text, False)
-    if _CLOCK_TEXT.fullmatch(text) and _is_clock(text):
+    clock = clock_text(text, False)
+    if CLOCK_TEXT.fullmatch(text) and is_clock(text):
         return ("clock",) if clock == text else ("clock", "Clock")
-    time = _parsed_time(text)
+    time = parsed_time(text)
     if time is None:
         return ("text",)
     if " " not in time:
@@ -299,7 +302,7 @@ def _classified(text: str) -> Iterable[str]:
 
 
 def _number_forms(text: str, whole: str, fraction: str | None) -> list[str]:
-    value = _number(text, False)
+    value = number_text(text, False)
     forms = ["bit" if value in ("0", "1") else "integer"]
     if fraction is None:
         return [*forms, "plain", *(["whole"] if value != text else [])]
@@ -325,127 +328,3 @@ def _odd_number_forms(text: str) -> list[str]:
         "leading zeros": len(mantissa) > 1 and mantissa[0] == "0" and mantissa[1] != ".",
     }
     return [form for form, there in forms.items() if there]
-
-
-def float_text(number: float | np.floating[Any]) -> str:
-    """The shortest decimal digits that read as this number of its width, whole numbers without a point."""
-    return "0" if number == 0 else np.format_float_positional(number, trim="-")
-
-
-def _number(text: str, bits: bool) -> str:
-    plain = _PLAIN.fullmatch(text)
-    if plain is None:
-        return _bit(text) if bits else text
-    whole, fraction = plain.groups()
-    fraction = (fraction or "").rstrip("0")
-    if fraction:
-        return f"{whole}.{fraction}"
-    return "0" if whole == "-0" else whole
-
-
-def _bit(text: str) -> str:
-    return {"true": "1", "false": "0"}.get(_BOOLEANS.get(text, ""), text)
-
-
-def _boolean(text: str, bits: bool) -> str:
-    number = _number(text, bits)
-    return _BOOLEANS.get(text) or {"1": "true", "0": "false"}.get(number, text)
-
-
-def _parsed_time(text: str) -> str | None:
-    """A date or ISO time as `2014-10-21`, `2014-10-21 23:00:00[.5]`, or in UTC `2014-10-21 23:00:00Z`; else None."""
-    found = _TIME_TEXT.fullmatch(text)
-    if found is None:
-        return None
-    day, minutes, seconds, fraction, zone = found.groups()
-    try:
-        if minutes is None:
-            date.fromisoformat(day)
-            return day
-        time = datetime.fromisoformat(f"{day} {minutes}{seconds or ':00'}")
-        if zone is not None:
-            zone = zone.strip()
-            time = time.replace(tzinfo=UTC)
-            if zone not in ("Z", "UTC"):
-                digits = zone[1:].replace(":", "")
-                offset = timedelta(hours=int(digits[:2]), minutes=int(digits[2:] or 0))
-                time -= offset if zone[0] == "+" else -offset
-    except (ValueError, OverflowError):
-        return None
-    fraction = (fraction or "").rstrip("0")
-    return time.strftime("%H:%M:%S").join((f"{time.date().isoformat()} ", f".{fraction}" if fraction else "")) + (
-        "Z" if zone else ""
-    )
-
-
-def _time(text: str, _bits: bool) -> str:
-    time = _parsed_time(text)
-    if time is None:
-        return text
-    return time if " " in time else f"{time} 00:00:00"
-
-
-def _day(text: str, _bits: bool) -> str:
-    time = _parsed_time(text)
-    return text if time is None else time.removesuffix(" 00:00:00")
-
-
-def _is_clock(text: str) -> bool:
-    found = _CLOCK_TEXT.fullmatch(text)
-    return found is not None and int(found[1]) < 24 and int(found[2]) < 60 and int(found[3]) < 60
-
-
-def _clock(text: str, _bits: bool) -> str:
-    return re.sub(r"(\.[0-9]*?)0+$", r"\1", text).removesuffix(".") if "." in text and _is_clock(text) else text
-
-
-def _uuid(text: str, _bits: bool) -> str:
-    return text.lower() if _UUID_TEXT.fullmatch(text) else text
-
-
-_RULES: dict[Kind, Callable[[str, bool], str]] = {
-    "text": lambda text, _: text,
-    "integer": _number,
-    "number": _number,
-    "boolean": _boolean,
-    "date": _day,
-    "time": _time,
-    "clock": _clock,
-    "uuid": _uuid,
-}
-
-
-class MissingTexts:
-    """The texts that mean "no value": a number among them in every plain spelling, truth values and times alike."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.texts = set(texts)
-        plain = [text for text in self.texts if _PLAIN.fullmatch(text)]
-        self._digits = {_number(text, False) for text in plain}
-        self.numbers = {float(text) for text in self.texts if _NUMBER_TEXT.fullmatch(text)}
-        for text in list(self.texts):
-            if text in _BOOLEANS:
-                self.texts |= {word for word, value in _BOOLEANS.items() if value == _BOOLEANS[text]}
-            time = _parsed_time(text)
-            if time is not None:
-                self.texts |= {time, _time(text, False), _day(text, False)}
-        self._pattern = "|".join(
-            rf"{re.escape(text)}0*" if "." in text else rf"{'-?' if text == '0' else ''}{text}(?:\.0+)?"
-            for text in sorted(self._digits)
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.texts)
-
-    def __contains__(self, text: str) -> bool:
-        if text in self.texts:
-            return True
-        return bool(self._digits) and _PLAIN.fullmatch(text) is not None and _number(text, False) in self._digits
-
-    def among(self, values: Column) -> npt.NDArray[np.bool_]:
-        """Where a column of texts, or nulls, has one of them; null is not among them."""
-        found = pc.is_in(values, value_set=pa.array(sorted(self.texts), _TEXT))
-        if self._digits:
-            found = pc.or_(found, pc.fill_null(pc.match_substring_regex(values, f"^(?:{self._pattern})$"), False))
-        there: npt.NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
-        return there

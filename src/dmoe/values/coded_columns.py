@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute
 
 from dmoe.errors import DataError
-from dmoe.values.canonical import MissingTexts, float_text
+from dmoe.values.missing import MissingTexts
+from dmoe.values.spelling import float_text
 
 MISSING = -1
 _TEXT: pa.DataType = pa.string()

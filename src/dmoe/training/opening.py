@@ -1,0 +1,79 @@
+"""The run folder that a training writes to: a new one, one that goes on, or one in the place of another."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dmoe.config.run import RunConfig
+from dmoe.disk.files import only_writer
+from dmoe.disk.replaced import bring_back
+from dmoe.distributed.world import World
+from dmoe.errors import ConfigError, DataError, Interrupted
+from dmoe.evaluation.evaluate import check_split
+from dmoe.nn.build import build_model, check_model
+from dmoe.schema import Schema
+from dmoe.training.objective import check_tasks
+from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_start
+from dmoe.weights.run import FirstWeights, Run, choose_device
+
+
+def open_run(
+    config: RunConfig, schema: Schema, data: Path, output: Path, resume: bool, overwrite: bool, start: Run | None
+) -> Run:
+    """The run to go on with, or a new one."""
+    if resume and (output / "config.yaml").is_file():
+        run = Run.open(output)
+        if run.config != config:
+            raise ConfigError(
+                f"{output / 'config.yaml'}: differs from the configuration given; resume with the same one "
+                "(or none), or choose another --output"
+            )
+        run.data_folder(data)
+        if (output / "metrics.json").is_file():
+            raise DataError(f"{output}: this run is complete; there is nothing to resume")
+        run.check_rows(data)
+        return run
+    choose_device(config.training.device)
+    _check_splits(data, len(config.model.mixed(schema)))
+    check_model(config.model, config.decorrelation, schema)
+    check_tasks(config, schema)
+    first = _first_weights(config, schema, data, start) if start else None
+    if not (overwrite and (output / "config.yaml").is_file()):
+        return Run.create(output, config, schema, data, first)
+    with only_writer(output), earlier_run_back(Run(output), World()):
+        _without_attempt(output)
+        return Run.create(output, config, schema, data, first, replace=True)
+
+
+def _without_attempt(output: Path) -> None:
+    """Undoes an earlier attempt to replace a run, if it was ended before it had weights."""
+    if not Run(output).weights.is_file():
+        bring_back(output)
+
+
+@contextmanager
+def earlier_run_back(run: Run, world: World) -> Iterator[None]:
+    """Puts the run that was replaced back if the new one fails before it has weights."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except BaseException:
+        if world.is_first:
+            _without_attempt(run.path)
+        raise
+
+
+def _first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) -> FirstWeights:
+    model = build_model(config.model, schema, seed=config.training.seed)
+    set_given_vectors(model, schema, data)
+    kept, tokens = warm_start(model, schema, data, start)
+    return FirstWeights(start.path, kept, tokens, unknown_values(schema, data, start), model.state_dict())
+
+
+def _check_splits(data: Path, num_experts: int) -> None:
+    """What the evaluations need of the data, said before an epoch is spent."""
+    check_split(data, "train", 1)
+    for split in ("valid", "test"):
+        if split == "valid" or (data / split).is_dir():
+            check_split(data, split, num_experts)
