@@ -14,7 +14,8 @@ import dmoe
 from dmoe.cli.main import main
 from dmoe.config.run import load_config
 from dmoe.errors import DataError, UserError
-from dmoe.evaluation.compare import compare_runs, paired_auc, paired_logloss, worse_segments
+from dmoe.evaluation.compare import compare_runs, worse_segments
+from dmoe.metrics.paired import auc_components, paired_auc, paired_logloss
 from dmoe.metrics.scores import auc
 from dmoe.nn.build import build_model
 from dmoe.prepare.prepare import prepare
@@ -50,6 +51,47 @@ def test_auc_equals_all_pairs(rows: list[tuple[bool, int, int]]) -> None:
     found = paired_auc(labels, first.astype(float), second.astype(float))
     assert found.difference == pytest.approx(difference, abs=1e-12)
     assert found.high - found.low == pytest.approx(2 * 1.959963984540054 * error, abs=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.booleans(), st.integers(-3, 3), st.integers(-3, 3), st.integers(1, 4)), min_size=4, max_size=30
+    ).filter(lambda rows: 2 <= sum(row[0] for row in rows) <= len(rows) - 2)
+)
+def test_a_row_of_weight_n_counts_as_n_rows(rows: list[tuple[bool, int, int, int]]) -> None:
+    """Figures and components are those of the rows repeated; errors are not: a row drawn once stays one draw."""
+    labels, first, second, weights = (np.array(column) for column in zip(*rows, strict=True))
+    first, second, each = first.astype(float), second.astype(float), weights.astype(float)
+    again = np.repeat(np.arange(len(rows)), weights)
+    for paired in (paired_auc, paired_logloss):
+        found = paired(labels, first, second, each)
+        wanted = paired(labels[again], first[again], second[again])
+        assert [found.first, found.second] == pytest.approx([wanted.first, wanted.second], abs=1e-12)
+        alike = paired(labels, first, second, np.full(len(rows), 3.0))
+        plain = paired(labels, first, second)
+        assert [alike.difference, alike.p] == pytest.approx([plain.difference, plain.p], abs=1e-9)
+    parts = auc_components(labels, first, each)
+    for own, found_P in zip((labels, ~labels), parts, strict=True):
+        assert np.average(found_P, weights=each[own]) == pytest.approx(auc(labels, first, each), abs=1e-12)
+
+
+def test_of_sampled_rows_the_interval_covers_the_whole_logs_difference() -> None:
+    """Every row with a click and a fifth of the others, drawn anew; the log's own difference is the truth."""
+    draw = np.random.default_rng(5)
+    signal = draw.normal(size=40_000)
+    labels = draw.random(len(signal)) < 1 / (1 + np.exp(2 - signal))
+    first, second = signal + draw.normal(size=len(signal)), 0.8 * signal + 0.7 * draw.normal(size=len(signal))
+    truth = {paired: paired(labels, first, second).difference for paired in (paired_auc, paired_logloss)}
+    covered, times = dict.fromkeys(truth, 0), 300
+    for _ in range(times):
+        rows = draw.integers(0, len(labels), 4000)  # another log of the same source
+        rows = rows[labels[rows] | (draw.random(len(rows)) < 0.2)]
+        for paired, whole in truth.items():
+            found = paired(labels[rows], first[rows], second[rows], np.where(labels[rows], 1.0, 5.0))
+            covered[paired] += found.low <= whole <= found.high
+    # 285 expected; outside 272 to 296 once in a thousand times.
+    assert all(272 <= count <= 296 for count in covered.values()), covered
 
 
 def test_logloss_by_hand() -> None:
@@ -229,3 +271,46 @@ def test_the_command_line_has_a_part_for_each_label(
         else:
             assert "\nclick+conversion: 300 rows, " in out
             assert out.count("predicted to observed") == 5
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `one` and `two`, untrained, on rows of which some weigh nothing."""
+    path = tmp_path_factory.mktemp("weighted")
+    log = pd.DataFrame([dict(zip(COLUMNS, row, strict=True)) for row in random_rows(900, 4)])
+    log["w"] = [str(one) for one in np.random.default_rng(3).choice([0, 0.5, 1, 4], len(log))]
+    log.to_csv(path / "log.csv", index=False)
+    values = config().model_dump(exclude_unset=True) | {"weight": "w"}
+    prepare(type(config()).model_validate(values), [str(path / "log.csv")], path / "data")
+    for name, seed in (("one", 1), ("two", 2)):
+        run = Run.create(path / name, load_config(None, [*SMALL]), Schema.read(path / "data"), path / "data")
+        run.save_weights(build_model(run.config.model, run.schema, seed=seed).state_dict())
+    return path
+
+
+def test_rows_count_by_their_weights_in_a_split_and_in_a_log(weighted: Path) -> None:
+    runs = [Run.open(weighted / name) for name in ("one", "two")]
+    log = pd.read_csv(weighted / "log.csv", dtype=str, keep_default_na=False)
+    labels, weights = log["y"].to_numpy() == "1", log["w"].to_numpy().astype(float)
+    scores = [dmoe.load(run.path).predict_proba(weighted / "log.csv").astype(float) for run in runs]
+    found = compare_runs(*runs, logs=[weighted / "log.csv"], segments=["site"])
+    assert found["rows"] == (weights > 0).sum()
+    for which, place in enumerate(("first", "second")):
+        # Float32 predictions tie where logits do not.
+        assert found["auc"][place] == pytest.approx(auc(labels, scores[which], weights), abs=3e-4)
+        ratio = scores[which] @ weights / (labels @ weights)
+        assert found["calibration"][which]["predicted_to_observed"] == pytest.approx(ratio, rel=1e-5)
+    masses = {value: weights[(log["site"] == value).to_numpy()] for value in "ab"}
+    for row in found["segments"]["site"]:
+        if row["value"] in masses:
+            of = (log["site"] == row["value"]).to_numpy()
+            assert row["click_rate"] == pytest.approx(np.average(labels[of], weights=weights[of]))
+    log.drop(columns="w").to_csv(weighted / "without.csv", index=False)
+    assert compare_runs(*runs, logs=[weighted / "without.csv"])["rows"] == 900
+    with pytest.raises(DataError, match="some input files have the weight column and others lack it"):
+        compare_runs(*runs, logs=[weighted / "log.csv", weighted / "without.csv"])
+    split = compare_runs(*runs)
+    held = weights[-180:]
+    assert split["rows"] == (held > 0).sum()
+    assert split["auc"]["first"] == pytest.approx(auc(labels[-180:], scores[0][-180:], held), abs=3e-4)
+    assert abs(split["auc"]["first"] - auc(labels[-180:], scores[0][-180:])) > 3e-3

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
-from dmoe.evaluation.compare import paired_auc, paired_logloss
 from dmoe.experiments import statistics
 from dmoe.experiments.statistics import (
     CellScores,
@@ -18,6 +17,7 @@ from dmoe.experiments.statistics import (
     holm,
     trend,
 )
+from dmoe.metrics.paired import paired_auc, paired_logloss
 
 
 def scores(seed: int, rows: int = 400, noise: float = 1.0, rounded: bool = False) -> CellScores:

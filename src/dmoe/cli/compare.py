@@ -35,8 +35,9 @@ def command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    from dmoe.evaluation.compare import SIGNIFICANCE, compare_runs, worse_segments
+    from dmoe.evaluation.compare import compare_runs, worse_segments
     from dmoe.evaluation.scored import open_scored
+    from dmoe.metrics.paired import SIGNIFICANCE
     from dmoe.tokens.unseen import Finding
 
     found = compare_runs(

@@ -12,9 +12,9 @@ from dmoe.baselines.kept import kept_logistic
 from dmoe.baselines.models import NAMES, Tell
 from dmoe.disk.files import read_json, write_json
 from dmoe.errors import ConfigError, DataError
-from dmoe.evaluation.compare import paired_scores
 from dmoe.evaluation.scored import ScoredRows, score_rows
 from dmoe.evaluation.verdict import faults_of_run
+from dmoe.metrics.paired import paired_scores
 from dmoe.validation import validate
 from dmoe.weights.run import Run
 
@@ -98,10 +98,17 @@ def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = l
 
 
 def _paired(baseline: Baseline, label: str, split: str, data: Path, own: ScoredRows) -> dict[str, dict[str, Any]]:
-    """Paired differences on the rows of a split that know the label; `own`: what the run says of all rows."""
-    labels_R, second_R, known_R = own.of((label,))
+    """Paired differences on the rows of a split that know the label, by their weights.
+
+    `own`: what the run says of all rows.
+    """
+    labels_R, second_R, kept_R = own.of((label,))
+    weights_R = own.weights_R
+    if weights_R is not None:
+        kept_R = kept_R & (weights_R > 0)
+        weights_R = weights_R[kept_R]
     first_R = score_rows(baseline, (), split, data).logits_RT[:, 0]
-    paired = paired_scores(labels_R[known_R], first_R[known_R], second_R[known_R])
+    paired = paired_scores(labels_R[kept_R], first_R[kept_R], second_R[kept_R], weights_R)
     return {name: asdict(one) for name, one in paired.items()}
 
 

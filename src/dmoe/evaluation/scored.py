@@ -30,13 +30,15 @@ Chain: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class ScoredRows:
-    """All rows: `labels_RT` and `known_RT` bool, `logits_RT` float64, and the ids of the chosen columns, (R, S)."""
+    """All rows: `labels_RT` and `known_RT` bool, `logits_RT` float64, the ids of the chosen columns, (R, S), and
+    `weights_R` float64, None where there are none."""
 
     tasks: tuple[Task, ...]
     labels_RT: Mask
     known_RT: Mask
     logits_RT: Floats
     ids_RS: npt.NDArray[np.int32]
+    weights_R: Floats | None = None
 
     @property
     def chains(self) -> list[Chain]:
@@ -91,7 +93,7 @@ def score_rows(
     Raises: DataError if there are none, or they have no labels.
     """
     tasks, score = predicted(run), _scorer(run)
-    labels, known, logits, ids = [], [], [], []
+    labels, known, logits, ids, weights = [], [], [], [], []
     with torch.inference_mode():
         for batch in _batches(run, logs, split, data, counts):
             if batch.labels_BT is None:
@@ -101,9 +103,13 @@ def score_rows(
             known.append(np.ones_like(labels_BT) if batch.known_BT is None else batch.known_BT[:, : len(tasks)].numpy())
             logits.append(score(batch))
             ids.append(batch.ids_BC.numpy()[:, list(columns)])
+            if batch.weights_B is not None:
+                weights.append(batch.weights_B.double().numpy())
     if not labels:
         raise DataError(f"{logs[0]}: holds no rows to compare on")
-    return ScoredRows(tasks, *(np.concatenate(one) for one in (labels, known, logits, ids)))
+    weights_R = np.concatenate(weights) if weights else None
+    labels_RT, known_RT, logits_RT, ids_RS = (np.concatenate(one) for one in (labels, known, logits, ids))
+    return ScoredRows(tasks, labels_RT, known_RT, logits_RT, ids_RS, weights_R)
 
 
 def _scorer(run: Run | Baseline) -> Callable[[RawBatch], Floats]:
@@ -128,4 +134,4 @@ def _batches(
         yield from RawEncoder(run.path).encode_files(logs, batch_size=SCORING_ROWS, labels=True, counts=counts)
         return
     for batch in read_once(run.data_folder(data), split, batch_size=SCORING_ROWS).batches():
-        yield RawBatch(batch.ids_BC, batch.numeric_BN, batch.labels_BT, batch.known_BT)
+        yield RawBatch(batch.ids_BC, batch.numeric_BN, batch.labels_BT, batch.known_BT, batch.weights_B)

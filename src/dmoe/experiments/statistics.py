@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dmoe.evaluation.compare import SIGNIFICANCE, auc_components, variance_of_mean
+from dmoe.metrics.paired import SIGNIFICANCE, auc_components, variance_of_mean
 
 Floats = NDArray[np.float64]
 

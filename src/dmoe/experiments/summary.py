@@ -9,7 +9,6 @@ import numpy as np
 from pyarrow import parquet
 
 from dmoe.decorrelation import scales_of_alpha
-from dmoe.evaluation.compare import SIGNIFICANCE
 from dmoe.experiments import plan
 from dmoe.experiments.families import FAMILIES, Slice
 from dmoe.experiments.folder import Folder
@@ -27,6 +26,7 @@ from dmoe.experiments.statistics import (
     slope_weights,
     trend,
 )
+from dmoe.metrics.paired import SIGNIFICANCE
 from dmoe.metrics.scores import auc, calibration, logloss, probability_of
 
 # Bytes of scores that are kept in memory at once.

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from dmoe.evaluation.compare import SIGNIFICANCE
 from dmoe.experiments.grid import Metric
 from dmoe.experiments.paper import PaperTable, paper
 from dmoe.experiments.plan import CHOSEN_BY
 from dmoe.experiments.planted import assigned
 from dmoe.experiments.statistics import Compared, Spread
 from dmoe.experiments.summary import Claim, Decided, ExperimentSummary, Place, Table
+from dmoe.metrics.paired import SIGNIFICANCE
 from dmoe.report import numbers
 from dmoe.report.numbers import ABSENT
 from dmoe.report.text_table import Emphasis, Text, TextTable

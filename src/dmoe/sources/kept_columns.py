@@ -38,7 +38,8 @@ def set_apart(
     """The rows without the columns that were read only to be kept, and the kept ones, None if there are none."""
     if not keep:
         return raw, None
-    needed = {*config.field_columns(), *(config.label_columns() if labels else ())}
+    weight = () if config.weight is None else (config.weight.column,)
+    needed = {*config.field_columns(), *((*config.label_columns(), *weight) if labels else ())}
     columns: dict[str, Any] = {name: column for name, column in raw.columns.items() if name in needed}
     kept = pa.table({name: _plain(raw.columns[name]) for name in keep})
     return replace(raw, columns=columns), kept.replace_schema_metadata({_FILE: raw.file.encode()})

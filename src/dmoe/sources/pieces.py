@@ -201,7 +201,8 @@ def needed_columns(
     if scoring:
         needed = config.field_columns()
         if labels:
-            needed = [*(column for column in config.label_columns() if column in names), *needed]
+            weight = [] if config.weight is None else [config.weight.column]
+            needed = [*(column for column in (*config.label_columns(), *weight) if column in names), *needed]
     needed = list(dict.fromkeys([*needed, *keep]))
     for column in needed:
         if column not in names:

@@ -36,12 +36,14 @@ from dmoe.values.coded_columns import MISSING, CodedColumn
 @dataclass(frozen=True, slots=True)
 class RawBatch:
     """`ids_BC` int32, `numeric_BN` float32; `labels_BT` float32 of 0 and 1, 0 where unknown, or None if no label was
-    read; `known_BT` bool, None where all are known; `kept` has the raw columns that were asked for."""
+    read; `known_BT` bool, None where all are known; `weights_B` float32, read with labels where the rows have them;
+    `kept` has the raw columns that were asked for."""
 
     ids_BC: Tensor
     numeric_BN: Tensor
     labels_BT: Tensor | None = None
     known_BT: Tensor | None = None
+    weights_B: Tensor | None = None
     kept: Kept | None = None
 
     def __len__(self) -> int:
@@ -86,8 +88,8 @@ class RawEncoder:
         """The rows of raw files or glob patterns in the order given, in batches of `batch_size` rows.
 
         Files have the format that the data was prepared from (header, delimiter, missing texts) or are
-        Parquet; they may lack the label column. With `labels` the label column is read where there is one. Files
-        without rows give one batch of none.
+        Parquet; they may lack the label column. With `labels` the columns of labels and weight are read where there
+        are any. Files without rows give one batch of none.
 
         Args:
             keep: raw columns to hand on with the batches.
@@ -145,7 +147,7 @@ class RawEncoder:
         numeric_BN = np.empty((len(rows), len(self.schema.numeric)), dtype=np.float32)
         for index, numeric in enumerate(self.schema.numeric):
             numeric_BN[:, index] = encode_numbers(rows.numeric[numeric.name], numeric)
-        return RawBatch(torch.from_numpy(ids_BC), torch.from_numpy(numeric_BN), *_labels(rows))
+        return RawBatch(torch.from_numpy(ids_BC), torch.from_numpy(numeric_BN), *_labels(rows), _weights(rows))
 
     def _ids(self, name: str, column: CodedColumn) -> npt.NDArray[np.int32]:
         vocabulary = self._vocabularies[name]
@@ -164,10 +166,16 @@ def _labels(rows: FieldRows) -> tuple[Tensor | None, Tensor | None]:
     return labels_BT, None if known_BT.all() else torch.from_numpy(known_BT)
 
 
+def _weights(rows: FieldRows) -> Tensor | None:
+    return None if rows.weights_N is None else torch.from_numpy(rows.weights_N)
+
+
 def _cut(batches: list[RawBatch], size: int) -> list[RawBatch]:
     """The rows in batches of `size`, and a last one of fewer, perhaps none."""
     if len({batch.labels_BT is None for batch in batches if len(batch)}) > 1:
         raise DataError("some input files have the label column and others lack it; score them apart")
+    if len({batch.weights_B is None for batch in batches if len(batch)}) > 1:
+        raise DataError("some input files have the weight column and others lack it; score them apart")
     ids_BC = torch.cat([batch.ids_BC for batch in batches])
     numeric_BN = torch.cat([batch.numeric_BN for batch in batches])
     labelled = [batch for batch in batches if batch.labels_BT is not None]
@@ -181,6 +189,7 @@ def _cut(batches: list[RawBatch], size: int) -> list[RawBatch]:
                 if batch.labels_BT is not None
             ]
         )
+    weights_B = _joined([batch.weights_B for batch in batches])
     kept = joined([batch.kept for batch in batches if batch.kept is not None])
     return [
         RawBatch(
@@ -188,6 +197,7 @@ def _cut(batches: list[RawBatch], size: int) -> list[RawBatch]:
             numeric_BN[start : start + size],
             None if labels_BT is None else labels_BT[start : start + size],
             None if known_BT is None else known_BT[start : start + size],
+            None if weights_B is None else weights_B[start : start + size],
             None if kept is None else kept.slice(start, size),
         )
         for start in range(0, len(ids_BC) + 1, size)

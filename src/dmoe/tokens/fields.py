@@ -114,7 +114,7 @@ def convert(
 ) -> FieldRows:
     """The rows of a chunk as fields; rows with a value that cannot be used become rejects.
 
-    For `scoring`, labels are read only if `raw` has them, and weights and the time of the split are not. Raw values
+    For `scoring`, labels and weights are read only if `raw` has them, and the time of the split is not. Raw values
     become tokens by `forms`, those of the fields that have one; without, as while preparing, they are as they came and
     not hashed: what they are is known only when all rows were seen.
 
@@ -127,7 +127,7 @@ def convert(
     labels = read_tasks(raw.columns, config, raw.file, scoring=scoring)
     for column_name, reason, at_fault, text in labels.faults if labels is not None else ():
         faults.add(at_fault, column_name, reason, text)
-    if not scoring and config.weight is not None:
+    if config.weight is not None and (not scoring or config.weight.column in raw.columns):
         weights = _weights(config, raw, config.weight.column, faults)
     if not scoring and config.split.kind == "time":
         times = _times(config, raw, faults)
