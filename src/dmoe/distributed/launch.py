@@ -24,6 +24,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # connections that end are explained by the processes
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_threads() // processes)))
     config = LaunchConfig(
         min_nodes=1,

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from dmoe.distributed.failures import Told, error_from, of_rank, told_of
-from dmoe.errors import ConfigError, DmoeError
+from dmoe.errors import ConfigError, DmoeError, Interrupted
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ class World:
     @property
     def was_restarted(self) -> bool:
         """Whether torchrun started this process anew after one of them had failed."""
-        return self.several and self._restart() != "0"
+        return self.several and _restarts() != "0"
 
     @property
     def orphaned(self) -> bool:
@@ -145,7 +146,7 @@ class World:
         if not self.several:
             return work()
         assert self.store is not None
-        key = self._key(f"first/{self._waits}")
+        key = f"first/{self._waits}"
         self._waits += 1
         if self.is_first:
             with self._beating():
@@ -164,11 +165,11 @@ class World:
     def say(self, key: str, value: Any) -> None:
         """Leaves something, as JSON, for `hear`."""
         assert self.store is not None
-        self.store.set(self._key(key), json.dumps(value))
+        self.store.set(key, json.dumps(value))
 
     def hear(self, key: str) -> Any:
         """Waits for what the first process says under `key`, as long as it is alive."""
-        return json.loads(self._wait_for(self._key(key)))
+        return json.loads(self._wait_for(key))
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -204,14 +205,17 @@ class World:
 
     def _watch(self, ends: threading.Event) -> None:
         """Ends this process where another one has failed and this one waits for a third, which does not know yet."""
-        assert self.store is not None
+        store = self.store
+        assert store is not None
         while not ends.wait(_BEAT_S):
+            patience_s = _GRACE_S / 3
             try:
-                alarm = self.store.check([self._key("alarm")])
+                alarm = store.check(["alarm"])
             except RuntimeError:
-                alarm = True  # who keeps the store is gone
+                # Who keeps the store is gone. If that is a launcher, all processes stop in good order.
+                alarm, patience_s = True, self.timeout_s
             if alarm:
-                if ends.wait(_GRACE_S / 3):
+                if ends.wait(patience_s):
                     return
                 error = self._explained(ConnectionError("Connection closed by peer"))
                 if not getattr(error, "quiet", False):
@@ -234,35 +238,38 @@ class World:
                 time.sleep(0.05)
         else:
             with suppress(RuntimeError):
-                store.set(self._key(f"done/{self.rank}"), "")
+                store.set(f"done/{self.rank}", "")
         return found
 
     def _as_own(self, error: BaseException, store: Store) -> BaseException:
-        own = json.dumps(told_of(self.rank, error))
-        said = own
-        with suppress(RuntimeError):
-            # Of several that fail alike, the first one to say so says it to the user.
-            said = store.compare_set(self._key("failed"), "", own).decode()
-            store.set(self._key("alarm"), "")
         if isinstance(error, Told):
             return error
+        own = json.dumps(told_of(self.rank, error))
+        try:
+            # Of several that fail alike, the first one to say so says it to the user.
+            said = store.compare_set("failed", "", own).decode()
+            store.set("alarm", "")
+        except RuntimeError:  # the store is gone with the launcher: a stop, on which all agreed, is said by the first
+            return (
+                Told(str(error), quiet=True, exit_code=130) if isinstance(error, Interrupted) and self.rank else error
+            )
         return of_rank(self.rank, error) if said == own else error_from(json.loads(said))
 
     def _as_echo(self, error: BaseException, store: Store) -> tuple[BaseException, list[int]]:
         """The cause that another process gives; else who says nothing. And which processes have still to read that."""
         late = "timed out" in str(error).lower()
         try:
-            store.set(self._key(f"waits/{self.rank}"), "late" if late else "closed")
-            store.set(self._key("alarm"), "")
+            store.set(f"waits/{self.rank}", "late" if late else "closed")
+            store.set("alarm", "")
             until = time.monotonic() + _GRACE_S
             waiting: dict[int, str] = {}
             while len(waiting) < self.size and time.monotonic() < until:
                 if self._has(store, "failed"):
-                    said = json.loads(store.get(self._key("failed")))
+                    said = json.loads(store.get("failed"))
                     return error_from(said), [rank for rank in range(1, self.size) if rank != said["rank"]]
                 for rank in range(self.size):
                     if rank not in waiting and self._has(store, f"waits/{rank}"):
-                        waiting[rank] = store.get(self._key(f"waits/{rank}")).decode()
+                        waiting[rank] = store.get(f"waits/{rank}").decode()
                 time.sleep(0.05)
         except RuntimeError:
             text = "rank 0 or its launcher ended without a word (killed, or its machine is gone)"
@@ -277,15 +284,7 @@ class World:
         return told, [rank for rank in waiting if rank != 0]
 
     def _has(self, store: Store, name: str) -> bool:
-        return bool(store.check([self._key(name)]))
-
-    def _key(self, name: str) -> str:
-        """In the store, which outlives processes that torchrun starts anew."""
-        return f"dmoe/{self._restart()}/{name}"
-
-    @staticmethod
-    def _restart() -> str:
-        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return bool(store.check([name]))
 
     def _wait_for(self, key: str) -> bytes:
         assert self.store is not None
@@ -298,7 +297,7 @@ class World:
                 pass
             except dist.DistError as error:
                 raise RuntimeError(f"store closed: {error}") from None
-            now = self.store.add(self._key("beat"), 0)
+            now = self.store.add("beat", 0)
             if now != beat:
                 beat, since = now, time.monotonic()
             elif time.monotonic() - since > self.timeout_s:
@@ -311,7 +310,7 @@ class World:
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
-        store, key = self.store, self._key("beat")
+        store, key = self.store, "beat"
         assert store is not None
         done = threading.Event()
 
@@ -327,6 +326,11 @@ class World:
         finally:
             done.set()
             thread.join()
+
+
+def _restarts() -> str:
+    """How often torchrun has started the processes anew."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def _is_echo(error: BaseException) -> bool:
@@ -360,6 +364,10 @@ def world_from_environment(timeout_s: float = TIMEOUT_S) -> World:
         raise ConfigError(f"RANK must be from 0 to WORLD_SIZE - 1, got {rank} of {size}")
     if size == 1:
         return World()
-    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
-    store = dist.distributed_c10d._get_default_store()
+    timeout = timedelta(seconds=timeout_s)
+    found, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timeout)))
+    # An agent of torchrun keeps its store when it starts processes anew: what the earlier ones left there, their
+    # addresses too, is not to be found.
+    store = PrefixStore(f"dmoe-{_restarts()}-{size}", found)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, dist.group.WORLD, store, timeout_s)
