@@ -1,5 +1,6 @@
 """`python -m dmoe …` is `dmoe …`: what torchrun starts."""
 
 from dmoe.cli.main import main
+from dmoe.distributed.launch import ends_at_once
 
-main()
+ends_at_once(main)

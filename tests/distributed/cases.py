@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from dmoe.config.run import OptimiserConfig
 from dmoe.decorrelation import BarlowTwinsLoss, CorrLoss, CovLoss, VICRegLoss
+from dmoe.distributed.launch import ends_at_once
 from dmoe.distributed.world import World, world_from_environment
 from dmoe.nn.experts import expert_class
 from dmoe.nn.model import DMoE
@@ -197,4 +198,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    ends_at_once(lambda: main(Path(sys.argv[1])))

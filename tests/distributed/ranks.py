@@ -15,11 +15,15 @@ def free_port() -> int:
 
 
 def start(
-    arguments: list[str], ranks: int, *, prepare: dict[int, Callable[[], None]] | None = None
+    arguments: list[str],
+    ranks: int,
+    *,
+    prepare: dict[int, Callable[[], None]] | None = None,
+    more: dict[str, str] | None = None,
 ) -> list[subprocess.Popen[str]]:
     """`python` with these arguments once a rank, as torchrun would set their environment.
 
-    `prepare`: what a rank does before it runs them.
+    `prepare`: what a rank does before it runs them; `more`: variables of all of them.
     """
     port = str(free_port())
     return [
@@ -34,6 +38,7 @@ def start(
                 "MASTER_PORT": port,
                 "RANK": str(rank),
                 "WORLD_SIZE": str(ranks),
+                **(more or {}),
             },
             preexec_fn=(prepare or {}).get(rank),
             stdout=subprocess.PIPE,

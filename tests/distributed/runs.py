@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from dmoe.distributed.launch import ends_at_once
 from dmoe.distributed.world import World, world_from_environment
 from dmoe.errors import DmoeError
 from dmoe.nn import build
@@ -122,4 +123,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    ends_at_once(lambda: main(Path(sys.argv[1])))

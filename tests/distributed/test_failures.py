@@ -181,6 +181,9 @@ def test_torchrun_starts_anew_and_goes_on_by_itself(data: Path, undisturbed: byt
     assert "run:" in out
     assert (output / "model.safetensors").read_bytes() == undisturbed
     assert json.loads((output / "metrics.json").read_text())["steps"] == 6 * 11
+    # A restart of what failed after all was done has nothing to do.
+    again = start(words(data, output, *OFTEN), 3, more={"TORCHELASTIC_RESTART_COUNT": "1"})
+    assert [(code, errors) for code, _, errors in ended(again, 100)] == [(0, "")] * 3
 
 
 def test_a_stop_of_the_launcher_is_one_of_all(data: Path, undisturbed: bytes, tmp_path: Path) -> None:

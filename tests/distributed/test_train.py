@@ -44,7 +44,6 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".lock")
 
 
-@pytest.mark.slow
 def test_the_command_starts_processes_whose_run_folder_is_that_of_one(data: Path, alone: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     done = subprocess.run(

@@ -89,16 +89,20 @@ def command(
             raise typer.Exit(code)
         return
     world = world_from_environment(timeout)
-    if world.was_restarted and (output / "config.yaml").is_file():
+    restarted = world.was_restarted and (output / "config.yaml").is_file()
+    if restarted:
         resume, overwrite, start = True, False, None
     with world.together():
         config = _config(words, output, resume, overwrite, start)
         keep_freed_memory()
         earlier = Run.open(start) if start else None
         watcher = TerminalWatcher(stderr)
-        run = train(
-            config, data, output, resume=resume, overwrite=overwrite, start=earlier, watcher=watcher, world=world
-        )
+        if restarted and world.gather((output / "metrics.json").is_file())[0]:
+            run = Run.open(output)  # what failed came after the end
+        else:
+            run = train(
+                config, data, output, resume=resume, overwrite=overwrite, start=earlier, watcher=watcher, world=world
+            )
     world.end()
     if not world.is_first:
         return

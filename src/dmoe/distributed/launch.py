@@ -3,13 +3,38 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from dmoe.errors import DmoeError
 from dmoe.machine.limits import usable_threads
 
 # Processes that were asked to stop save their state first.
 _STOP_WITHIN_S = 600
+
+
+def ends_at_once(work: Callable[[], object]) -> None:
+    """Ends this process with `work`, as one of several; alone it only does the work.
+
+    Threads of torch.distributed outlive its groups, and nothing can wait for them: one that lets go of a tensor while
+    the interpreter shuts down would abort the process, which then had failed although it had done all.
+    """
+    if "RANK" not in os.environ:
+        work()
+        return
+    code: int | str | None = 0
+    try:
+        work()
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
