@@ -24,7 +24,9 @@ from dmoe.nn.model import DMoE
 from dmoe.nn.objective import DecorrelationTerm, Objective
 from dmoe.nn.tables.bank import TokenField
 from dmoe.shards.batch import Batch
+from dmoe.training.device import with_following
 from dmoe.training.engine import Engine
+from dmoe.training.step_values import StepLoss
 from dmoe.weights.run import table_layouts
 from dmoe.weights.stream import rows_in_order
 
@@ -52,6 +54,7 @@ class Case:
     clip_norm: float | None = 0.2
     scales: bool = False
     sizes: tuple[int, ...] = (3,)
+    on_device: bool = False  # in the form that a step has on devices: the next batch is known, no value is read
 
 
 def _corr(group: Any) -> list[DecorrelationTerm]:
@@ -74,6 +77,14 @@ def _others(group: Any) -> list[DecorrelationTerm]:
 
 
 CASES = {
+    "device": Case({"embedding_l2": 1e-3}, terms=_corr, sizes=(2, 3), on_device=True),
+    "device, row clip": Case({"embedding_l2": 1e-4, "embedding_clip": {"r": 0.1, "zeta": 1e-4}}, on_device=True),
+    "device, banks": Case(
+        {"embedding": "dense", "embedding_l2": 1e-3},
+        fields=BANKS,
+        model={"expert_fields": [[0, 1, 2, 6], None]},
+        on_device=True,
+    ),
     "dense": Case({"embedding": "dense", "embedding_l2": 1e-3}, terms=_corr),
     "deferred": Case({"embedding": "deferred", "embedding_l2": 1e-3}, terms=_corr, sizes=(2, 3, 4)),
     "deferred by rarity": Case({"embedding": "deferred", "embedding_l2": 1e-3}, scales=True),
@@ -151,8 +162,10 @@ def train(case: Case, world: World) -> dict[str, torch.Tensor]:
         l2_scales=scales,
         world=world,
     )
-    for step in range(STEPS):
-        engine.step(share_of(batch_of(case, step), step, world), step)
+    engine.at_once = not case.on_device
+    batches = (share_of(batch_of(case, step), step, world) for step in range(STEPS))
+    values = [engine.step(batch, step, following) for step, (batch, following) in enumerate(with_following(batches))]
+    assert all(loss.total > 0 for loss in StepLoss.read(values))
     engine.flush()
     layouts = table_layouts(model)
     return {

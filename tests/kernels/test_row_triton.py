@@ -105,6 +105,27 @@ def test_a_table_without_a_gradient_has_zeros_and_strides_are_honoured() -> None
     assert torch.equal(found.sum_gradients([turned], [3], torch.float32), again)
 
 
+@settings(deadline=None, max_examples=12)
+@given(
+    size=st.integers(1, 40),
+    width=st.integers(1, 9),
+    spare=st.integers(0, 3),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32]),
+    data=st.data(),
+)
+def test_any_rows_are_taken_and_put(size: int, width: int, spare: int, dtype: torch.dtype, data: st.DataObject) -> None:
+    table = torch.randint(-100, 100, (size, width), device=DEVICE).to(dtype)
+    chosen = torch.tensor(data.draw(st.lists(st.integers(0, size - 1), unique=True)), dtype=torch.int64, device=DEVICE)
+    rows = torch.cat([chosen, chosen.new_full((spare,), -1)])
+    values = row_triton.take_rows(table, rows)
+    assert torch.equal(values[: len(chosen)], table[chosen])
+    assert not values[len(chosen) :].any()
+    expected = table.clone()
+    expected[chosen] = values[: len(chosen)] + 1
+    row_triton.put_rows(table, rows, values + 1)
+    assert torch.equal(table, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int32])
 def test_rows_are_taken_and_put_and_minus_one_is_none(dtype: torch.dtype) -> None:
     table = torch.randint(0, 100, (6, 3), device=DEVICE).to(dtype)

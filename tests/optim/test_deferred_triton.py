@@ -14,7 +14,7 @@ import triton.language as tl
 
 from dmoe.optim import DeferredAdam
 from dmoe.optim.deferred_triton import DeferredRows
-from dmoe.optim.row_storage import row_storage
+from dmoe.optim.row_storage import Numbering, row_storage
 from dmoe.optim.row_storage_triton import rounded
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -22,16 +22,28 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # Of one rounding and of a few hundred steps of them.
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 ROWS = 9
+WHOLE = Numbering()
 
 
 class Pair:
     """The same table, trained on the CPU and by `DeferredRows`."""
 
-    def __init__(self, weight: Tensor, lr: float, betas: tuple[float, float], eps: float, l2: float, scaled: bool):
+    def __init__(
+        self,
+        weight: Tensor,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        l2: float,
+        scaled: bool,
+        numbering: Numbering = WHOLE,
+    ):
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         scale = torch.linspace(0.2, 1.0, len(weight), dtype=self.dtype) if scaled else None
-        self.cpu = DeferredAdam(weight.clone(), lr, betas, eps, l2, scale)
-        self.device = DeferredRows(weight.to(DEVICE).clone(), lr, betas, eps, l2, scale, history_length=4)
+        self.cpu = DeferredAdam(weight.clone(), lr, betas, eps, l2, scale, numbering=numbering)
+        self.device = DeferredRows(
+            weight.to(DEVICE).clone(), lr, betas, eps, l2, scale, history_length=4, numbering=numbering
+        )
 
     def step(self, rows: Tensor, gradient: Tensor, grad_scale: float) -> None:
         """Reads and writes rows; spare places hold no row, and a gradient that must not be used."""
@@ -96,6 +108,7 @@ class Pair:
     width=st.integers(1, 6),
     l2=st.sampled_from([0.0, 1e-6, 1e-2]),
     scaled=st.booleans(),
+    numbering=st.sampled_from([Numbering(), Numbering(5, 7, 64), Numbering(0, 2, 8)]),
     betas=st.sampled_from([(0.9, 0.999), (0.0, 0.9), (0.5, 0.99)]),
     eps=st.sampled_from([1e-8, 1e-3]),
     touches=st.lists(
@@ -114,13 +127,14 @@ def test_any_touch_pattern_equals_the_cpu(
     width: int,
     l2: float,
     scaled: bool,
+    numbering: Numbering,
     betas: tuple[float, float],
     eps: float,
     touches: list[tuple[set[int], float, str]],
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    pair = Pair(torch.randn(ROWS, width).to(dtype), 1e-2, betas, eps, l2, scaled)
+    pair = Pair(torch.randn(ROWS, width).to(dtype), 1e-2, betas, eps, l2, scaled, numbering)
     lr = 1e-2
     nobody = torch.empty(0, dtype=torch.int64)
     for chosen, grad_scale, event in touches:
@@ -190,6 +204,45 @@ def test_rows_with_l2_that_died_out_become_zero_as_on_the_cpu() -> None:
     pair.near(pair.device.weight_VS, pair.cpu.weight)
     assert bool(pair.device.weight_VS[:1].all())
     assert not pair.device.weight_VS[1:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_part_of_a_table_draws_the_bits_of_its_rows_in_the_whole(dtype: torch.dtype) -> None:
+    """Rows of one number draw alike, wherever they stand; others do not."""
+    weight = torch.full((40, 8), 0.3).to(dtype)
+    found = []
+    for numbering in (Numbering(), Numbering(10, 20, 2)):
+        table = DeferredRows(weight.to(DEVICE).clone(), 1e-2, (0.9, 0.999), 1e-8, 0.0, numbering=numbering)
+        rows = torch.arange(10, device=DEVICE)
+        table.write(rows, torch.ones(10, 8, device=DEVICE), torch.ones(1, dtype=torch.float64, device=DEVICE))
+        found.append(table.weight_VS.cpu()[:10])
+    # Places 10 to 19 of 20 a way hold numbers 20, 22, …; place 10 to 19 of the second call are of rows 20 to 38.
+    whole = DeferredRows(weight.to(DEVICE).clone(), 1e-2, (0.9, 0.999), 1e-8, 0.0)
+    every = torch.arange(40, device=DEVICE)
+    whole.write(every, torch.ones(40, 8, device=DEVICE), torch.ones(1, dtype=torch.float64, device=DEVICE))
+    assert torch.equal(found[1], whole.weight_VS.cpu()[20:40:2])
+    assert not torch.equal(found[0], found[1])
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    rows=st.sets(st.integers(0, ROWS - 1), max_size=6),
+    spare=st.integers(0, 3),
+    width=st.integers(1, 6),
+    l2=st.sampled_from([0.0, 0.5]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_norms_of_any_rows_equal_those_on_the_cpu(
+    rows: set[int], spare: int, width: int, l2: float, dtype: torch.dtype
+) -> None:
+    pair = Pair(torch.randn(ROWS, width).to(dtype), 1e-2, (0.9, 0.999), 1e-8, l2, True)
+    chosen = torch.tensor(sorted(rows), dtype=torch.int64)
+    gradient = torch.randn(len(chosen), width, dtype=pair.dtype)
+    there = torch.cat([chosen, torch.full((spare,), -1)]).to(DEVICE)
+    given_there = torch.cat([gradient, torch.full((spare, width), float("nan"), dtype=pair.dtype)]).to(DEVICE)
+    # Of the rows alone: a threshold that nothing reaches.
+    expected = pair.cpu.grad_norm_squared(chosen, gradient, clip_norm=1e30)
+    assert pair.device.grad_norm_squared(there, given_there).item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -192,15 +192,18 @@ def test_ids_out_of_range_are_read_as_0_and_reported() -> None:
     embedding = FieldEmbedding([4, TokenField(3, length=2, multi_valued=True), TokenField(4, shares=0)], 0, [2])
     ids = torch.tensor([[3, 2, 2, 3], [0, 0, 3, 4], [-1, 9, 0, 0]])
     fine, position = embedding.in_range(ids)
-    assert position.tolist() == [1, 2]
+    assert position.tolist() == [1, 2, 3]
     assert fine.tolist() == [[3, 2, 2, 3], [0, 0, 0, 0], [0, 0, 0, 0]]
     same, position = embedding.in_range(ids[:1])
-    assert position.tolist() == [-1, -1]
+    assert position.tolist() == [-1, -1, -1]
     assert torch.equal(same, ids[:1])
-    assert embedding.in_range(ids[:0])[1].tolist() == [-1, -1]
-    values = torch.tensor([0.5, 0.5, 0.0, 1.0, 1.0, 2.0], dtype=torch.float64)
-    with pytest.raises(DataError, match="row 1 of the batch: the id in column 2 is outside its vocabulary"):
-        StepLoss.read([values])[0].check()
+    assert embedding.in_range(ids[:0])[1].tolist() == [-1, -1, -1]
+    embedding.name_columns(["site", "tags", "tags", "shop"])
+    values = torch.tensor([0.5, 0.5, 0.0, 1.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    with pytest.raises(DataError, match=r"row 1 of the batch: categorical field 2 'tags' has id 3.* ids 0 to 2"):
+        StepLoss.read([values])[0].check(embedding)
+    with pytest.raises(DataError, match=r"row 1 of the batch: categorical field 2 'tags' has id 3.* ids 0 to 2"):
+        embedding.check_ids(ids)  # the same, said at once
 
 
 @needs_device  # on the CPU the step raises it at once
@@ -209,8 +212,8 @@ def test_a_device_reports_an_id_out_of_range_with_the_losses() -> None:
     (batch,) = batches(1)
     batch.ids_BC[4, 1] = 7
     values = engine.step(batch.to(DEVICE), 0)
-    with pytest.raises(DataError, match="row 4 of the batch: the id in column 1"):
-        StepLoss.read([values])[0].check()
+    with pytest.raises(DataError, match="row 4 of the batch: categorical field 1 'c1' has id 7"):
+        StepLoss.read([values])[0].check(engine.model.embedding)
 
 
 @needs_device
@@ -228,7 +231,7 @@ def test_the_device_is_not_waited_for(settings: dict[str, Any], precision: torch
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for loss in StepLoss.read(values):
-        loss.check()
+        loss.check(engine.model.embedding)
 
 
 @needs_device

@@ -68,6 +68,6 @@ def test_a_bad_id_of_the_next_batch_is_named_before_its_rows_are_touched(small_d
     good = Batch(torch.zeros(4, 3, dtype=torch.int32), torch.zeros(4, 1), torch.tensor([[0.0], [1], [0], [1]]))
     bad = Batch(torch.full((4, 3), 99, dtype=torch.int32), good.numeric_BN, good.labels_BT)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(DataError, match="row 0 of the batch: categorical field 0 has id 99"):
+    with pytest.raises(DataError, match="the batch after it, row 0 of the batch: categorical field 0 'site' has id 99"):
         engine.step(good, 0, bad)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -20,6 +20,7 @@ from dmoe.disk import durable, files, replaced
 from dmoe.disk.exchange import exchange
 from dmoe.disk.files import read_json, read_json_lines
 from dmoe.disk.replaced import replaced_path
+from dmoe.distributed.world import World
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.evaluation import evaluate
 from dmoe.evaluation.evaluate import correlate_run, evaluate_run
@@ -323,6 +324,8 @@ def test_memory_is_shared_by_the_splits_and_changes_no_bit(small_data, tmp_path,
         Watch(),
         None,
         None,
+        World(),
+        torch.device("cpu"),
     )
     assert (trainer.reader.in_memory, trainer.valid.in_memory) == (True, False)
     roomy = SplitReader(small_data, "valid", batch_size=64, memory_bytes=300 * per_row)

@@ -1,6 +1,7 @@
 """That no part of a step on a device asks for a value: each such question would wait for all work so far.
 
 The step runs on the CPU in the form that other devices take, under a mode that refuses the operations that wait there.
+Another one finds the operations that CUDA adds up in whatever order its threads come, which repeat no bits.
 """
 
 from typing import Any, get_args
@@ -35,6 +36,41 @@ class RefusesToWait(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class FindsUnorderedSums(TorchDispatchMode):
+    """Which operations of torch's list of those that do not repeat on CUDA (`use_deterministic_algorithms`) are met.
+
+    Where each place is added to once there is no order; `index_put` with `accumulate` sorts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__.rstrip("_")
+        if name in ("index_add", "scatter_add", "scatter_reduce", "index_reduce"):
+            index = args[2].sort(dim=args[1] if name.startswith("scatter") else 0).values
+            if bool((index.diff(dim=args[1] if name.startswith("scatter") else 0) == 0).any()):
+                self.found.add(name)
+        elif name in ("cumsum", "cumprod", "put", "histc", "kthvalue", "median") and args[0].is_floating_point():
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_other_mode_sees_sums_without_an_order() -> None:
+    x = torch.zeros(3)
+    for repeats, ask in (
+        (True, lambda: x.index_add(0, torch.tensor([1, 1]), torch.ones(2))),
+        (False, lambda: x.index_add(0, torch.tensor([1, 2]), torch.ones(2))),
+        (True, lambda: x.scatter_add(0, torch.tensor([1, 1]), torch.ones(2))),
+        (True, lambda: x.cumsum(0)),
+        (False, lambda: torch.arange(3).cumsum(0)),
+    ):
+        with FindsUnorderedSums() as mode:
+            ask()
+        assert bool(mode.found) == repeats
+
+
 def test_the_mode_sees_what_waits() -> None:
     x = torch.arange(3.0)
     for ask in (lambda: x.sum().item(), lambda: bool(x.any()), lambda: x[x > 1], lambda: torch.unique(x)):
@@ -66,6 +102,7 @@ EVERY_GATE = [
 def test_a_step_waits_for_nothing(overrides: list[str], monkeypatch: Any) -> None:
     monkeypatch.setattr("dmoe.nn.tables.table.compiled_loops_serve", lambda _: False)
     monkeypatch.setattr("dmoe.nn.tables.fields.compiled_loops_serve", lambda _: False)
+    monkeypatch.setattr("dmoe.nn.experts.pairs.adds_in_no_order", lambda _: True)
     for module in ("pairs", "gwpfm"):
         monkeypatch.setattr(f"dmoe.nn.experts.{module}.compiled_loops_serve", lambda _: False)
     small = ["model.embedding_dim=20", "model.expert_units=6", "model.gate.units=3", "model.tower_units=[5]"]
@@ -86,3 +123,6 @@ def test_a_step_waits_for_nothing(overrides: list[str], monkeypatch: Any) -> Non
     with RefusesToWait():
         values: Tensor = engine.step(batch, 1)
     assert torch.isfinite(values).all()
+    with FindsUnorderedSums() as sums:
+        engine.step(batch, 2)
+    assert not sums.found

@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, print_json
 
 HELP = """List the data recipes that ship with dmoe, or print one.
@@ -19,9 +18,7 @@ Examples:
 
 
 def command(
-    name: Annotated[
-        str | None, typer.Argument(help="Recipe to print.", show_default=False, autocompletion=completion.recipes)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Recipe to print.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.prepare.recipes import read_recipe, recipe_names, recipe_text

@@ -127,6 +127,8 @@ class TrainingConfig(Strict):
     `domain_weights`: the mean over rows, or `equal`, the sum of the means of the domains. `monitor_tasks`: how much
     each task counts in `monitor`; by default all alike.
     `tables`: where embedding tables and their optimisers' state are: with the rest of the model, or in host memory.
+    `precision`: of matrix products while training; `tf32` and `bfloat16` round their inputs. `deterministic`: torch's
+    operations must repeat to the bit, or training ends with an error that names the one that does not.
     """
 
     recipe: Literal["fixed", "auto"] = "fixed"
@@ -141,7 +143,8 @@ class TrainingConfig(Strict):
     seed: int = Field(default=2025, ge=0, lt=2**63)
     device: str = "auto"
     tables: Literal["device", "host"] = "device"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    deterministic: bool = False
     memory_gb: float = Field(default=4.0, gt=0)
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     calibration: Literal["none", "auto", "temperature", "platt", "isotonic"] = "none"
@@ -160,6 +163,12 @@ class TrainingConfig(Strict):
         if weights and not any(weights.values()):
             raise ValueError("'monitor_tasks' must let one task count, got 0 for all")
         return weights
+
+    @model_validator(mode="after")
+    def _precision_of_device(self) -> "TrainingConfig":
+        if self.precision == "tf32" and self.device == "cpu":
+            raise ValueError("'precision' tf32 is of CUDA devices; on the CPU set float32 or bfloat16")
+        return self
 
     @property
     def unseen_rates(self) -> dict[str, float]:

@@ -3,11 +3,12 @@
 A process asks for each distinct row of its share of a batch once. The holder of a row takes the requests of all
 processes together, reads each row once from its store, and later sums the gradients in the order of the processes, so
 that equal input gives equal bits. Requests of all tables travel together: three exchanges a step forth, one back.
+Requests are made on the host, where ids are; values and gradients travel where the tables are.
 
 Shape suffixes: U distinct rows that this process asks for, L distinct rows that it is asked for, S width of a table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -32,6 +33,19 @@ class Request:
     counts_L: Tensor
     sought: tuple[Tensor, ...]
     asked: tuple[int, ...]  # rows asked of each process
+
+    def placed_on(self, device: torch.device) -> "Request":
+        """The same with its tensors on `device`, which from pinned memory it takes by itself: in one copy."""
+        if device.type == "cpu":
+            return self
+        parts = [self.order_U, self.rows_L, self.counts_L, *self.sought]
+        flat = torch.cat(parts)
+        moved = (flat.pin_memory() if device.type == "cuda" else flat).to(device, non_blocking=True)
+        order_U, rows_L, counts_L, *sought = torch.split(moved, [len(one) for one in parts])
+        return Request(order_U, rows_L, counts_L, tuple(sought), self.asked)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.order_U, self.rows_L, self.counts_L, *self.sought]
 
 
 class RowExchange:
@@ -103,9 +117,8 @@ class RowExchange:
             )
         return found
 
-    def fetch(self, requests: Sequence[Request], read: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
-        """The values (U, S) of the rows asked for; `read(table, rows_L)` gives those (L, S) that are held here."""
-        values = [read(table, one.rows_L) for table, one in enumerate(requests)]
+    def fetch(self, requests: Sequence[Request], values: Sequence[Tensor]) -> list[Tensor]:
+        """The values (U, S) of the rows asked for; `values` are those (L, S) that are held here."""
         pieces = [
             values_LS[one.sought[rank]].reshape(-1)
             for rank in range(self.world.size)

@@ -1,6 +1,7 @@
 """The processes of one training: what they sum, agree on and do one after the other.
 
-With one process nothing here communicates or changes a bit. Several talk through torch.distributed, on the CPU by gloo.
+With one process nothing here communicates or changes a bit. Several talk through torch.distributed: by gloo of what is
+in host memory, by NCCL of what is on CUDA devices, one for each process.
 Where one of them fails it says so in the store that all can see before it ends, so that the others, which find its
 connection closed, can name it and its cause instead of their own trouble.
 """
@@ -40,6 +41,7 @@ class World:
     Args:
         group: of torch.distributed, None for one process.
         store: what all processes see, as torch.distributed's.
+        rows_group: for rows on devices, so that they travel beside what else is summed there; by default `group`.
         timeout_s: after so long without an answer another process counts as gone.
     """
 
@@ -50,8 +52,10 @@ class World:
         group: dist.ProcessGroup | None = None,
         store: Store | None = None,
         timeout_s: float = TIMEOUT_S,
+        rows_group: dist.ProcessGroup | None = None,
     ) -> None:
         self.rank, self.size, self.group, self.store, self.timeout_s = rank, size, group, store, timeout_s
+        self._rows_group = rows_group or group
         self._waits = 0  # how often this process has waited for the first one
         self._parent = os.getppid()
         self.sent_bytes = 0
@@ -97,7 +101,8 @@ class World:
         if not self.several:
             return sent
         received = sent.new_empty(sum(received_counts), *sent.shape[1:])
-        dist.all_to_all_single(received, sent, list(received_counts), list(counts), group=self.group)
+        group = self.group if sent.device.type == "cpu" else self._rows_group
+        dist.all_to_all_single(received, sent, list(received_counts), list(counts), group=group)
         own = counts[self.rank]
         self.sent_bytes += (len(sent) - own) * (sent.element_size() * (sent[0].numel() if len(sent) else 0))
         return received
@@ -369,5 +374,13 @@ def world_from_environment(timeout_s: float = TIMEOUT_S) -> World:
     # An agent of torchrun keeps its store when it starts processes anew: what the earlier ones left there, their
     # addresses too, is not to be found.
     store = PrefixStore(f"dmoe-{_restarts()}-{size}", found)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
-    return World(rank, size, dist.group.WORLD, store, timeout_s)
+    devices = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if devices else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    rows_group = dist.new_group(timeout=timeout) if devices else None
+    return World(rank, size, dist.group.WORLD, store, timeout_s, rows_group)
+
+
+def local_rank(world: World) -> int:
+    """The number of this process among those of its machine, which is that of its device."""
+    return int(os.environ.get("LOCAL_RANK", world.rank))

@@ -95,6 +95,7 @@ def build_model(config: ModelConfig, schema: Schema, *, seed: int, world: World 
             )
         except ValueError as error:
             raise ConfigError(f"model: {error}") from None
+        model.embedding.name_columns([field.name for field in schema.categorical for _ in range(field.length)])
         if config.field_std:
             model.embedding.spread_fields(config.field_std)
         return model

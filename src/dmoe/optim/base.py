@@ -131,13 +131,16 @@ class EmbeddingOptimiser(ABC):
         here instead of scaling `gradient_US`.
         """
 
-    def weight_norm_squared(self) -> float:
-        """What `grad_norm_squared` goes by to tell whether L2 of rows outside the batch matters; 0 if by nothing."""
+    def weight_norm_squared(self) -> float | Tensor:
+        """What `grad_norm_squared` goes by to tell whether L2 of rows outside the batch matters; 0 if by nothing.
+
+        Off the CPU it may be a tensor.
+        """
         return 0.0
 
     @abstractmethod
     def grad_norm_squared(
-        self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None, elsewhere: float = 0.0
+        self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None, elsewhere: float | Tensor = 0.0
     ) -> float | Tensor:
         """The squared norm of the whole gradient, λ·weight of all rows that the step moves included.
 

@@ -129,7 +129,7 @@ class DeferredAdam(EmbeddingOptimiser):
 
     @torch.no_grad()
     def grad_norm_squared(
-        self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None, elsewhere: float = 0.0
+        self, rows_U: Tensor, gradient_US: Tensor, clip_norm: float | None = None, elsewhere: float | Tensor = 0.0
     ) -> float:
         """See the base class. Exact without `clip_norm`, at the cost of a flush if there is L2.
 
@@ -140,7 +140,7 @@ class DeferredAdam(EmbeddingOptimiser):
         rest = 0.0
         if self.l2 > 0:
             negligible = 2.0**-26 * clip_norm**2 if clip_norm is not None else -1.0
-            if self.l2**2 * (self._weight_norm_squared() + elsewhere) > negligible:
+            if self.l2**2 * (self._weight_norm_squared() + float(elsewhere)) > negligible:
                 self.flush()
                 rest = max(0.0, self._weight_norm_squared() - self._rows_norm_squared(rows))
             else:

@@ -32,7 +32,9 @@ class DeferredAdamOnDevice(EmbeddingOptimiser):
     def _begin(self) -> None:
         check_betas(self.betas)
         weight = self.weight
-        self.rows = DeferredRows(weight.detach(), self.lr, self.betas, self.eps, self.l2, self.l2_scale_V)
+        self.rows = DeferredRows(
+            weight.detach(), self.lr, self.betas, self.eps, self.l2, self.l2_scale_V, numbering=self.numbering
+        )
         # ‖scale · weight‖² when it was last looked at, -1 before.
         self._norm_squared = torch.full((), -1.0, dtype=torch.float64, device=weight.device)
         self._looked = False
@@ -62,12 +64,25 @@ class DeferredAdamOnDevice(EmbeddingOptimiser):
         self.step_count = self.rows.step_count
 
     @torch.no_grad()
+    def weight_norm_squared(self) -> float | Tensor:
+        """As it was when it was last looked at, at most 32 steps ago."""
+        if self.l2 == 0:
+            return 0.0
+        self._look()
+        return self._norm_squared.clone()
+
+    def _look(self) -> None:
+        if not self._looked or self.step_count % NORM_STEPS == 0:
+            self._norm_squared.copy_(self.rows.weight_norm_squared())
+            self._looked = True
+
+    @torch.no_grad()
     def grad_norm_squared(
         self,
         rows_U: Tensor,
         gradient_US: Tensor,
         clip_norm: float | None = None,
-        elsewhere: float = 0.0,  # noqa: ARG002 (the whole table is here)
+        elsewhere: float | Tensor = 0.0,
     ) -> Tensor:
         """See the base class. Exact without `clip_norm`, at the cost of a flush if there is L2.
 
@@ -81,10 +96,8 @@ class DeferredAdamOnDevice(EmbeddingOptimiser):
             self.flush()
             rest = self.rows.weight_norm_squared() - self.rows.weight_norm_squared(rows_U)
             return self.rows.grad_norm_squared(rows_U, gradient_US) + self.l2**2 * rest.clamp(min=0)
-        if not self._looked or self.step_count % NORM_STEPS == 0:
-            self._norm_squared.copy_(self.rows.weight_norm_squared())
-            self._looked = True
-        counts_1 = (self.l2**2 * self._norm_squared > 2.0**-28 * clip_norm**2).reshape(1).to(torch.int32)
+        self._look()
+        counts_1 = (self.l2**2 * (self._norm_squared + elsewhere) > 2.0**-28 * clip_norm**2).reshape(1).to(torch.int32)
         self.rows.flush_if(counts_1)
         counts = counts_1[0] != 0
         fresh = self.rows.weight_norm_squared(condition=counts_1)

@@ -18,6 +18,7 @@ from dmoe.kernels.row_parallel import numpy_dtype
 from dmoe.kernels.row_triton import options, tile
 from dmoe.optim import deferred_triton_kernels as kernels
 from dmoe.optim.deferred import _powers
+from dmoe.optim.row_storage import Numbering
 
 HISTORY_FIELDS = 6
 
@@ -35,6 +36,7 @@ class DeferredRows:
         betas, eps, l2: as in `DeferredAdam`.
         l2_scale_V: a factor of λ for each row, by default 1.
         history_length: steps that there is room for at first.
+        numbering: where several processes hold parts of a table, the numbers of the rows of this part.
 
     `step_count` counts here what `clock` [steps taken, step of the last flush] counts on the device; `flushed` is not
     above what stands there.
@@ -49,6 +51,7 @@ class DeferredRows:
         l2: float,
         l2_scale_V: Tensor | None = None,
         history_length: int = 1024,
+        numbering: Numbering = Numbering(),  # noqa: B008 (it is immutable)
     ) -> None:
         device = weight_VS.device
         self.dtype = torch.float64 if weight_VS.dtype == torch.float64 else torch.float32
@@ -65,7 +68,7 @@ class DeferredRows:
         dead_weight = float(torch.finfo(self.dtype).tiny) * 2.0**30
         stable_gain = (1 + betas[0]) / (1 - betas[0])
         logs = (math.log(beta) if beta else -math.inf for beta in betas)
-        numbers = (*betas, eps, l2, *logs, stable_gain, dead_weight, float(self.scales_V.max()))
+        numbers = (*betas, eps, l2, *logs, stable_gain, dead_weight, float(self.scales_V.max()), *numbering)
         self.numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
         # lr now, and the largest since the last flush.
         self.rates = torch.tensor([lr, 0.0], dtype=torch.float64, device=device)

@@ -3,14 +3,15 @@
 The algebra is in docs/optimisers.md. Rows are (GROUP, 1), -1 for none; what belongs to their elements is
 (GROUP, COLUMNS) with COLUMNS a power of two that holds the width. `clock` is [steps taken, step of the last flush],
 `history` has six rows of `stride` numbers as `dmoe.optim.deferred` lists them, index j for step flushed + 1 + j, and
-`numbers` is float64 [β1, β2, eps, λ, ln β1, ln β2, stable gain, dead weight, largest scale].
+`numbers` is float64 [β1, β2, eps, λ, ln β1, ln β2, stable gain, dead weight, largest scale, and the `Numbering`: first,
+per_way, ways].
 """
 
 import triton
 import triton.language as tl
 
 from dmoe.optim import deferred_kernels
-from dmoe.optim.row_storage_triton import rounded, widened
+from dmoe.optim.row_storage_triton import numbered, rounded, widened
 
 DEAD_CHECK_STEPS = tl.constexpr(deferred_kernels.DEAD_CHECK_STEPS)
 
@@ -122,7 +123,8 @@ def _replay_block(
         first = tl.where(active, m, first)
         second = tl.where(active, v, second)
         weight = tl.where(active, w, weight)
-    stored = rounded(weight, element, now, STORAGE)
+    place = numbered(row, column, width, numbers + 9, numbers + 10, numbers + 11, STORAGE)
+    stored = rounded(weight, place, now, STORAGE)
     tl.store(weights + element, stored, mask=moved)
     tl.store(firsts + element, first, mask=moved)
     tl.store(seconds + element, second, mask=moved)
@@ -236,7 +238,8 @@ def replay_momentum(
             settled = tl.where(still, 1, settled)
             live = tl.sum(((settled == 0) & (step + 1 < end)).to(tl.int32))
         step += 1
-    stored = rounded(weight, element, now, STORAGE)
+    place = numbered(row, column, width, numbers + 9, numbers + 10, numbers + 11, STORAGE)
+    stored = rounded(weight, place, now, STORAGE)
     tl.store(weights + element, stored, mask=moved)
     if not WHOLE:
         missed = tl.where(behind, now - last, 0)
@@ -333,7 +336,8 @@ def apply(
     weight = weight - step_size * m / (tl.sqrt(v) * inverse_root + eps)
     tl.store(firsts + element, m, mask=wanted)
     tl.store(seconds + element, v, mask=wanted)
-    tl.store(weights + element, rounded(weight, element, now, STORAGE), mask=wanted)
+    place = numbered(row, column, width, numbers + 9, numbers + 10, numbers + 11, STORAGE)
+    tl.store(weights + element, rounded(weight, place, now, STORAGE), mask=wanted)
     tl.store(lasts + row, (now + row * 0).to(tl.int32), mask=row >= 0)
 
 

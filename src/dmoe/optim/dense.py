@@ -38,7 +38,7 @@ class DenseAdam(EmbeddingOptimiser):
         rows_U: Tensor,
         gradient_US: Tensor,
         clip_norm: float | None = None,  # noqa: ARG002 (always exact)
-        elsewhere: float = 0.0,  # noqa: ARG002
+        elsewhere: float | Tensor = 0.0,  # noqa: ARG002
     ) -> float | Tensor:
         return sum_of_squares(self._whole_gradient(rows_U, gradient_US))
 

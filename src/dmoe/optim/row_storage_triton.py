@@ -27,8 +27,20 @@ def widened(stored, STORAGE: tl.constexpr):
 
 
 @triton.jit
+def numbered(row, column, width, first, per_way, ways, STORAGE: tl.constexpr):
+    """The place in the whole table, int64, of an element of this part: what rounding draws its bits by."""
+    if STORAGE == 0:
+        return row * width + column
+    else:
+        place = tl.load(first).to(tl.int64) + row
+        per_way = tl.load(per_way).to(tl.int64)
+        number = place % per_way * tl.load(ways).to(tl.int64) + place // per_way
+        return number * width + column
+
+
+@triton.jit
 def rounded(value, element, step, STORAGE: tl.constexpr):
-    """As `row_storage` rounds; `element`, int64, is the place in the table."""
+    """As `row_storage` rounds; `element`, int64, is the place in the whole table."""
     if STORAGE == 0:
         return value
     else:

@@ -33,7 +33,7 @@ class _BatchRowsOptimiser(EmbeddingOptimiser):
         rows_U: Tensor,  # noqa: ARG002
         gradient_US: Tensor,
         clip_norm: float | None = None,  # noqa: ARG002 (always exact)
-        elsewhere: float = 0.0,  # noqa: ARG002
+        elsewhere: float | Tensor = 0.0,  # noqa: ARG002
     ) -> float | Tensor:
         return sum_of_squares(gradient_US)
 

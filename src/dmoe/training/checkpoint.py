@@ -1,4 +1,4 @@
-"""The exact state of a run in progress: weights, optimiser, position and the random streams of every device.
+"""The exact state of a run in progress: weights, optimiser, position and the random streams of host and device.
 
 `checkpoint/<step>/` holds `state.safetensors` and `state.json`; `checkpoint/latest` names the one to use. A new
 state is whole before `latest` points to it, so a kill at any moment leaves a state to resume from. The state of a
@@ -114,8 +114,8 @@ def _check_sum(file: Path) -> int:
 
 def _random_streams() -> dict[str, Tensor]:
     streams = {f"{_RANDOM}cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        streams |= {f"{_RANDOM}cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        streams[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state()  # of the current device, which trains
     return streams
 
 
@@ -166,8 +166,8 @@ def _put_back(tensors: Mapping[str, Tensor], file: Path) -> None:
                 torch.set_rng_state(stream)
             except (RuntimeError, TypeError) as error:
                 raise DataError(f"{file}: holds no random stream ({error})") from None
-        elif torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(stream, device)
+        elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.set_rng_state(stream)
 
 
 def _add_rows(

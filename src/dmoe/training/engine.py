@@ -4,7 +4,7 @@ Each table of embeddings has an optimiser of its own (`dmoe.optim`); everything 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from dmoe.config.run import OptimiserConfig
 from dmoe.distributed.exchange import Request
+from dmoe.distributed.lane import Lane
 from dmoe.distributed.layout import RowLayout
 from dmoe.distributed.world import World
-from dmoe.errors import NonFiniteLossError
+from dmoe.errors import DataError, NonFiniteLossError
 from dmoe.kernels.row_parallel import HALF_DTYPES
+from dmoe.machine.device import matrix_products, on_device
 from dmoe.nn.gate import Gate
 from dmoe.nn.mlp import BatchNorm
 from dmoe.nn.model import DMoE
@@ -44,6 +46,7 @@ class Engine:
     Args:
         clip_norm: bound on the global L2 norm of the whole gradient, embedding L2 over the full tables included.
         autocast: dtype of matrix products, or None for the weights' own.
+        tf32: whether float32 products take TF32 inputs on a CUDA device.
         l2_scales: for each table of rows, the factor of each row's L2; by default 1.
         host_tables: the model's tables are in host memory (`MultiTableEmbedding.keep_rows_on_host`): the rows of each
             batch are copied to `device` and their gradients back, in exact order.
@@ -60,6 +63,7 @@ class Engine:
         clip_norm: float | None,
         device: torch.device,
         autocast: torch.dtype | None = None,
+        tf32: bool = False,
         l2_scales: Sequence[Tensor] | None = None,
         host_tables: bool = False,
         world: World | None = None,
@@ -68,11 +72,12 @@ class Engine:
         # What this process asks for at the next step, and what any of them asked for at the last one.
         self.asks = self.asked = Asked()
         self.model, self.objective, self.device, self.clip_norm = model, objective, device, clip_norm
-        self.autocast, self.host_tables = autocast, host_tables
+        self.autocast, self.tf32, self.host_tables = autocast, tf32, host_tables
+        self._lane = Lane(device)
         # Reading a value costs nothing on the CPU; elsewhere it would wait for all that was asked for so far.
         self.at_once = device.type == "cpu"
-        # The next batch and its rows, where tables on the host work ahead.
-        self._ahead: tuple[Batch, list[BatchRows]] | None = None
+        # The next batch, its rows and what they are asked for with, where the host works ahead.
+        self._ahead: tuple[Batch, list[BatchRows], list[Request] | None] | None = None
         self.tables = list(model.embedding.row_tables())
         scales: Sequence[Tensor | None] = l2_scales or [None] * len(self.tables)
         banks = [bank for bank in model.embedding.each_bank() if isinstance(bank.tables, MultiTableEmbedding)]
@@ -99,7 +104,7 @@ class Engine:
         self.names = [name for name, _ in named]
         self.dense = [value for _, value in named]
         # Squared norms of the parts of tables that other processes hold.
-        self._elsewhere = [0.0] * len(self.tables)
+        self._elsewhere: list[float | Tensor] = [0.0] * len(self.tables)
         # (λ/2)‖W‖² belongs to the loss, so its gradient λW counts in the clipped norm.
         self.decay = [self._decay_of(name, value, config) for name, value in named]
         self.adam = torch.optim.Adam(self.dense, lr=config.lr, fused=device.type in ("cpu", "cuda"))
@@ -127,41 +132,56 @@ class Engine:
 
         Raises: NonFiniteLossError, DataError for ids out of range.
         """
-        bad_id = torch.full((2,), -1, device=self.device)
+        with on_device(self.device), matrix_products(tf32=self.tf32):
+            return self._step(batch, step, following)
+
+    @property
+    def takes_host_batches(self) -> bool:
+        """Whether rows are found where ids are, on the host, and not on the device."""
+        return self.host_tables or (self.world.several and not self.at_once)
+
+    def _step(self, batch: Batch, step: int, following: Batch | None) -> Tensor:
+        bad_id = torch.full((3,), -1, device=self.device)
         if batch.ids_BC.device.type == "cpu":
             self.model.embedding.check_ids(batch.ids_BC)
         else:
             ids_BC, bad_id = self.model.embedding.in_range(batch.ids_BC)
             batch = replace(batch, ids_BC=ids_BC)
-        if self.host_tables and following is not None:  # whose rows are written to before its own step
-            self.model.embedding.check_ids(following.ids_BC)
-        # Rows on the host are found there, where their ids are.
+        ahead = following if self.takes_host_batches else None
+        if ahead is not None:  # whose rows are written to, or asked for, before its own step
+            try:
+                self.model.embedding.check_ids(ahead.ids_BC)
+            except DataError as error:
+                raise DataError(f"the batch after it, {error}") from None
         moved = batch.to(self.device)
-        looked_up = self._looked_up(batch if self.host_tables else moved)
+        looked_up, requests = self._looked_up(batch if self.takes_host_batches else moved)
         batch = moved
-        requests = self._requests(looked_up)
+        if requests is not None:
+            requests = [one.placed_on(self.device) for one in requests]
         rows = self._rows(looked_up, requests)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             output = self.model(batch.ids_BC, batch.numeric_BN, rows)
             labels = RowLabels(batch.labels_BT, batch.known_BT, batch.weights_B, output.domain)
             losses = self.objective(output, labels, step)
         if self.at_once and not self.world.several:
-            StepLoss.read([_values(losses)])[0].check()
+            StepLoss.read([_values(losses)])[0].check_numbers()
         losses.total.backward()
-        if self.host_tables and following is not None:
-            self._catch_up(following)
+        if ahead is not None:  # the device computes what it was asked for so far
+            self._work_ahead(ahead)
         try:
+            gradients = self._gradients(looked_up, rows, requests)
             values = self._of_all(_values(losses))
-            norm = self._update(self._gradients(looked_up, rows, requests))
+            norm = self._update(gradients())
         finally:
             self.adam.zero_grad(set_to_none=True)
         return torch.cat([values, norm.unsqueeze(0), bad_id.double()])
 
-    def _looked_up(self, batch: Batch) -> list[BatchRows]:
-        """The rows that a batch reads; of one that was worked ahead on they are known."""
+    def _looked_up(self, batch: Batch) -> tuple[list[BatchRows], list[Request] | None]:
+        """The rows that a batch reads, and what they are asked for with; known of one that was worked ahead on."""
         if self._ahead is not None and self._ahead[0] is batch:
-            return self._ahead[1]
-        return self.model.embedding.batch_rows(batch.ids_BC)
+            return self._ahead[1:]
+        looked_up = self.model.embedding.batch_rows(batch.ids_BC)
+        return looked_up, self._requests(looked_up)
 
     def _requests(self, looked_up: Sequence[BatchRows]) -> list[Request] | None:
         """What the rows of this share of a batch are asked for with, where other processes hold some."""
@@ -178,23 +198,29 @@ class Engine:
         exchange = self.model.embedding.exchange
         if exchange is None or requests is None:
             return [self._read(one, store) for one, store in zip(looked_up, self.embeddings, strict=True)]
-        values = exchange.fetch(requests, lambda table, rows_L: self.embeddings[table].read(rows_L))
-        return [TableRows(one, values_US.requires_grad_()) for one, values_US in zip(looked_up, values, strict=True)]
+        held = [store.read(one.rows_L) for one, store in zip(requests, self.embeddings, strict=True)]
+        came = self._lane.start([*held, *_tensors(requests)], lambda: exchange.fetch(requests, held))
+        placed = [one.placed_on(self.device) for one in looked_up] if self.takes_host_batches else looked_up
+        return [TableRows(one, values_US.requires_grad_()) for one, values_US in zip(placed, came(), strict=True)]
 
     def _gradients(
         self, looked_up: Sequence[BatchRows], rows: Sequence[TableRows], requests: list[Request] | None
-    ) -> list[RowGradient]:
-        """What the backward pass left at the rows that are held here, as `_gradient`."""
+    ) -> Callable[[], list[RowGradient]]:
+        """What gives what the backward pass left at the rows that are held here, as `_gradient`.
+
+        Those that other processes hold are on their way to them from the call on.
+        """
         exchange = self.model.embedding.exchange
         if exchange is None or requests is None:
-            return [
+            return lambda: [
                 self._gradient(one, read, store)
                 for one, read, store in zip(looked_up, rows, self.embeddings, strict=True)
             ]
-        gradients = exchange.give_back(requests, [read.gradient_US for read in rows])
-        return [
+        given = [read.gradient_US for read in rows]
+        came = self._lane.start([*given, *_tensors(requests)], lambda: exchange.give_back(requests, given))
+        return lambda: [
             RowGradient(one.rows_L, store.clipped(one.rows_L, gradient_LS, one.counts_L))
-            for one, gradient_LS, store in zip(requests, gradients, self.embeddings, strict=True)
+            for one, gradient_LS, store in zip(requests, came(), self.embeddings, strict=True)
         ]
 
     def _of_all(self, values: Tensor) -> Tensor:
@@ -208,6 +234,8 @@ class Engine:
         if not world.several:
             self.asked = self.asks
             return values
+        if not self.at_once:
+            return self._of_all_unread(values)
         like = self.dense[0]
         weights = [store.weight_norm_squared() if self.clip_norm is not None else 0.0 for store in self.embeddings]
         bad = not bool(values.isfinite().all())
@@ -232,6 +260,23 @@ class Engine:
                 parameter.grad = gradient.view_as(parameter)
         return losses
 
+    def _of_all_unread(self, values: Tensor) -> Tensor:
+        """As `_of_all` on devices, where no value is read: only what the hosts know goes from host to host."""
+        world, like = self.world, self.dense[0]
+        reached = [float(one.grad is not None) for one in self.dense]
+        told = world.total(torch.tensor([*self.asks.numbers(), *reached], dtype=torch.float64)).tolist()
+        self.asked = Asked.read(told[:2])
+        norms = [store.weight_norm_squared() if self.clip_norm is not None else 0.0 for store in self.embeddings]
+        weights = self._on_device(norms)
+        parts = [values, weights, *(torch.zeros_like(one) if one.grad is None else one.grad for one in self.dense)]
+        flat = world.total(torch.cat([one.reshape(-1).to(like.dtype) for one in parts]))
+        losses, others, *summed = torch.split(flat, [one.numel() for one in parts])
+        self._elsewhere = list(others.double() - weights)
+        for parameter, gradient, ranks in zip(self.dense, summed, told[2:], strict=True):
+            if ranks:
+                parameter.grad = gradient.div_(world.size).view_as(parameter)
+        return losses.double() / world.size
+
     def _read(self, batch_rows: BatchRows, store: EmbeddingOptimiser) -> TableRows:
         if not self.host_tables:
             return TableRows.read(batch_rows, store)
@@ -247,9 +292,11 @@ class Engine:
             gradient_US = store.clipped(batch_rows.rows_U, gradient_US, batch_rows.counts_U())
         return RowGradient(batch_rows.rows_U, gradient_US)
 
-    def _catch_up(self, batch: Batch) -> None:
-        """Takes the steps so far at the rows of a batch to come, which leaves one for when it is read."""
-        self._ahead = batch, self._looked_up(batch)
+    def _work_ahead(self, batch: Batch) -> None:
+        """Finds the rows of a batch to come; those of tables on the host take the steps so far: one is left then."""
+        self._ahead = batch, *self._looked_up(batch)
+        if not self.host_tables:
+            return
         for table, batch_rows, store in zip(self.tables, self._ahead[1], self.embeddings, strict=True):
             if table.weight.dtype not in HALF_DTYPES:  # which each write rounds once more
                 store.catch_up(batch_rows.rows_U)
@@ -267,7 +314,7 @@ class Engine:
                 norm = whole
                 clip = (self.clip_norm / (whole + 1e-6)).clamp(max=1.0)
             else:
-                StepLoss(0.0, 0.0, 0.0, whole).check()
+                StepLoss(0.0, 0.0, 0.0, whole).check_numbers()
                 norm.fill_(whole)
                 clip = min(1.0, self.clip_norm / (whole + 1e-6))
             nn.utils.clip_grad_norm_(self.of_objective.values(), self.clip_norm)
@@ -287,11 +334,19 @@ class Engine:
             optimiser.grad_norm_squared(one.rows_U, one.gradient_US, self.clip_norm, elsewhere)
             for optimiser, one, elsewhere in zip(self.embeddings, rows, self._elsewhere, strict=True)
         ]
+        if not self.at_once:
+            of_tables = self.world.total(self._on_device(tables))
+            return (dense.double() ** 2 + sum(of_tables)).sqrt()
         if self.world.several:
             tables = list(self.world.total(torch.tensor(list(map(float, tables)), dtype=torch.float64)))
-        if not self.at_once:
-            return (dense.double() ** 2 + sum(tables)).sqrt()
         return math.sqrt(dense.item() ** 2 + sum(map(float, tables)))
+
+    def _on_device(self, numbers: Sequence[float | Tensor]) -> Tensor:
+        """The numbers in float64 on the device, where some may be; nothing is waited for."""
+        found = torch.zeros(len(numbers), dtype=torch.float64, device=self.device)
+        for place, one in enumerate(numbers):
+            found[place : place + 1].fill_(one)
+        return found
 
     def flush(self) -> None:
         """Brings every embedding row up to date with the steps taken."""
@@ -357,6 +412,10 @@ class Engine:
             own = f"{number}."
             state = {key.removeprefix(own): value for key, value in parts["embedding"].items() if key.startswith(own)}
             optimiser.load_state_dict(state)
+
+
+def _tensors(requests: Sequence[Request]) -> list[Tensor]:
+    return [tensor for one in requests for tensor in one.tensors()]
 
 
 def _values(losses: Losses) -> Tensor:

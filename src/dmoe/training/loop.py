@@ -19,6 +19,7 @@ from dmoe.evaluation.evaluate import (
     SCORING_ROWS,
     quick_metrics,
 )
+from dmoe.machine.device import on_device
 from dmoe.machine.stopping import StopRequest, stop_requests
 from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
@@ -28,7 +29,8 @@ from dmoe.shards.files import HeldData
 from dmoe.shards.prefetch import prefetch
 from dmoe.shards.reader import SplitReader
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dmoe.training.device import moved_ahead, with_following
+from dmoe.training.deterministic import repeatable
+from dmoe.training.device import moved_ahead, pinned_ahead, training_device, with_following
 from dmoe.training.engine import Engine
 from dmoe.training.finish import finish
 from dmoe.training.log_facts import LogFacts, measure_log
@@ -42,7 +44,7 @@ from dmoe.training.served import with_rows_of_all
 from dmoe.training.step_values import Asked, StepLoss
 from dmoe.training.together import check_together
 from dmoe.training.warm_start import set_given_vectors
-from dmoe.weights.run import Run, choose_device, load_tensors_into, table_layouts
+from dmoe.weights.run import Run, load_tensors_into, table_layouts
 from dmoe.weights.stream import save_together
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
@@ -86,8 +88,9 @@ def train(
     facts = measure_log(data, schema) if needs_facts(config) else None
     if facts is not None:
         config = resolved(config, facts)
+    device = training_device(config.training, world)
     if world.several:
-        check_together(config)
+        check_together(config, device)
     run = world.first(lambda: open_run(config, schema, data, output, resume, overwrite, start)) or Run.open(output)
     watcher = watcher or Silent()
     with only_writer(output) if world.is_first else nullcontext(), earlier_run_back(run, world), held.in_use():
@@ -96,7 +99,8 @@ def train(
             remove_leftovers(output)
         world.barrier()
         try:
-            _Trainer(run, held, watcher, on_evaluation, facts, world).run_to_end()
+            with on_device(device), repeatable(run.config.training.deterministic):
+                _Trainer(run, held, watcher, on_evaluation, facts, world, device).run_to_end()
         finally:
             watcher.stop()
     return run
@@ -110,16 +114,16 @@ class _Trainer:
         watcher: Watcher,
         on_evaluation: Callable[[DMoE], dict[str, Any]] | None,
         facts: LogFacts | None,
-        world: World | None = None,
+        world: World,
+        device: torch.device,
     ) -> None:
-        self.world = world = world or World()
+        self.world, self.device = world, device
         self.run, self.held, self.watcher, self.on_evaluation = run, held, watcher, on_evaluation
         data = held.data
         config = run.config
         recipe: TrainingConfig = config.training
         self.recipe = recipe
         self.optimiser = config.optimiser
-        self.device = choose_device(recipe.device)
         memory = int(recipe.memory_gb * 2**30)
         share = world.rank, world.size
         self.reader = SplitReader(
@@ -155,6 +159,7 @@ class _Trainer:
             clip_norm=recipe.clip_norm,
             device=self.device,
             autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+            tf32=recipe.precision == "tf32",
             l2_scales=l2_scales(self.model, facts, config.optimiser.embedding_l2_rarity) if facts else None,
             host_tables=recipe.tables == "host",
             world=world,
@@ -216,6 +221,8 @@ class _Trainer:
                 losses = self.engine.step(batch, self.at.step, following)
             except NonFiniteLossError as error:
                 raise self._stopped(self.at.step, error) from None
+            except DataError as error:
+                raise self._bad_batch(self.at.step, error) from None
             self.unread.append((self.reader.rows_of(self.at.batch), losses))
             self.at.step += 1
             self.at.batch += 1
@@ -254,9 +261,10 @@ class _Trainer:
         made = self._replaced(
             self.reader.batches(self.at.epoch, start_batch=self.at.batch), self.at.epoch, self.at.batch
         )
-        if self.engine.at_once or self.engine.host_tables:
+        if self.device.type == "cpu":
             return made
-        return prefetch(moved_ahead(made, self.device), depth=2, name="dmoe-moves")
+        ahead = pinned_ahead(made) if self.engine.takes_host_batches else moved_ahead(made, self.device)
+        return prefetch(ahead, depth=2, name="dmoe-moves")
 
     def _replaced(self, batches: Iterator[Batch], epoch: int, first: int) -> Generator[Batch, None, None]:
         for number, batch in enumerate(batches, start=first):
@@ -272,9 +280,11 @@ class _Trainer:
         losses = StepLoss.read([values for _, values in self.unread])
         for step, ((rows, _), loss) in enumerate(zip(self.unread, losses, strict=True), start=first):
             try:
-                loss.check()
+                loss.check(self.model.embedding)
             except NonFiniteLossError as error:
                 raise self._stopped(step, error) from None
+            except DataError as error:
+                raise self._bad_batch(step, error) from None
             self.at.add(loss, rows)
             if not self.world.is_first:
                 continue
@@ -285,17 +295,22 @@ class _Trainer:
 
     def _stopped(self, step: int, error: NonFiniteLossError) -> NonFiniteLossError:
         """`error` with the batch, of step `step` counted from 0, and what to do."""
-        per_epoch = self.reader.num_batches
         kept = (
             f"The best weights so far are kept in {self.run.path}"
             if self.run.weights.is_file()
             else "No weights were kept, for this was before the first evaluation"
         )
         return NonFiniteLossError(
-            f"stopped at step {step + 1}, batch {step % per_epoch + 1} of {per_epoch} in epoch "
-            f"{step // per_epoch + 1}: {error}. {kept}. "
+            f"{self._at(step)}: {error}. {kept}. "
             "Lower optimiser.lr or decorrelation.alpha, set training.clip_norm or a warmup_steps"
         )
+
+    def _bad_batch(self, step: int, error: DataError) -> DataError:
+        return DataError(f"{self._at(step)}: {error}")
+
+    def _at(self, step: int) -> str:
+        epoch, batch = divmod(step, self.reader.num_batches)
+        return f"stopped at step {step + 1}, batch {batch + 1} of {self.reader.num_batches} in epoch {epoch + 1}"
 
     def _evaluate(self) -> None:
         self.engine.flush()

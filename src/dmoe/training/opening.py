@@ -14,7 +14,7 @@ from dmoe.nn.build import build_model, check_model
 from dmoe.schema import Schema
 from dmoe.training.objective import check_tasks
 from dmoe.training.warm_start import set_given_vectors, unknown_values, warm_start
-from dmoe.weights.run import FirstWeights, Run, choose_device
+from dmoe.weights.run import FirstWeights, Run
 
 
 def open_run(
@@ -33,7 +33,6 @@ def open_run(
             raise DataError(f"{output}: this run is complete; there is nothing to resume")
         run.check_rows(data)
         return run
-    choose_device(config.training.device)
     _check_splits(data, len(config.model.mixed(schema)))
     check_model(config.model, config.decorrelation, schema)
     check_tasks(config, schema)

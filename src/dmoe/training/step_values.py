@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmoe.errors import DataError, NonFiniteLossError
+from dmoe.errors import NonFiniteLossError
+from dmoe.nn.tables.fields import FieldEmbedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,21 +19,23 @@ class StepLoss:
     logloss: float
     decorrelation: float
     gradient_norm: float = 0.0  # 0 where nobody asked for it
-    bad_row: float = -1.0  # of the batch, and the column: where the first id outside its vocabulary stands
+    bad_row: float = -1.0  # of the batch, the column, and the id: the first one outside its vocabulary
     bad_column: float = -1.0
+    bad_id: float = -1.0
 
     @classmethod
     def read(cls, values: Sequence[Tensor]) -> "list[StepLoss]":
         """What `Engine.step` gave for several batches; waits once for the device."""
         return [cls(*found) for found in torch.stack(list(values)).tolist()] if values else []
 
-    def check(self) -> None:
+    def check(self, embedding: FieldEmbedding) -> None:
         """Raises: NonFiniteLossError if the loss or the gradient is not finite, DataError for ids out of range."""
         if self.bad_row >= 0:
-            raise DataError(
-                f"row {int(self.bad_row)} of the batch: the id in column {int(self.bad_column)} is outside its "
-                "vocabulary; encode the rows with the vocabularies that the model was made with"
-            )
+            raise embedding.bad_id(int(self.bad_row), int(self.bad_column), int(self.bad_id))
+        self.check_numbers()
+
+    def check_numbers(self) -> None:
+        """Raises: NonFiniteLossError if the loss or the gradient is not finite."""
         if not math.isfinite(self.total):
             raise NonFiniteLossError(
                 f"the loss is {self.total} (logloss {self.logloss}, de-correlation {self.decorrelation})"

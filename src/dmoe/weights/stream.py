@@ -67,7 +67,7 @@ def rows_in_order(held_LS: Tensor, layout: RowLayout, world: World) -> Iterator[
     for start in range(0, layout.rows, length):
         stop = min(start + length, layout.rows)
         rows = [part.held_of(start, stop) for part in parts]
-        mine = held_LS.detach()[torch.from_numpy(rows[world.rank][1])]
+        mine = held_LS.detach()[torch.from_numpy(rows[world.rank][1])].cpu()
         counts = [len(one) for one, _ in rows]
         came = world.exchange(
             _movable(mine), [len(mine), *[0] * (world.size - 1)], counts if world.is_first else [0] * world.size

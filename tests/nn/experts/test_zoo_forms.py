@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dmoe.nn.experts import FFM, FM, CrossNetMix, CrossNetV1, Expert, FmFM, FwFM, GwPFM, expert_class
+from dmoe.nn.experts.pairs import Sides
 from dmoe.nn.experts.wukong import WukongLayer
 from tests.nn.experts.naive import assert_close, randomise
 
@@ -131,3 +132,23 @@ def test_gates_of_finalnet_and_finalmlp_start_neutral() -> None:
 )
 def test_groups_are_neighbours_or_as_listed(groups: int | list[int], expected: list[int]) -> None:
     assert GwPFM(7, 6, groups=groups).group_F.tolist() == expected
+
+
+@pytest.mark.parametrize("fields", [2, 3, 7])
+def test_both_forms_of_picking_sides_have_the_same_values_and_gradients(
+    fields: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of devices, where picking by index adds up gradients in no order, and of the CPU."""
+    sides = Sides(fields)
+    found = []
+    for on_device in (False, True):
+        monkeypatch.setattr("dmoe.nn.experts.pairs.adds_in_no_order", lambda _, now=on_device: now)
+        x_BFD = torch.linspace(-1, 2, 4 * fields * 5, dtype=torch.float64).view(4, fields, 5).requires_grad_()
+        first_BPD, second_BPD = sides.first(x_BFD[:, :-1]), sides.second(x_BFD)
+        (first_BPD.sin() * second_BPD.square()).sum().backward()
+        found.append((first_BPD, second_BPD, x_BFD.grad))
+    pairs = [(first, second) for first in range(fields) for second in range(first + 1, fields)]
+    assert torch.equal(found[0][0], x_BFD[:, [first for first, _ in pairs]])
+    assert torch.equal(found[0][1], x_BFD[:, [second for _, second in pairs]])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-14, atol=1e-14)

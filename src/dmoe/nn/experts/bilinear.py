@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmoe.nn import arguments
-from dmoe.nn.experts.pairs import PairProducts
+from dmoe.nn.experts.pairs import PairProducts, Sides
 
 PairWeight = Literal["matrix", "vector", "number"]
 PAIR_WEIGHTS = ("matrix", "vector", "number")
@@ -28,18 +28,13 @@ class WeightedPairs(nn.Module):
     Raises: ValueError naming the argument.
     """
 
-    first_P: Tensor
-    second_P: Tensor
-
     def __init__(self, num_fields: int, embedding_dim: int, weight: PairWeight) -> None:
         super().__init__()
         self.form = arguments.choice("weight", weight, PAIR_WEIGHTS)
         self.num_fields, self.num_pairs = num_fields, num_fields * (num_fields - 1) // 2
         shapes = {"matrix": (embedding_dim, embedding_dim), "vector": (embedding_dim,), "number": ()}
         self.weight = nn.Parameter(torch.empty(self.num_pairs, *shapes[weight]))
-        first_P, second_P = torch.triu_indices(num_fields, num_fields, offset=1)
-        self.register_buffer("first_P", first_P, persistent=False)
-        self.register_buffer("second_P", second_P, persistent=False)
+        self.sides = Sides(num_fields)
         if self.form == "number":
             self.inner = PairProducts(num_fields, diagonal=False)
         self.reset_parameters()
@@ -52,11 +47,11 @@ class WeightedPairs(nn.Module):
 
     def hadamard(self, embeddings_BFD: Tensor) -> Tensor:
         """`(W_ijᵀ x_i) * x_j` (B, P, D), whose sum over D is the product."""
-        second_BPD = embeddings_BFD.index_select(1, self.second_P)
+        second_BPD = self.sides.second(embeddings_BFD)
         if self.form == "matrix":
             return self._transformed(embeddings_BFD) * second_BPD
         weight = self.weight if self.form == "vector" else self.weight.unsqueeze(1)
-        return embeddings_BFD.index_select(1, self.first_P) * weight * second_BPD
+        return self.sides.first(embeddings_BFD) * weight * second_BPD
 
     def forward(self, embeddings_BFD: Tensor) -> Tensor:
         if self.form == "number":

@@ -3,6 +3,8 @@
 Shape suffixes: B rows, F fields, D embedding width, N = F * D, L layers.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,7 @@ class CrossNetV1(Expert):
     def forward_with_intermediates(self, embeddings_BFD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         x0_BN = embeddings_BFD.flatten(1)
         projected_BL = nn.functional.linear(x0_BN, self.weight)
-        constants_LN = self.bias.cumsum(0)
+        constants_LN = list(accumulate(self.bias))  # a device's cumsum does not repeat to the bit
         scale_B1 = torch.ones_like(projected_BL[:, :1])
         crossed = []
         for layer, weight_N in enumerate(self.weight):

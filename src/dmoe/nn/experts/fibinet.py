@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dmoe.nn import arguments
 from dmoe.nn.experts.base import Expert, register
 from dmoe.nn.experts.bilinear import WeightedPairs
+from dmoe.nn.experts.pairs import Sides
 from dmoe.nn.experts.product_network import PNNOutput, product_mlp
 from dmoe.nn.mlp import initialise_linear
 
@@ -47,9 +48,6 @@ class BilinearPairs(nn.Module):
     Shape: (B, F, D) to (B, P, D).
     """
 
-    first_P: Tensor
-    second_P: Tensor
-
     def __init__(self, num_fields: int, embedding_dim: int, form: Bilinear) -> None:
         super().__init__()
         self.form = form
@@ -60,9 +58,7 @@ class BilinearPairs(nn.Module):
         matrices = num_fields - 1 if form == "field-each" else 1
         self.weight = nn.Parameter(torch.empty(matrices, embedding_dim, embedding_dim))
         nn.init.normal_(self.weight, std=embedding_dim**-0.5)
-        first_P, second_P = torch.triu_indices(num_fields, num_fields, offset=1)
-        self.register_buffer("first_P", first_P, persistent=False)
-        self.register_buffer("second_P", second_P, persistent=False)
+        self.sides = Sides(num_fields)
 
     def forward(self, embeddings_BFD: Tensor) -> Tensor:
         if self.form == "field-interaction":
@@ -71,7 +67,7 @@ class BilinearPairs(nn.Module):
             first_BFD = embeddings_BFD[:, :-1] @ self.weight[0]
         else:
             first_BFD = torch.bmm(embeddings_BFD[:, :-1].transpose(0, 1), self.weight).transpose(0, 1)
-        return first_BFD.index_select(1, self.first_P) * embeddings_BFD.index_select(1, self.second_P)
+        return self.sides.first(first_BFD) * self.sides.second(embeddings_BFD)
 
 
 @register("fibinet")

@@ -45,6 +45,6 @@ class FwFM(Expert):
         if self.output == "pairs":
             products_BP: Tensor = self.pairs(embeddings_BFD)
             return products_BP
-        places = (self.pairs.first_P, self.pairs.second_P)
+        places = (self.pairs.sides.first_P, self.pairs.sides.second_P)
         upper_FF = self.pairs.weight.new_zeros(self.num_fields, self.num_fields).index_put(places, self.pairs.weight)
         return 0.5 * (embeddings_BFD * torch.matmul(upper_FF + upper_FF.t(), embeddings_BFD)).sum(dim=1)

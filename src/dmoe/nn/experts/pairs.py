@@ -103,6 +103,45 @@ def _pieces(rows: int, fields: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+def adds_in_no_order(device: torch.device) -> bool:
+    """Whether the gradient of rows that are picked several times is added up in whatever order threads come."""
+    return device.type == "cuda"
+
+
+class Sides(nn.Module):
+    """The first or the second field of all pairs i < j, in lexicographic order, with gradients that repeat to the bit.
+
+    Shape: (B, F, D) or, for the first, (B, F - 1, D), to (B, P, D).
+    """
+
+    first_P: Tensor
+    second_P: Tensor
+    sorted_P: Tensor
+
+    def __init__(self, num_fields: int) -> None:
+        super().__init__()
+        self.num_fields = num_fields
+        first_P, second_P = torch.triu_indices(num_fields, num_fields, offset=1)
+        self.register_buffer("first_P", first_P, persistent=False)
+        self.register_buffer("second_P", second_P, persistent=False)
+        # Where each pair stands among those ordered by their second field.
+        self.register_buffer("sorted_P", second_P * (second_P - 1) // 2 + first_P, persistent=False)
+
+    def first(self, fields_BFD: Tensor) -> Tensor:
+        if not adds_in_no_order(fields_BFD.device):
+            return fields_BFD.index_select(1, self.first_P)
+        last = self.num_fields - 1
+        parts = torch.split(fields_BFD[:, :last], 1, dim=1)
+        return torch.cat([one.expand(-1, last - field, -1) for field, one in enumerate(parts)], dim=1)
+
+    def second(self, fields_BFD: Tensor) -> Tensor:
+        if not adds_in_no_order(fields_BFD.device):
+            return fields_BFD.index_select(1, self.second_P)
+        parts = torch.split(fields_BFD[:, 1:], 1, dim=1)
+        by_second_BPD = torch.cat([one.expand(-1, field + 1, -1) for field, one in enumerate(parts)], dim=1)
+        return by_second_BPD.index_select(1, self.sorted_P)
+
+
 class PairProducts(nn.Module):
     """`<x_i, x_j>` for all pairs of fields i < j, or i <= j with `diagonal`, in lexicographic order.
 

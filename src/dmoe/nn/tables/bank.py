@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dmoe.nn.tables.lookup import TableRows, check_ids
+from dmoe.nn.tables.lookup import TableRows
 from dmoe.nn.tables.pooling import POOLINGS, Pooling
 from dmoe.nn.tables.shrinkage import Shrinkage
 from dmoe.nn.tables.table import MultiTableEmbedding
@@ -189,11 +188,6 @@ class FrozenTable(nn.Module):
         offsets_C = torch.tensor([offsets[vocabulary] for vocabulary in vocabulary_of_column])
         self.register_buffer("offsets_C", offsets_C, persistent=False)
         self.register_buffer("weight", torch.zeros(offsets[-1], width))
-        self._column_sizes = np.array([sizes[vocabulary] for vocabulary in vocabulary_of_column], dtype=np.int64)
-
-    def check_ids(self, ids_BP: Tensor) -> None:
-        """Raises: DataError or ValueError for ids that it cannot look up."""
-        check_ids(ids_BP, self._column_sizes)
 
     def field_rows(self, vocabulary: int) -> slice:
         return slice(self._offsets[vocabulary], self._offsets[vocabulary + 1])

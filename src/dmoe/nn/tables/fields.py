@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from dmoe.distributed.exchange import RowExchange
 from dmoe.distributed.world import World
+from dmoe.errors import DataError
 from dmoe.kernels.row_parallel import HALF_DTYPES, compiled_loops_serve
 from dmoe.nn.tables.assembly import Lookup, Order, Part, Places, assemble
 from dmoe.nn.tables.bank import Bank, NumericVectors, TokenField
-from dmoe.nn.tables.lookup import BatchRows, TableRows
+from dmoe.nn.tables.lookup import BatchRows, TableRows, bad_id, check_ids
 from dmoe.nn.tables.shrinkage import Shrinkage
 from dmoe.nn.tables.table import MultiTableEmbedding
 
@@ -74,6 +75,9 @@ class FieldEmbedding(nn.Module):
         owners = [field if field.shares is None else self.fields[field.shares] for field in self.fields]
         sizes = [owner.rows for owner, field in zip(owners, self.fields, strict=True) for _ in range(field.length)]
         self.register_buffer("sizes_C", torch.tensor(sizes, dtype=torch.int64), persistent=False)
+        self._column_sizes = np.array(sizes, dtype=np.int64)
+        # The field of each id column, for errors; not said where a model is made without a schema.
+        self.column_names: Sequence[str] | None = None
         self.banks = nn.ModuleList()
         self.numeric: NumericVectors | None = None
         groups = _groups(self.fields, tables, self.widths)
@@ -99,11 +103,22 @@ class FieldEmbedding(nn.Module):
 
     def check_ids(self, ids_BC: Tensor) -> None:
         """Raises: DataError or ValueError for ids that the tables cannot look up."""
+        check_ids(ids_BC, self._column_sizes, self.column_names)
+
+    def name_columns(self, names: Sequence[str]) -> None:
+        """The field of each id column, for errors."""
+        self.column_names = tuple(names)
         for bank in self.each_bank():
-            bank.tables.check_ids(ids_BC if self._plain else bank.ids_of(ids_BC))
+            if isinstance(bank.tables, MultiTableEmbedding):
+                columns = range(len(names)) if self._plain else bank.columns_P.tolist()
+                bank.tables.field_names = tuple(names[column] for column in columns)
+
+    def bad_id(self, row: int, column: int, found: int) -> DataError:
+        """What to say of an id that `in_range` reports."""
+        return bad_id(row, column, found, int(self._column_sizes[column]), self.column_names)
 
     def in_range(self, ids_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """The ids with 0 for those outside their vocabulary, and [row, column] of the first such one, -1 for none.
+        """The ids with 0 for those outside their vocabulary, and [row, column, id] of the first such one, -1 for none.
 
         For a device, where `check_ids` would wait.
         """
@@ -112,7 +127,9 @@ class FieldEmbedding(nn.Module):
         places_BC = torch.arange(num_ids, device=ids_BC.device).reshape(ids_BC.shape)
         found_P = torch.where(outside_BC, places_BC, num_ids).reshape(-1)
         first = torch.cat([found_P, found_P.new_full((1,), num_ids)]).amin()
-        position = torch.stack([first // columns, first % columns])
+        # One id more, so that there is one to look at where none is outside.
+        id_there = torch.cat([ids_BC.reshape(-1), ids_BC.new_zeros(1)]).index_select(0, first.reshape(1)).squeeze(0)
+        position = torch.stack([first // columns, first % columns, id_there.long()])
         return ids_BC.masked_fill(outside_BC, 0), torch.where(first < num_ids, position, -1)
 
     def batch_rows(self, ids_BC: Tensor) -> list[BatchRows]:
@@ -148,6 +165,7 @@ class FieldEmbedding(nn.Module):
     @torch.no_grad()
     def fetched(self, ids_BC: Tensor, exchange: RowExchange) -> list[TableRows]:
         """What a batch reads of each of `row_tables` as they are, from the processes that hold it."""
+        device, ids_BC = ids_BC.device, ids_BC.cpu()
         self.check_ids(ids_BC)
         batch, tables = self.batch_rows(ids_BC), list(self.row_tables())
 
@@ -155,8 +173,10 @@ class FieldEmbedding(nn.Module):
             values_LS = tables[table].weight.index_select(0, rows_L)
             return values_LS.float() if values_LS.dtype in HALF_DTYPES else values_LS
 
-        values = exchange.fetch(exchange.request([one.rows_U for one in batch], [None] * len(batch)), read)
-        return [TableRows(*one) for one in zip(batch, values, strict=True)]
+        asked = exchange.request([one.rows_U for one in batch], [None] * len(batch))
+        requests = [one.placed_on(device) for one in asked]
+        values = exchange.fetch(requests, [read(table, one.rows_L) for table, one in enumerate(requests)])
+        return [TableRows(one.placed_on(device), values_US) for one, values_US in zip(batch, values, strict=True)]
 
     def _at_once(
         self, ids_BC: Tensor, numeric_BN: Tensor | None, rows_of_bank: Sequence[TableRows | None]

@@ -59,6 +59,7 @@ class BatchRows:
     def placed_on(self, device: torch.device) -> "BatchRows":
         """The same with the places of positions on `device`; the rows stay where their table is."""
         moved = BatchRows(self.ids_BC, self.offsets_C.to(device), self.num_rows, self.room, self.columns_apart)
+        moved.on_device = None  # the values that come there have no spare places
         moved._distinct = self.rows_U, self.inverse_BC.to(device, non_blocking=True)
         return moved
 
@@ -167,12 +168,16 @@ def check_ids(ids_BC: Tensor, sizes_C: Array, names: Sequence[str] | None = None
     position = kernels.first_bad_id(ids_BC.numpy(), sizes_C)
     if position >= 0:
         row, column = divmod(position, ids_BC.shape[1])
-        name = f" '{names[column]}'" if names else ""
-        raise DataError(
-            f"row {row} of the batch: categorical field {column}{name} has id {int(ids_BC[row, column])}, "
-            f"but its vocabulary has ids 0 to {sizes_C[column] - 1}; "
-            "encode the rows with the vocabularies that the model was made with"
-        )
+        raise bad_id(row, column, int(ids_BC[row, column]), int(sizes_C[column]), names)
+
+
+def bad_id(row: int, column: int, found: int, size: int, names: Sequence[str] | None) -> DataError:
+    """What to say of the first id of a batch that is outside its vocabulary of `size`."""
+    name = f" '{names[column]}'" if names else ""
+    return DataError(
+        f"row {row} of the batch: categorical field {column}{name} has id {found}, but its vocabulary has ids 0 to "
+        f"{size - 1}; encode the rows with the vocabularies that the model was made with"
+    )
 
 
 def look_up(source: Source, numeric_weight_NS: Tensor, numeric_BN: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
