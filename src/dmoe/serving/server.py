@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from dmoe.errors import DmoeError
+from dmoe.errors import DmoeError, UserError
 from dmoe.serving.app import Application
 from dmoe.serving.guard import log
 from dmoe.serving.settings import Settings
@@ -149,11 +149,19 @@ class _JsonLines(logging.Handler):
         log("server", level=record.levelname.lower(), message=record.getMessage())
 
 
+def check_system() -> None:
+    """Raises: UserError where there are no signals to drain and to exchange the model by, as on Windows."""
+    if not (hasattr(signal, "SIGHUP") and hasattr(select, "poll")):
+        raise UserError("dmoe serve drains and exchanges its model by signals, so it needs Linux or macOS; use WSL")
+
+
 def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then answers what has arrived and returns.
 
-    Raises: DataError if the model folder is not whole; DmoeError if the address cannot be listened at.
+    Raises: DataError if the model folder is not whole; DmoeError if the address cannot be listened at; UserError where
+        the system has no such signals.
     """
+    check_system()
     application = Application(settings)
     warnings = logging.getLogger("uvicorn.error")
     warnings.setLevel(logging.WARNING)
