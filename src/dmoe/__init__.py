@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from dmoe.scoring.estimator_input import FewRowsWarning
     from dmoe.scoring.load import load
     from dmoe.tokens.unseen import UnseenValuesWarning
+    from dmoe.training.callbacks import Callback, TrainingStart
     from dmoe.values.canonical import MissingWordsWarning
 
 __all__ = [
     "BarlowTwinsLoss",
+    "Callback",
     "CorrLoss",
     "CovLoss",
     "CrossExpertCorrelation",
@@ -32,6 +34,7 @@ __all__ = [
     "FewRowsWarning",
     "LinearCKA",
     "MissingWordsWarning",
+    "TrainingStart",
     "UnseenValuesWarning",
     "VICRegLoss",
     "cross_expert_correlation",
@@ -40,6 +43,7 @@ __all__ = [
 
 _HOME = {
     "BarlowTwinsLoss": "dmoe.decorrelation",
+    "Callback": "dmoe.training.callbacks",
     "LinearCKA": "dmoe.decorrelation",
     "VICRegLoss": "dmoe.decorrelation",
     "CorrLoss": "dmoe.decorrelation",
@@ -51,6 +55,7 @@ _HOME = {
     "DMoEOutput": "dmoe.nn.output",
     "FewRowsWarning": "dmoe.scoring.estimator_input",
     "MissingWordsWarning": "dmoe.values.canonical",
+    "TrainingStart": "dmoe.training.callbacks",
     "UnseenValuesWarning": "dmoe.tokens.unseen",
     "load": "dmoe.scoring.load",
 }

@@ -37,6 +37,7 @@ SCORING_ROWS = 8192
 _LEAST_ROWS = 4
 
 SPLITS = ("train", "valid", "test")
+HELD_OUT = ("valid", "test")
 LOCATIONS: tuple[Location, ...] = ("output", "pre-activation", "intermediate", "input")
 
 

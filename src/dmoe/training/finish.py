@@ -1,18 +1,18 @@
 """What follows the last step: linear part and calibration, the final evaluation, and the figures of the run."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dmoe.disk.files import read_json_lines, write_json
+from dmoe.disk.files import only_writer, read_json, read_json_lines, write_json
 from dmoe.errors import Interrupted
-from dmoe.evaluation.evaluate import SCORING_ROWS, evaluate_split, scored_rows
+from dmoe.evaluation.evaluate import HELD_OUT, SCORING_ROWS, evaluate_split, scored_rows
 from dmoe.machine.limits import peak_memory_bytes
-from dmoe.machine.stopping import StopRequest
+from dmoe.machine.stopping import StopRequest, stop_requests
 from dmoe.nn.model import DMoE
 from dmoe.shards.files import HeldData
 from dmoe.shards.reader import read_once
@@ -22,19 +22,22 @@ from dmoe.training.linear import add_share, fit_linear, mixed
 from dmoe.training.objective import monitored_value
 from dmoe.training.position import Position
 from dmoe.training.task_gradients import task_gradients
-from dmoe.weights.run import Run, environment_facts
+from dmoe.weights.run import Run, choose_device, environment_facts
 
 
 def finish(
     run: Run,
     model: DMoE,
     held: HeldData,
+    splits: Sequence[str],
     device: torch.device,
     at: Position,
     requests: StopRequest,
     save: Callable[[], None],
 ) -> None:
     """Ends a run whose best weights `model`, in evaluation mode, holds; `save` writes them again.
+
+    Of the held-out splits those in `splits` are read.
 
     Raises: Interrupted if a stop is asked for, DataError if the data set was replaced; what is missing is then done by
         resuming.
@@ -49,16 +52,9 @@ def finish(
             )
 
     held.check()
-    fit_on_valid(run, model, data, device, requests, stop_if_asked, save)
-    (run.path / "evaluation").mkdir(exist_ok=True)
-    final: dict[str, Any] = {}
-    for split in ("valid", "test"):
-        if not (data / split).is_dir():
-            continue
-        found = evaluate_split(model, run.path, data, split, device=device, at_batch=stop_if_asked)
-        held.check()
-        write_json(run.path / "evaluation" / f"{split}.json", found)
-        final[split] = summary_of(found)
+    splits = [split for split in splits if (data / split).is_dir()]
+    fit_on_valid(run, model, data, splits, device, requests, stop_if_asked, save)
+    final = _evaluated(run, model, held, splits, device, stop_if_asked)
     if len(run.schema.tasks) > 1:
         lines = read_json_lines(run.path / "metrics.jsonl")
         final["own_best"] = own_best(lines, at.best_step, run.config.training.monitor)
@@ -77,17 +73,56 @@ def finish(
     remove_checkpoint(run.path)
 
 
+def measure(run: Run, data: Path) -> None:
+    """Adds the figures of the test split to a complete run that was trained without it; its weights stay.
+
+    Raises: Interrupted if a stop is asked for, DataError if the data set is replaced or has no test split; the run is
+        then as it was but for evaluation/test.json, and the same call does it all.
+    """
+    device = choose_device(run.config.training.device)
+    held = HeldData.of(data)
+    with only_writer(run.path), held.in_use(), stop_requests() as requests:
+
+        def stop_if_asked() -> None:
+            if requests.made:
+                raise Interrupted(f"interrupted while {run.path} was measured on test; the same command does it")
+
+        model = run.load_model().to(device)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        # Once more, for what linear.json and calibration.json say of test.
+        fit_on_valid(run, model, data, HELD_OUT, device, requests, stop_if_asked, lambda: None)
+        model.load_state_dict(before)
+        found = _evaluated(run, model, held, ("test",), device, stop_if_asked)
+        final = read_json(run.path / "metrics.json")
+        write_json(run.path / "metrics.json", {"valid": final.pop("valid"), **found, **final})
+
+
+def _evaluated(
+    run: Run, model: DMoE, held: HeldData, splits: Sequence[str], device: torch.device, at_batch: Callable[[], None]
+) -> dict[str, Any]:
+    """What metrics.json says of each split; evaluation/<split>.json is written."""
+    (run.path / "evaluation").mkdir(exist_ok=True)
+    final = {}
+    for split in splits:
+        found = evaluate_split(model, run.path, held.data, split, device=device, at_batch=at_batch)
+        held.check()
+        write_json(run.path / "evaluation" / f"{split}.json", found)
+        final[split] = summary_of(found)
+    return final
+
+
 def fit_on_valid(
     run: Run,
     model: DMoE,
     data: Path,
+    splits: Sequence[str],
     device: torch.device,
     requests: StopRequest,
     at_batch: Callable[[], None],
     save: Callable[[], None],
 ) -> None:
     """For each task the linear part's share of the logit, then the map from logits to calibrated ones; kept with the
-    weights."""
+    weights, and their figures on the held-out `splits` in files."""
     recipe = run.config.training
     how, rate = recipe.calibration, recipe.negative_sampling_rate
     names = [task.name for task in run.schema.tasks]
@@ -107,8 +142,7 @@ def fit_on_valid(
     if how != "none" or any(facts):
         scored = {
             split: scored_rows(model, read_once(data, split, batch_size=SCORING_ROWS), device, at_batch)
-            for split in ("valid", "test")
-            if (data / split).is_dir()
+            for split in splits
         }
         linear, maps = [], []
         for task, (part, found) in enumerate(zip(parts, facts, strict=True)):

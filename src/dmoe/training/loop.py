@@ -1,7 +1,7 @@
 """Training from a data set folder to a run folder: the recipe of the benchmark lineage, resumable to the bit."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 
 from dmoe.config.run import RunConfig, TrainingConfig
-from dmoe.disk.files import append_json_line, only_writer, read_json_lines, remove_leftovers, write_json_lines
+from dmoe.disk.files import (
+    append_json_line,
+    only_writer,
+    read_json,
+    read_json_lines,
+    remove_leftovers,
+    write_json_lines,
+)
 from dmoe.disk.replaced import drop_replaced, put_back
 from dmoe.distributed.world import World
 from dmoe.errors import DataError, Interrupted, NonFiniteLossError
 from dmoe.evaluation.evaluate import (
+    HELD_OUT,
     SCORING_ROWS,
     quick_metrics,
 )
@@ -28,6 +36,7 @@ from dmoe.shards.batch import Batch
 from dmoe.shards.files import HeldData
 from dmoe.shards.prefetch import prefetch
 from dmoe.shards.reader import SplitReader
+from dmoe.training.callbacks import Callback, Callbacks, TrainingStart
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dmoe.training.deterministic import repeatable
 from dmoe.training.device import moved_ahead, pinned_ahead, training_device, with_following
@@ -65,12 +74,16 @@ def train(
     start: Run | None = None,
     watcher: Watcher | None = None,
     on_evaluation: Callable[[DMoE], dict[str, Any]] | None = None,
+    callbacks: Sequence[Callback] = (),
+    splits: Sequence[str] = HELD_OUT,
     world: World | None = None,
 ) -> Run:
     """Trains `config` on the data set folder `data` and leaves a run folder at `output`.
 
     With `start` the first weights are those of that run, its tokens matched by value; see `warm_start`. What
     `on_evaluation` says of the model at each evaluation becomes further keys of that line of metrics.jsonl.
+    `callbacks` are told how it goes and change nothing of it. Without test among the held-out `splits` no row of it
+    is scored: `dmoe.training.finish.measure` adds its figures.
 
     With a `world` of several processes all of them call this alike, and train one model together: the tables' rows
     are dealt out to them, `batch_size` is that of all, and the first one writes the run folder.
@@ -91,18 +104,25 @@ def train(
     device = training_device(config.training, world)
     if world.several:
         check_together(config, device)
-    run = world.first(lambda: open_run(config, schema, data, output, resume, overwrite, start)) or Run.open(output)
+    run = world.first(lambda: open_run(config, schema, data, output, resume, overwrite, start, splits))
+    run = run or Run.open(output)
     watcher = watcher or Silent()
     with only_writer(output) if world.is_first else nullcontext(), earlier_run_back(run, world), held.in_use():
         if world.is_first:
             watcher.resolved(run.config)
             remove_leftovers(output)
         world.barrier()
+        told = Callbacks(callbacks if world.is_first else (), watcher.warn)
         try:
             with on_device(device), repeatable(run.config.training.deterministic):
-                _Trainer(run, held, watcher, on_evaluation, facts, world, device).run_to_end()
+                _Trainer(run, held, watcher, on_evaluation, facts, world, device, told, splits).run_to_end()
+        except BaseException as error:
+            told.stop(error)
+            raise
         finally:
             watcher.stop()
+    if world.is_first:
+        told.end(read_json(run.path / "metrics.json"), run.path)
     return run
 
 
@@ -116,8 +136,11 @@ class _Trainer:
         facts: LogFacts | None,
         world: World,
         device: torch.device,
+        told: Callbacks | None = None,
+        splits: Sequence[str] = HELD_OUT,
     ) -> None:
         self.world, self.device = world, device
+        self.told, self.splits = told or Callbacks((), watcher.warn), splits
         self.run, self.held, self.watcher, self.on_evaluation = run, held, watcher, on_evaluation
         data = held.data
         config = run.config
@@ -173,8 +196,12 @@ class _Trainer:
         self._resume()
         per_epoch = self.reader.num_batches
         every = max(1, -(-per_epoch // self.recipe.evaluations_per_epoch))
+        steps = per_epoch * self.recipe.epochs
         if self.world.is_first:
-            self.watcher.start(per_epoch * self.recipe.epochs, self.at.step)
+            self.watcher.start(steps, self.at.step)
+            values = self.run.config.model_dump(mode="json")
+            numbers = self.model.num_parameters
+            self.told.start(TrainingStart(self.run.path, self.held.data, values, steps, self.at.step, numbers))
         with stop_requests() as requests:
             while not self.at.finished:
                 self._epoch(every, requests)
@@ -337,6 +364,7 @@ class _Trainer:
         if self.world.is_first:
             append_json_line(self.run.path / "metrics.jsonl", line, durable=True)
             self.watcher.evaluated(line)
+            self.told.evaluation(line)
         self.at.evaluations += 1
         self.at.restart_sums()
         if better:
@@ -370,7 +398,7 @@ class _Trainer:
         model = self.model.eval()
 
         def work(save: Callable[[], None]) -> None:
-            finish(self.run, model, self.held, self.device, self.at, requests, save)
+            finish(self.run, model, self.held, self.splits, self.device, self.at, requests, save)
 
         with_rows_of_all(self.world, self.run, model, work)
 

@@ -1,6 +1,6 @@
 """The run folder that a training writes to: a new one, one that goes on, or one in the place of another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dmoe.disk.files import only_writer
 from dmoe.disk.replaced import bring_back
 from dmoe.distributed.world import World
 from dmoe.errors import ConfigError, DataError, Interrupted
-from dmoe.evaluation.evaluate import check_split
+from dmoe.evaluation.evaluate import HELD_OUT, check_split
 from dmoe.nn.build import build_model, check_model
 from dmoe.schema import Schema
 from dmoe.training.objective import check_tasks
@@ -18,7 +18,14 @@ from dmoe.weights.run import FirstWeights, Run
 
 
 def open_run(
-    config: RunConfig, schema: Schema, data: Path, output: Path, resume: bool, overwrite: bool, start: Run | None
+    config: RunConfig,
+    schema: Schema,
+    data: Path,
+    output: Path,
+    resume: bool,
+    overwrite: bool,
+    start: Run | None,
+    splits: Sequence[str] = HELD_OUT,
 ) -> Run:
     """The run to go on with, or a new one."""
     if resume and (output / "config.yaml").is_file():
@@ -33,7 +40,7 @@ def open_run(
             raise DataError(f"{output}: this run is complete; there is nothing to resume")
         run.check_rows(data)
         return run
-    _check_splits(data, len(config.model.mixed(schema)))
+    check_splits(data, splits, len(config.model.mixed(schema)))
     check_model(config.model, config.decorrelation, schema)
     check_tasks(config, schema)
     first = _first_weights(config, schema, data, start) if start else None
@@ -70,9 +77,12 @@ def _first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) ->
     return FirstWeights(start.path, kept, tokens, unknown_values(schema, data, start), model.state_dict())
 
 
-def _check_splits(data: Path, num_experts: int) -> None:
-    """What the evaluations need of the data, said before an epoch is spent."""
+def check_splits(data: Path, splits: Sequence[str], num_experts: int) -> None:
+    """What the evaluations need of the data, said before an epoch is spent; only test may be absent.
+
+    Raises: DataError.
+    """
     check_split(data, "train", 1)
-    for split in ("valid", "test"):
+    for split in splits:
         if split == "valid" or (data / split).is_dir():
             check_split(data, split, num_experts)
