@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from dmoe.config.data import DataConfig
-from dmoe.config.run import RunConfig
+from dmoe.config.run import RunConfig, load_config
+from dmoe.tuning.space import make_space
 from dmoe.validation import validate
 
 ROOT = Path(__file__).parents[1]
@@ -45,5 +46,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_configurations_are_valid(page: Path) -> None:
     for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         values = yaml.safe_load(text)
+        if "parameters" in values:
+            make_space(values, f"{page.name}: {text[:40]!r}", load_config("d-moe"))
+            continue
         kind = DataConfig if {"label", "labels"} & set(values) else RunConfig
         validate(kind, values, f"{page.name}: {text[:40]!r}")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.small_runs import small_config, small_data, with_tasks  # noqa: F401
 
 from dmoe import Callback
 from dmoe.disk.files import read_json, read_json_lines
@@ -15,6 +14,7 @@ from dmoe.errors import Interrupted, NonFiniteLossError
 from dmoe.training.callbacks import TrainingStart
 from dmoe.training.loop import train
 from dmoe.training.progress import Silent
+from tests.small_runs import small_config
 
 DROPOUT = ("model.tower_dropout=0.3",)
 
@@ -50,7 +50,7 @@ class Warned(Silent):
 
 
 @pytest.fixture(scope="module")
-def plain(small_data, tmp_path_factory):  # noqa: F811
+def plain(small_data, tmp_path_factory):
     return train(small_config(*DROPOUT), small_data, tmp_path_factory.mktemp("plain") / "run")
 
 
@@ -64,7 +64,7 @@ def assert_same_training(first, second):
     assert one == two
 
 
-def test_a_callback_is_told_all_and_changes_nothing(small_data, tmp_path, plain):  # noqa: F811
+def test_a_callback_is_told_all_and_changes_nothing(small_data, tmp_path, plain):
     notes = Notes()
     run = train(small_config(*DROPOUT), small_data, tmp_path / "run", callbacks=[notes])
     assert_same_training(plain, run)
@@ -100,7 +100,7 @@ class Meddler(Callback):
         torch.use_deterministic_algorithms(True)
 
 
-def test_a_callback_cannot_change_what_training_computes(small_data, tmp_path, plain):  # noqa: F811
+def test_a_callback_cannot_change_what_training_computes(small_data, tmp_path, plain):
     run = train(small_config(*DROPOUT), small_data, tmp_path / "run", callbacks=[Meddler(), Meddler()])
     assert_same_training(plain, run)
     assert torch.is_grad_enabled()
@@ -109,7 +109,7 @@ def test_a_callback_cannot_change_what_training_computes(small_data, tmp_path, p
 
 
 @pytest.mark.parametrize("where", ["on_start", "on_evaluation", "on_end"])
-def test_one_that_fails_is_named_once_and_loses_nothing(small_data, tmp_path, plain, where):  # noqa: F811
+def test_one_that_fails_is_named_once_and_loses_nothing(small_data, tmp_path, plain, where):
     calls = []
 
     class Broken(Notes):
@@ -131,7 +131,7 @@ def test_one_that_fails_is_named_once_and_loses_nothing(small_data, tmp_path, pl
     assert len(notes.ends) == 1
 
 
-def test_a_resumed_run_starts_where_it_stopped(small_data, tmp_path, plain):  # noqa: F811
+def test_a_resumed_run_starts_where_it_stopped(small_data, tmp_path, plain):
     class StopAt(Silent):
         steps = 0
 
@@ -154,7 +154,7 @@ def test_a_resumed_run_starts_where_it_stopped(small_data, tmp_path, plain):  # 
     assert [line["step"] for line in first.lines + second.lines] == [16, 32, 48]
 
 
-def test_a_training_that_fails_is_told_why(small_data, tmp_path):  # noqa: F811
+def test_a_training_that_fails_is_told_why(small_data, tmp_path):
     notes = Notes()
     config = small_config("optimiser.lr=1e5", "training.clip_norm=null", "decorrelation=[]")
     with pytest.raises(NonFiniteLossError):

@@ -21,6 +21,7 @@ COMMANDS = {
     "recipes": "List the data recipes that ship with dmoe.",
     "config": "Print a resolved run configuration.",
     "train": "Train a model and write a run folder.",
+    "tune": "Search the configuration that is best on the validation split.",
     "baseline": "Fit a logistic regression or boosted trees on the same splits, to stand beside.",
     "evaluate": "AUC, logloss, calibration, correlation, gate and expert statistics of a run.",
     "compare": "Paired comparison of two runs on the same labelled rows.",

@@ -286,6 +286,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"'{override}': an override is written key.path=value, for example training.epochs=3")
     value = parse_yaml(f"value: {text}", f"override '{override}'").get("value")
+    set_key(values, key, value, f"override '{override}'")
+
+
+def set_key(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Sets the key of a dotted path in the plain values of a configuration; `source` is named in errors.
+
+    Raises: ConfigError if the path leads through a value, or past the end of a list.
+    """
     parts = key.split(".")
     current: Any = values
     # A list that the file leaves out is changed from its default, not from nothing. A section stays as sparse as it is
@@ -296,9 +304,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         here = ".".join(parts[: depth + 1])
         if isinstance(current, list):
             if not part.isdigit() or int(part) > len(current):
-                raise ConfigError(
-                    f"override '{override}': '{here}' must number an entry of a list of {len(current)}, from 0"
-                )
+                raise ConfigError(f"{source}: '{here}' must number an entry of a list of {len(current)}, from 0")
             if int(part) == len(current):
                 current.append({})
             slot: Any = int(part)
@@ -310,7 +316,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             elif not last:
                 current.setdefault(slot, {})
         else:
-            raise ConfigError(f"override '{override}': '{'.'.join(parts[:depth])}' is a value, not a section")
+            raise ConfigError(f"{source}: '{'.'.join(parts[:depth])}' is a value, not a section")
         if last:
             current[slot] = value
         else:
