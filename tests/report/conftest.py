@@ -171,7 +171,17 @@ def evaluated_tasks(auc: float, labels: bool, domains: bool) -> dict[str, Any]:
         }
 
     def described(rows: int, positives: int, own: float) -> dict[str, Any]:
-        found = scores(rows, positives, own) | {"relative_information_gain": 0.125, "calibration": None}
+        found = scores(rows, positives, own) | {
+            "relative_information_gain": 0.125,
+            "calibration": {
+                "bins": [
+                    {"low": 0.1, "high": 0.2, "rows": rows // 2, "mean_predicted": 0.15, "click_rate": own / 5},
+                    {"low": 0.2, "high": 0.4, "rows": rows // 2, "mean_predicted": 0.3, "click_rate": own / 3},
+                ],
+                "expected_calibration_error": own / 100,
+                "predicted_to_observed": 1 + own / 10,
+            },
+        }
         if domains:
             found["domains"] = {
                 "feed": scores(rows // 4, positives // 4, own - 0.02),

@@ -120,6 +120,34 @@ def test_labels_chains_and_domains_have_scores_of_their_own(labelled: list[Page]
     assert "label click, 3 domains by hour" in domains.text("result")
 
 
+def test_every_label_has_its_calibration(labelled: list[Page], three: Page) -> None:
+    one, two, domains = labelled
+    text = one.text("calibration")
+    assert (
+        "Run Label Split Predicted to observed clicks Expected calibration error run click test 1.075 0.00750" in text
+    )
+    assert "run watch given click test 1.072 0.00720 run click and watch test 1.085 0.00850 run like" in text
+    assert one.source.count("Calibration: run ") == 4
+    assert two.text("calibration").count("watch given click test") == 2
+    assert "Run Split Predicted" in three.text("calibration")
+    assert domains.source.count("Calibration: run") == 1
+
+
+def test_each_labels_map_is_told(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("run", labels=True)
+    figures = {"logloss": 0.5, "expected_calibration_error": 0.02, "predicted_to_observed": 0.9}
+    change = {"test": {"before": figures, "after": figures | {"predicted_to_observed": 1.001}}}
+    main = {"asked": "auto", "kind": "platt", "rows": 500, "valid_rows": 500, "splits": change}
+    none = {"asked": "auto", "kind": "none", "rows": 90, "valid_rows": 90, "splits": {}}
+    tasks = {"click": main, "watch": none, "like": main | {"kind": "isotonic"}}
+    (run / "calibration.json").write_text(json.dumps({**main, "tasks": tasks}))
+    write_report([run], tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text("calibration")
+    assert "click: The model’s logits are scaled and shifted (Platt), as fitted on valid" in text
+    assert "watch: The logits are the model’s own" in text
+    assert "Before and after calibration, like Split" in text
+
+
 def test_correlation_of_levels_and_domains(labelled: list[Page], three: Page) -> None:
     text = labelled[0].text("correlation")
     assert "level 1 0.2500 0.0125 1 4,096 domain feed 0.2500 0.0125 1 4,096" in text

@@ -130,7 +130,7 @@ def calibration(key: str, name: str, slot: int, bins: Sequence[CalibrationBinRec
     limit = min(1.0, 1.08 * max(float(x.max()), float(high.max())))
     upper.plot([0, limit], [0, limit], color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
     upper.errorbar(x, y, yerr=(y - low, high - y), color=colour, marker="o", markersize=4, linewidth=1.5, elinewidth=1)
-    upper.set(ylabel="click rate", xlim=(0, limit), ylim=(0, limit))
+    upper.set(ylabel="observed rate", xlim=(0, limit), ylim=(0, limit))
     upper.set_title(f"Calibration: {label(name)}", loc="left", fontweight="bold")
     edges = [(one.low, one.high) for one, _, _ in held]
     lower.bar(
@@ -148,7 +148,7 @@ def calibration(key: str, name: str, slot: int, bins: Sequence[CalibrationBinRec
     else:
         lower.yaxis.set_major_locator(MaxNLocator(nbins=3))
         lower.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    lower.set(ylabel="rows", xlabel="predicted click probability")
+    lower.set(ylabel="rows", xlabel="predicted probability")
     lower.grid(visible=False, axis="x")
     worst = int(np.abs(x - y).argmax())
     words = (

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dmoe.report import numbers
-from dmoe.report.records import LabelRecord, PartRecord, TaskRecord
+from dmoe.report.records import CalibrationRecord, LabelRecord, PartRecord, TaskRecord
 from dmoe.report.runs import ReportedRun
 from dmoe.report.tables import Line, compared
 
@@ -52,6 +52,17 @@ def of_run(run: ReportedRun) -> Labels | None:
     return Labels(
         run.detail.split, lines, domains, [*_beside(run, run.detail.split), *_own_best(run), *_gradients(run)]
     )
+
+
+def calibrations(run: ReportedRun) -> list[tuple[str, CalibrationRecord]]:
+    """Of the evaluation shown in detail: of each label and each chain, by title, which one label alone needs not."""
+    if run.detail is None:
+        return []
+    tasks = run.detail.tasks
+    if len(tasks) < 2:
+        return [("", run.detail.calibration)] if run.detail.calibration is not None else []
+    parts = [part for name, task in tasks.items() for part in _parts(name, task, tasks)]
+    return [(title, one.calibration) for title, one, _ in parts if one.calibration is not None]
 
 
 def _parts(name: str, task: TaskRecord, tasks: Mapping[str, TaskRecord]) -> list[tuple[str, LabelRecord, int | None]]:

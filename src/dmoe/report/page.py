@@ -28,7 +28,7 @@ class Drawings:
 
     training: list[Markup]
     labels: list[Markup]
-    calibration: dict[str, Markup]
+    calibration: dict[str, list[Markup]]
     correlation: dict[str, dict[str, Markup]]
     experts: dict[str, Markup]
     full_heat: float
@@ -66,6 +66,7 @@ def render(runs: Sequence[ReportedRun]) -> str:
         environment=tables.environment(runs),
         labels={run.name: found for run in runs if (found := labels.of_run(run))},
         experts={run.name: tables.experts(run, run.detail) for run in runs if run.detail},
+        calibrations=labels.calibrations,
         same_schema=all(run.schema == runs[0].schema for run in runs),
         version=version("dmoe"),
     )
@@ -133,10 +134,12 @@ def _draw(runs: Sequence[ReportedRun]) -> Drawings:
         for slot, run in enumerate(runs):
             if (detail := run.detail) is None:
                 continue
-            if detail.calibration is not None:
-                drawn = figures.calibration(f"calibration-{slot}", run.name, slot, detail.calibration.bins)
-                if drawn is not None:
-                    calibration[run.name] = drawn
+            drawn_parts = [
+                figures.calibration(f"calibration-{slot}-{index}", f"{run.name} {title}".strip(), slot, found.bins)
+                for index, (title, found) in enumerate(labels.calibrations(run))
+            ]
+            if any(drawn_parts):
+                calibration[run.name] = [one for one in drawn_parts if one is not None]
             if run.num_experts == 1:
                 continue
             correlation[run.name] = {

@@ -228,6 +228,7 @@ class LabelRecord(PartRecord):
     """Of one label where it is known, or of all labels of its chain (`joint`)."""
 
     relative_information_gain: Number = None
+    calibration: CalibrationRecord | None = None
     domains: dict[str, PartRecord] = Field(default_factory=dict)
     macro: MacroRecord | None = None
 
@@ -304,6 +305,11 @@ class CalibrationMap(_Record):
     rows: int
     valid_rows: int
     splits: dict[str, Change] = Field(default_factory=dict)
+    tasks: "dict[str, CalibrationMap]" = Field(default_factory=dict)
+
+    def by_label(self) -> "dict[str, CalibrationMap]":
+        """That of each label; of one label, by no name."""
+        return self.tasks or {"": self}
 
 
 class LinearField(_Record):
