@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from dmoe.cli import completion
+
 HELP = """Print a resolved run configuration, every default spelled out.
 
 Without a name it lists the presets that ship with dmoe.
@@ -18,7 +20,12 @@ Examples:
 
 def command(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[OVERRIDES]...", help="key.path=value")] = None,
-    preset: Annotated[str | None, typer.Option(help="A preset's name, or a YAML file to resolve and check.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="A preset's name, or a YAML file to resolve and check.", autocompletion=completion.configurations
+        ),
+    ] = None,
 ) -> None:
     from dmoe.config.run import load_config, preset_summary, presets
     from dmoe.nn.experts.options import check_experts

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, print_json, show_path, stderr
 
 HELP = """Repeat the paper's tables and figures on a data set, several seeds each.
@@ -35,7 +36,9 @@ Examples:
 
 
 def command(
-    names: Annotated[list[str], typer.Argument(metavar="NAMES...", help="Experiments to run.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAMES...", help="Experiments to run.", autocompletion=completion.experiments)
+    ],
     data: Annotated[Path, typer.Option(help="Data set folder made by `dmoe prepare`, with all three splits.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, or to continue.")],
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 1 to N for every cell.")] = 5,
@@ -44,7 +47,8 @@ def command(
         typer.Option(
             help="Size of models and recipe: tiny, small, medium, movielens-100k, paper-avazu, paper-criteo, or recipe "
             "for what the log's rows choose; auto is small, or the paper's for logs of more than five million rows, "
-            "and recipe for growth."
+            "and recipe for growth.",
+            autocompletion=completion.sizes,
         ),
     ] = "auto",
     rows: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, print_json, show_path, stderr
 
 HELP = """Write a planted click log whose Bayes-optimal AUC and logloss are known.
@@ -32,7 +33,10 @@ def command(
     out: Annotated[Path, typer.Argument(help="The log to write.", show_default=False)],
     rows: Annotated[int, typer.Option(help="Number of rows, at least 100.")] = 1_000_000,
     preset: Annotated[
-        str, typer.Option(help="Shape of the log: avazu, criteo, domains, production, tasks or toy.")
+        str,
+        typer.Option(
+            help="Shape of the log: avazu, criteo, domains, production, tasks or toy.", autocompletion=completion.logs
+        ),
     ] = "toy",
     seed: Annotated[int, typer.Option(help="Equal seeds give equal files.")] = 0,
     relatedness: Annotated[

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import sys
 import warnings
 from importlib.metadata import version as installed_version
@@ -31,6 +32,7 @@ COMMANDS = {
     "serve": "Serve an exported model over HTTP.",
     "report": "One self-contained HTML page about one run or several.",
     "experiment": "Repeat the paper's tables and figures, several seeds each.",
+    "doctor": "Say what of dmoe works on this machine, and what it has for training.",
     "experts": "List the experts and their options.",
 }
 
@@ -48,7 +50,6 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def build_app(chosen: str | None) -> typer.Typer:
     """The application, with the module of the `chosen` command loaded and the others only listed."""
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -81,11 +82,18 @@ def _printable(text: str) -> str:
     return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
+def _typed_so_far() -> list[str]:
+    """The words after `dmoe` that a shell asks to complete: typer has bash name them so, and others otherwise."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return line.split()[1:]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 failed while running, 2 usage or data, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.formatwarning = _in_one_line
-    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    typed = _typed_so_far() if "_DMOE_COMPLETE" in os.environ else arguments
+    chosen = next((word for word in typed if not word.startswith("-")), None)
     try:
         build_app(chosen)(args=arguments, prog_name="dmoe")
     except DmoeError as error:

@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, print_json, show_path, stderr, warn
 from dmoe.errors import ConfigError, Interrupted
 
@@ -55,7 +56,10 @@ def command(
     more: Annotated[
         list[str] | None, typer.Argument(metavar="[FILE]...", help="Further raw logs, as a shell expands a pattern.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A recipe of `dmoe recipes`.", show_default=False)] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A recipe of `dmoe recipes`.", show_default=False, autocompletion=completion.recipes),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A data.yaml of your own.", show_default=False)] = None,
     update: Annotated[
         Path | None,

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, print_json
 
 HELP = """List the data recipes that ship with dmoe, or print one.
@@ -18,7 +19,9 @@ Examples:
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="Recipe to print.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Recipe to print.", show_default=False, autocompletion=completion.recipes)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.prepare.recipes import read_recipe, recipe_names, recipe_text

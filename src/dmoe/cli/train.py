@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, cec_text, print_json, show_path, stderr, warn
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ Examples:
 def command(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG] [OVERRIDES]...", help="key.path=value changes one key."),
+        typer.Argument(
+            metavar="[CONFIG] [OVERRIDES]...",
+            help="key.path=value changes one key.",
+            autocompletion=completion.configurations,
+        ),
     ] = None,
     data: Annotated[Path, typer.Option(help="Data set folder made by `dmoe prepare`.")] = ...,  # type: ignore[assignment]
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")] = ...,  # type: ignore[assignment]
