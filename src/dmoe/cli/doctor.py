@@ -137,7 +137,8 @@ def _try_a_step() -> None:
     from dmoe.nn.model import DMoE
     from dmoe.nn.objective import Objective
     from dmoe.shards.batch import Batch
-    from dmoe.training.engine import Engine, StepLoss
+    from dmoe.training.engine import Engine
+    from dmoe.training.step_values import StepLoss
 
     torch_state = torch.random.get_rng_state()
     model = DMoE([20, 5], embedding_dim=4, experts=[CrossNet(2, 4), CrossNet(2, 4)], expert_units=8, tower_units=[8])
@@ -146,7 +147,7 @@ def _try_a_step() -> None:
     ids_BC = torch.stack([torch.arange(16) % size for size in (20, 5)], dim=1)
     batch = Batch(ids_BC, torch.empty(16, 0), (torch.arange(16) % 2).float().unsqueeze(1))
     for step in range(2):
-        StepLoss.read([engine.step(batch, step)])[0].check()
+        StepLoss.read([engine.step(batch, step)])[0].check(model.embedding)
     engine.flush()
     torch.random.set_rng_state(torch_state)
 

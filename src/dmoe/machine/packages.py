@@ -12,6 +12,9 @@ EXTRAS = {
     "baselines": "boosted trees: dmoe baseline --kind lightgbm",
     "export": "dmoe export",
     "serve": "dmoe serve",
+    "tune": "dmoe tune",
+    "tensorboard": "curves of a training in TensorBoard: --track tensorboard",
+    "mlflow": "curves of a training in MLflow: --track mlflow",
     "gpu": "kernels for embedding tables on CUDA devices",
 }
 DEVELOPMENT = ("test", "dev")
