@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from benchmarks.folds import table, written
 from benchmarks.real_logs import MEASURES, SETTINGS
+from benchmarks.task_folds import tables
 
 from dmoe.config.run import RunConfig, load_config
-from dmoe.schema import CategoricalField, Schema
+from dmoe.schema import CategoricalField, Schema, Task
 from dmoe.training.log_facts import LogFacts
 from dmoe.training.recipe import resolved
 
@@ -68,3 +69,29 @@ def test_folds_are_compared_in_pairs() -> None:
     assert "| `dmoe train d-moe`, AUC | 0.8000 | 0.7000 | 0.9000 | 0.8000 ± 0.1000 |  |" in found
     assert "0.7900 ± 0.1000 | +0.0100 [+0.0100, +0.0100] |" in found
     assert "predicted/observed: 1.010 ± 0.014" in found
+
+
+def test_models_of_several_labels_are_compared_by_fold_and_label() -> None:
+    schema = Schema(
+        label="click",
+        fields=SCHEMA.fields,
+        labels=(Task(name="click"), Task(name="sale", given="click")),
+    )
+    auc = {
+        ("0", "Single task", "plain"): [0.7, 0.72, 0.71],
+        ("1", "Single task", "plain"): [0.6, 0.62, 0.61],
+        ("1", "PLE", "plain"): [0.63, 0.65, 0.64],
+        ("1", "PLE", "Corr"): [0.62, 0.66, 0.64],
+        ("1", "logistic regression", "plain"): [0.6, 0.6, 0.6],
+    }
+    text = tables(auc, {key: [0.2, 0.2, 0.2] for key in auc}, schema)
+    assert "## click\n" in text
+    sale = text[text.index("## sale given click") :].splitlines()
+    assert [line.split(" | ")[0] for line in sale if line.startswith("| ")][1:] == [
+        "| logistic regression",
+        "| Single task",
+        "| PLE",
+        "| PLE, Corr",
+    ]
+    assert "| PLE | 0.6400 ± 0.0100 | 0.2000 ± 0.0000 | +0.0300 [+0.0300, +0.0300] |  |" in sale
+    assert "+0.0000 [" in sale[-1]
