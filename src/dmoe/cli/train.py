@@ -24,12 +24,16 @@ Ctrl-C stops after the current step and leaves a run that --resume continues to 
 --processes trains one model on several processes of this machine, `torchrun … -m dmoe train …` on several machines:
 tables are dealt out by rows, and the batch size is that of all (docs/distributed.md).
 
+--track sends configuration, curves, CEC at each evaluation, final figures and the report page to TensorBoard, MLflow
+or a plug-in; with --resume the same run of it goes on (docs/tracking.md).
+
 \b
 Examples:
   dmoe train run.yaml --data DATA --output runs/first
   dmoe train d-moe --data DATA --output runs/second decorrelation.0.alpha=30 training.epochs=3
   dmoe train --data DATA --output runs/second --resume
   dmoe train d-moe --data DATA --output runs/third --processes 4
+  dmoe train d-moe --data DATA --output runs/fourth --track tensorboard --track mlflow:http://localhost:5000
   dmoe train --from runs/monday --data TUESDAY --output runs/tuesday training.epochs=1
 """
 
@@ -61,6 +65,10 @@ def command(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that train together; under torchrun it says how many.")
     ] = 1,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard, tensorboard:FOLDER, mlflow:URI or a plug-in's name; may be repeated."),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds after which a process that does not answer counts as gone.")
     ] = 600.0,
@@ -71,8 +79,10 @@ def command(
     from dmoe.distributed.world import world_from_environment
     from dmoe.evaluation.baseline import run_faults, stand_beside
     from dmoe.evaluation.verdict import against
+    from dmoe.evaluation.watch import CorrelationWatch
     from dmoe.machine.allocator import keep_freed_memory
     from dmoe.tokens.unseen import Finding
+    from dmoe.tracking.registry import make_trackers
     from dmoe.training.loop import train
     from dmoe.training.progress import TerminalWatcher
     from dmoe.weights.run import Run
@@ -80,9 +90,11 @@ def command(
     words = list(arguments or [])
     if processes > 1:
         _config(words, output, resume, overwrite, start)  # its errors come once
+        make_trackers(track or [])
         options = [*words, "--data", str(data), "--output", str(output), "--timeout", str(timeout)]
         options += ["--from", str(start)] if start else []
         options += ["--baseline" if baseline else "--no-baseline"]
+        options += [word for one in track or [] for word in ("--track", one)]
         asked = {"--resume": resume, "--overwrite": overwrite, "--json": as_json}
         code = launch(["train", *options, *(name for name, wanted in asked.items() if wanted)], processes)
         if code:
@@ -101,8 +113,11 @@ def command(
             run = Run.open(output)  # what failed came after the end
         else:
             run = train(
-                config, data, output, resume=resume, overwrite=overwrite, start=earlier, watcher=watcher, world=world
-            )
+                config, data, output,
+                resume=resume, overwrite=overwrite, start=earlier, watcher=watcher, world=world,
+                callbacks=make_trackers(track or []) if world.is_first else (),
+                on_evaluation=CorrelationWatch(data) if track else None,
+            )  # fmt: skip
     world.end()
     if not world.is_first:
         return

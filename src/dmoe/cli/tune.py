@@ -74,6 +74,9 @@ def command(
     reopen: Annotated[
         bool, typer.Option("--reopen", help="Add trials though test was read; a new best run reads it again.")
     ] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Trackers of each trial's training, as of `dmoe train`; may be repeated.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     import torch
@@ -85,6 +88,7 @@ def command(
     from dmoe.machine.limits import memory_bytes, usable_threads
     from dmoe.nn.experts.options import check_experts
     from dmoe.report.tuning import write_study_report
+    from dmoe.tracking.registry import make_trackers
     from dmoe.tuning.finish import keep_best, look_at_test
     from dmoe.tuning.space import load_space
     from dmoe.tuning.start import start
@@ -99,6 +103,7 @@ def command(
     if space is None and source not in presets():
         raise ConfigError("--space: say which keys are searched; a preset has a space of its own, a file has none")
     chosen = load_space(space or source, base)
+    make_trackers(track or [])  # their errors come first
     output, storage = _places(output, storage)
 
     def tell(text: str) -> None:
@@ -121,7 +126,7 @@ def command(
         threads=threads or (torch.get_num_threads() if jobs == 1 else max(usable_threads() // jobs, 1)),
     )
     study = Study(folder, chosen, storage)
-    order = Order(str(output), storage, str(data), limits)
+    order = Order(str(output), storage, str(data), limits, tuple(track or ()))
     if folder.readings() and not reopen and (trials is None or study.counted() < trials):
         raise ConfigError(
             f"{output}: its test split was read after {folder.readings()[-1]['trials']} trials, which ended the study; "

@@ -10,6 +10,7 @@ from dmoe.cli.common import stderr
 from dmoe.config.run import RunConfig
 from dmoe.errors import DmoeError
 from dmoe.machine.allocator import keep_freed_memory
+from dmoe.tracking.registry import make_trackers
 from dmoe.tuning.folder import StudyFolder
 from dmoe.tuning.space import Space
 from dmoe.tuning.study import Study
@@ -24,7 +25,11 @@ def run(order: Order) -> None:
     asked = folder.asked
     base = validate(RunConfig, asked.config, str(folder.path / "study.json"))
     study = Study(folder, Space.of_facts("these parameters", asked.space), order.storage)
-    work(study, base, Path(order.data), order.limits, lambda text: stderr.print(text, markup=False))
+    work(
+        study, base, Path(order.data), order.limits,
+        tell=lambda text: stderr.print(text, markup=False),
+        callbacks=lambda _: make_trackers(order.trackers),
+    )  # fmt: skip
 
 
 def main() -> None:

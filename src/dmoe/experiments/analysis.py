@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from dmoe.decorrelation import CrossExpertCorrelation, LinearCKA
+from dmoe.decorrelation import LinearCKA
 from dmoe.disk.files import read_json, written_aside
 from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
 from dmoe.evaluation.tasks import SplitRows
@@ -29,24 +29,6 @@ from dmoe.weights.run import Run
 SPLITS = ("valid", "test")
 # Fields of which the page says that they decide the gate.
 GATE_FIELDS = 3
-
-
-class CorrelationWatch:
-    """CEC of the expert outputs over the validation split, to be noted at every evaluation of a training run."""
-
-    def __init__(self, data: Path) -> None:
-        self.reader = read_once(data, "valid", batch_size=SCORING_ROWS)
-
-    def __call__(self, model: DMoE) -> dict[str, Any]:
-        """`cec` and `dead_columns` as further keys of the evaluation's line; nothing for a single expert."""
-        if model.num_experts < 2:
-            return {}
-        metric = CrossExpertCorrelation(model.num_experts)
-        device = next(model.parameters()).device
-        for _, output in scored_batches(model, self.reader.batches(), device):
-            metric.update(output.expert_outputs)
-        found = metric.compute()
-        return {"cec": found.total, "dead_columns": list(found.dead_columns)}
 
 
 def analyse(run: Run, data: Path, scores: Path, truth: planted.Truth | None) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from filelock import FileLock
 from dmoe.config.run import RunConfig, load_config
 from dmoe.disk.files import read_json, read_json_lines, write_json
 from dmoe.errors import DmoeError
-from dmoe.experiments.analysis import CorrelationWatch, analyse
+from dmoe.evaluation.watch import CorrelationWatch
+from dmoe.experiments.analysis import analyse
 from dmoe.experiments.planted import Truth
 from dmoe.machine.allocator import keep_freed_memory
 from dmoe.training.loop import train

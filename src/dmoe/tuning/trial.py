@@ -10,7 +10,8 @@ import torch
 
 from dmoe.config.run import RunConfig
 from dmoe.disk.files import read_json
-from dmoe.errors import ConfigError, NonFiniteLossError
+from dmoe.errors import ConfigError, Interrupted, NonFiniteLossError
+from dmoe.evaluation.watch import CorrelationWatch
 from dmoe.experiments.runner import estimated_bytes
 from dmoe.schema import Schema
 from dmoe.shards.files import find_parts
@@ -25,7 +26,7 @@ Told = Callable[[str], None]
 CallbacksOf = Callable[[int], Sequence[Callback]]
 
 
-class _GivenUp(Exception):
+class _GivenUp(Interrupted):
     """The pruner ends the trial."""
 
 
@@ -88,7 +89,8 @@ class Trials:
                 callbacks = self.callbacks(taken.number)
                 train(
                     config, self.data, output,
-                    resume=True, watcher=watcher, callbacks=callbacks, splits=("valid",),
+                    resume=True, watcher=watcher, splits=("valid",), callbacks=callbacks,
+                    on_evaluation=CorrelationWatch(self.data) if callbacks else None,
                 )  # fmt: skip
         except _GivenUp:
             return _given_up(f"below the median of trials at {watcher.done / 100:g} epochs") | {

@@ -1,0 +1,1 @@
+"""Trackers: callbacks that send a training's configuration, curves and figures to where runs are compared."""
