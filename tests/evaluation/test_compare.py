@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dmoe
+from dmoe.baselines.folder import Baseline, fit_baseline
 from dmoe.cli.main import main
 from dmoe.config.run import load_config
 from dmoe.errors import DataError, UserError
@@ -314,3 +315,15 @@ def test_rows_count_by_their_weights_in_a_split_and_in_a_log(weighted: Path) -> 
     assert split["rows"] == (held > 0).sum()
     assert split["auc"]["first"] == pytest.approx(auc(labels[-180:], scores[0][-180:], held), abs=3e-4)
     assert abs(split["auc"]["first"] - auc(labels[-180:], scores[0][-180:])) > 3e-3
+
+
+def test_a_regression_of_another_label_is_compared_on_its_own(several: Run, tmp_path: Path) -> None:
+    fit_baseline("logistic", several.path.parent / "data", tmp_path / "like", label="like")
+    regression = Baseline.open(tmp_path / "like")
+    found = compare_runs(regression, several)
+    whole = compare_runs(several, several)["tasks"]["like"]
+    assert (found["rows"], found["positives"]) == (whole["rows"], whole["positives"])
+    assert found["auc"]["second"] == whole["auc"]["first"]
+    assert found["auc"]["first"] == json.loads((tmp_path / "like" / "metrics.json").read_text())["test"]["auc"]
+    with pytest.raises(UserError, match=r"like: does not predict 'click', the main label of .*; it predicts like"):
+        compare_runs(several, regression)

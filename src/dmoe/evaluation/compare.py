@@ -113,7 +113,7 @@ def compare_runs(
     ]
     rows, kept_R = _both(scored, main, other_main)
     if not kept_R.any():
-        raise DataError(f"{logs[0] if logs else split}: no row says its '{schema.label}'; comparing needs labels")
+        raise DataError(f"{logs[0] if logs else split}: no row says its '{main[0]}'; comparing needs labels")
     ids_RS = scored[0].ids_RS[kept_R]
     chains = [chain for chain in scored[0].chains if chain in scored[1].chains]
     return {
@@ -132,14 +132,15 @@ def compare_runs(
 
 
 def _main_labels(first: Run | Baseline, second: Run | Baseline) -> tuple[Chain, Chain]:
-    """The first one's main label, and that of the second one which is compared with it."""
-    label, others = first.schema.label, [task.name for task in predicted(second)]
+    """The first one's main label, or that of a baseline, and that of the second one which is compared with it."""
+    label, others = predicted(first)[0].name, [task.name for task in predicted(second)]
     if label not in others and len(others) == len(first.schema.tasks) == 1:
         return (label,), (others[0],)  # the rows' labels say whether it is the same
     if label not in others:
         known = ", ".join(others)
         raise UserError(
-            f"{second.path}: does not predict '{label}', the main label of {first.path}; it predicts {known}"
+            f"{second.path}: does not predict '{label}', the {'main ' if first.schema.label == label else ''}label of "
+            f"{first.path}; it predicts {known}"
         )
     return (label,), (label,)
 

@@ -76,8 +76,8 @@ def open_scored(folder: Path) -> Run | Baseline:
 
 
 def predicted(run: Run | Baseline) -> tuple[Task, ...]:
-    """The labels that it predicts: a baseline the main one alone."""
-    return (Task(name=run.schema.label),) if isinstance(run, Baseline) else run.schema.tasks
+    """The labels that it predicts: a baseline its own alone."""
+    return (Task(name=run.schema.tasks[run.task].name),) if isinstance(run, Baseline) else run.schema.tasks
 
 
 def score_rows(
@@ -93,14 +93,15 @@ def score_rows(
     Raises: DataError if there are none, or they have no labels.
     """
     tasks, score = predicted(run), _scorer(run)
+    own = [run.schema.task_number(task.name) for task in tasks]
     labels, known, logits, ids, weights = [], [], [], [], []
     with torch.inference_mode():
         for batch in _batches(run, logs, split, data, counts):
             if batch.labels_BT is None:
                 raise DataError(f"{logs[0]}: has no column '{run.schema.label}'; comparing needs labels")
-            labels_BT = batch.labels_BT[:, : len(tasks)].numpy() > 0
+            labels_BT = batch.labels_BT.numpy()[:, own] > 0
             labels.append(labels_BT)
-            known.append(np.ones_like(labels_BT) if batch.known_BT is None else batch.known_BT[:, : len(tasks)].numpy())
+            known.append(np.ones_like(labels_BT) if batch.known_BT is None else batch.known_BT.numpy()[:, own])
             logits.append(score(batch))
             ids.append(batch.ids_BC.numpy()[:, list(columns)])
             if batch.weights_B is not None:
