@@ -5,6 +5,7 @@ Written as `schema.json` in every data set and run folder.
 
 import hashlib
 import re
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -161,6 +162,14 @@ class Domain(BaseModel):
         if outside:
             raise ValueError(f"domain number {outside[0]} is none of {len(self.names)}")
         return self
+
+
+def links(given: Mapping[str, str | None], name: str) -> list[str]:
+    """The labels above one and itself last, by what each is given; one that is not said ends the chain."""
+    chain = [name]
+    while (above := given.get(chain[0])) is not None and above in given and above not in chain:
+        chain.insert(0, above)
+    return chain
 
 
 class Schema(BaseModel):

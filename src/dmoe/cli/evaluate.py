@@ -72,16 +72,16 @@ def command(
 
 def task_lines(evaluation: dict[str, Any]) -> list[str]:
     """A line for each task, and for each of its domains."""
+    from dmoe.schema import links
+
     lines = []
     tasks = evaluation.get("tasks", {})
+    given = {name: task.get("given") for name, task in tasks.items()}
     for name, task in tasks.items():
         on = f" given {task['given']}" if "given" in task else ""
         lines += _part(f"{name}{on}", task)
         if "joint" in task:
-            chain = [name]
-            while (above := tasks[chain[0]].get("given")) is not None:
-                chain.insert(0, above)
-            lines += _part(" and ".join(chain), task["joint"])
+            lines += _part(" and ".join(links(given, name)), task["joint"])
     return lines
 
 

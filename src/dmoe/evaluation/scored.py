@@ -16,7 +16,7 @@ from dmoe.baselines.folder import Baseline
 from dmoe.errors import DataError
 from dmoe.evaluation.evaluate import SCORING_ROWS
 from dmoe.metrics.joint import joint_labels, joint_logits
-from dmoe.schema import Task
+from dmoe.schema import Task, links
 from dmoe.shards.reader import read_once
 from dmoe.tokens.encoder import RawBatch, RawEncoder
 from dmoe.tokens.unseen import ValueCounts
@@ -47,9 +47,7 @@ class ScoredRows:
         found: list[Chain] = []
         for task in self.tasks:
             found.append((task.name,))
-            chain = [task.name]
-            while (given := above[chain[0]]) is not None:
-                chain.insert(0, given)
+            chain = links(above, task.name)
             found += [tuple(chain)] if len(chain) > 1 else []
         return found
 

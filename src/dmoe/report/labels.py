@@ -7,6 +7,7 @@ from dmoe.report import numbers
 from dmoe.report.records import CalibrationRecord, LabelRecord, PartRecord, TaskRecord
 from dmoe.report.runs import ReportedRun
 from dmoe.report.tables import Line, compared
+from dmoe.schema import links
 
 MAX_DOMAINS = 20
 
@@ -69,10 +70,8 @@ def _parts(name: str, task: TaskRecord, tasks: Mapping[str, TaskRecord]) -> list
     """A label by itself, and with those above it: title, scores, and rows that do not know it."""
     if task.joint is None:
         return [(name, task, task.unknown)]
-    chain = [name]
-    while (above := tasks[chain[0]].given) is not None and above in tasks and above not in chain:
-        chain.insert(0, above)
-    return [(f"{name} given {task.given}", task, task.unknown), (" and ".join(chain), task.joint, None)]
+    together = " and ".join(links({one: said.given for one, said in tasks.items()}, name))
+    return [(f"{name} given {task.given}", task, task.unknown), (together, task.joint, None)]
 
 
 def _line(title: str, one: PartRecord, unknown: int | None, gain: float | None) -> ScoresLine:
