@@ -1,7 +1,7 @@
 """Training from a data set folder to a run folder: the recipe of the benchmark lineage, resumable to the bit."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,36 +24,29 @@ from dmoe.distributed.world import World
 from dmoe.errors import DataError, Interrupted, NonFiniteLossError
 from dmoe.evaluation.evaluate import (
     HELD_OUT,
-    SCORING_ROWS,
     quick_metrics,
 )
 from dmoe.machine.device import on_device
 from dmoe.machine.stopping import StopRequest, stop_requests
-from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import Schema
-from dmoe.shards.batch import Batch
 from dmoe.shards.files import HeldData
-from dmoe.shards.prefetch import prefetch
-from dmoe.shards.reader import SplitReader
+from dmoe.training.assembly import assemble, training_batches
 from dmoe.training.callbacks import Callback, Callbacks, TrainingStart
 from dmoe.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dmoe.training.deterministic import repeatable
-from dmoe.training.device import moved_ahead, pinned_ahead, training_device, with_following
-from dmoe.training.engine import Engine
+from dmoe.training.device import training_device, with_following
 from dmoe.training.finish import finish
 from dmoe.training.log_facts import LogFacts, measure_log
-from dmoe.training.objective import make_objective, monitored_value
+from dmoe.training.objective import monitored_value
 from dmoe.training.opening import earlier_run_back, open_run
 from dmoe.training.position import Position
 from dmoe.training.progress import Silent, Watcher
-from dmoe.training.recipe import l2_scales, needs_facts, resolved, shrink
-from dmoe.training.replacement import Replacement
+from dmoe.training.recipe import needs_facts, resolved
 from dmoe.training.served import with_rows_of_all
 from dmoe.training.step_values import Asked, StepLoss
 from dmoe.training.together import check_together
-from dmoe.training.warm_start import set_given_vectors
-from dmoe.weights.run import Run, load_tensors_into, table_layouts
+from dmoe.weights.run import Run, table_layouts
 from dmoe.weights.stream import save_together
 
 # An evaluation counts as better only by more than this, as in the benchmark lineage's early stopping.
@@ -142,55 +135,16 @@ class _Trainer:
         self.world, self.device = world, device
         self.told, self.splits = told or Callbacks((), watcher.warn), splits
         self.run, self.held, self.watcher, self.on_evaluation = run, held, watcher, on_evaluation
-        data = held.data
         config = run.config
-        recipe: TrainingConfig = config.training
-        self.recipe = recipe
+        self.recipe: TrainingConfig = config.training
         self.optimiser = config.optimiser
-        memory = int(recipe.memory_gb * 2**30)
-        share = world.rank, world.size
-        self.reader = SplitReader(
-            data,
-            "train",
-            batch_size=recipe.batch_size,
-            shuffle=True,
-            seed=recipe.seed,
-            memory_bytes=memory,
-            share=share,
-        )
-        # The train split comes first; what it leaves is for the other, whose order is the same either way.
-        left = max(1, memory - self.reader.used_bytes)
-        self.valid = SplitReader(data, "valid", batch_size=SCORING_ROWS, memory_bytes=left, share=share)
-        self.model = build_model(config.model, run.schema, seed=recipe.seed, world=world)
-        set_given_vectors(self.model, run.schema, data)
-        if facts is not None and recipe.base_rate:
-            self.model.start_at(*facts.rates)
-        rates = recipe.unseen_rates
-        self.replacement = Replacement(run.schema, rates, facts, recipe.seed) if facts and rates else None
-        if run.first_weights.is_file():
-            load_tensors_into(self.model, run.first_weights)
-        if facts is not None and config.model.shrinkage:
-            shrink(self.model, facts, config.model.shrinkage)
-        if recipe.tables == "host":
-            for table in self.model.embedding.row_tables():
-                table.keep_rows_on_host()
-        self.model.to(self.device)
-        self.engine = Engine(
-            self.model,
-            make_objective(config, self.model, run.schema, facts, world.group),
-            config.optimiser,
-            clip_norm=recipe.clip_norm,
-            device=self.device,
-            autocast=torch.bfloat16 if recipe.precision == "bfloat16" else None,
-            tf32=recipe.precision == "tf32",
-            l2_scales=l2_scales(self.model, facts, config.optimiser.embedding_l2_rarity) if facts else None,
-            host_tables=recipe.tables == "host",
-            world=world,
-        )
+        made = assemble(config, run.schema, held.data, facts, world, device, run.first_weights)
+        self.model, self.engine = made.model, made.engine
+        self.reader, self.valid, self.replacement = made.train, made.valid, made.replacement
         self.unread: list[tuple[int, Tensor]] = []  # rows and losses of steps that nobody has looked at
         self.at = Position(lr=config.optimiser.lr)
         # Dropout draws from torch's global stream, each process for its own rows.
-        torch.manual_seed(world.seed_of(recipe.seed))
+        torch.manual_seed(world.seed_of(self.recipe.seed))
 
     def run_to_end(self) -> None:
         self._resume()
@@ -242,7 +196,8 @@ class _Trainer:
         curve_every = max(1, per_epoch // _CURVE_POINTS)
         saved = time.monotonic()
         began = time.monotonic()
-        for batch, following in with_following(self._batches()):
+        batches = training_batches(self.reader, self.replacement, self.engine, self.at.epoch, self.at.batch)
+        for batch, following in with_following(batches):
             self.engine.asks = Asked(requests.made or self.world.orphaned, self._is_time_to_save(saved))
             try:
                 losses = self.engine.step(batch, self.at.step, following)
@@ -282,24 +237,6 @@ class _Trainer:
 
     def _is_time_to_save(self, saved: float) -> bool:
         return self.world.is_first and time.monotonic() - saved > self.recipe.checkpoint_minutes * 60
-
-    def _batches(self) -> Iterator[Batch]:
-        """The batches left of this epoch, where the engine wants them."""
-        made = self._replaced(
-            self.reader.batches(self.at.epoch, start_batch=self.at.batch), self.at.epoch, self.at.batch
-        )
-        if self.device.type == "cpu":
-            return made
-        ahead = pinned_ahead(made) if self.engine.takes_host_batches else moved_ahead(made, self.device)
-        return prefetch(ahead, depth=2, name="dmoe-moves")
-
-    def _replaced(self, batches: Iterator[Batch], epoch: int, first: int) -> Generator[Batch, None, None]:
-        for number, batch in enumerate(batches, start=first):
-            yield (
-                batch
-                if self.replacement is None
-                else self.replacement(batch, epoch, number, self.reader.rows_of(number))
-            )
 
     def _read_losses(self, curve_every: int) -> None:
         """Takes in the losses of the steps since the last time."""
