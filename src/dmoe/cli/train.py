@@ -7,9 +7,12 @@ import typer
 
 from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, cec_text, print_json, show_path, stderr, warn
+from dmoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from dmoe.config.model import ModelConfig
+    from dmoe.config.run import RunConfig
+    from dmoe.distributed.world import World
     from dmoe.schema import Schema
 
 HELP = """Train a model and write a run folder.
@@ -27,8 +30,12 @@ tables are dealt out by rows, and the batch size is that of all (docs/distribute
 --track sends configuration, curves, CEC at each evaluation, final figures and the report page to TensorBoard, MLflow
 or a plug-in; with --resume the same run of it goes on (docs/tracking.md).
 
+--dry-run takes a few real steps, whose weights are dropped, and says what a training takes: parameters, memory beside
+its limit, batches, time of a step, of an epoch, of all. Exit code 1 if the memory does not suffice.
+
 \b
 Examples:
+  dmoe train d-moe --data DATA --dry-run
   dmoe train run.yaml --data DATA --output runs/first
   dmoe train d-moe --data DATA --output runs/second decorrelation.0.alpha=30 training.epochs=3
   dmoe train --data DATA --output runs/second --resume
@@ -48,7 +55,9 @@ def command(
         ),
     ] = None,
     data: Annotated[Path, typer.Option(help="Data set folder made by `dmoe prepare`.")] = ...,  # type: ignore[assignment]
-    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to write.")] = ...,  # type: ignore[assignment]
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder to write.", show_default=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     start: Annotated[
         Path | None,
@@ -72,6 +81,12 @@ def command(
     timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds after which a process that does not answer counts as gone.")
     ] = 600.0,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what it takes, memory and time, by a few real steps; write and keep nothing."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.disk.files import read_json, read_json_lines
@@ -88,19 +103,27 @@ def command(
     from dmoe.weights.run import Run
 
     words = list(arguments or [])
+    if output is None and not dry_run:
+        raise ConfigError("give --output, the run folder to write")
+    if dry_run and (resume or overwrite or track):
+        raise ConfigError("--dry-run writes nothing, so --resume, --overwrite and --track have no meaning with it")
     if processes > 1:
         _config(words, output, resume, overwrite, start)  # its errors come once
         make_trackers(track or [])
-        options = [*words, "--data", str(data), "--output", str(output), "--timeout", str(timeout)]
+        options = [*words, "--data", str(data), "--timeout", str(timeout)]
+        options += ["--output", str(output)] if output else []
         options += ["--from", str(start)] if start else []
         options += ["--baseline" if baseline else "--no-baseline"]
         options += [word for one in track or [] for word in ("--track", one)]
-        asked = {"--resume": resume, "--overwrite": overwrite, "--json": as_json}
+        asked = {"--resume": resume, "--overwrite": overwrite, "--dry-run": dry_run, "--json": as_json}
         code = launch(["train", *options, *(name for name, wanted in asked.items() if wanted)], processes)
         if code:
             raise typer.Exit(code)
         return
     world = world_from_environment(timeout)
+    if output is None or dry_run:
+        _dry_run(words, data, start, world, as_json)
+        return
     restarted = world.was_restarted and (output / "config.yaml").is_file()
     if restarted:
         resume, overwrite, start = True, False, None
@@ -163,10 +186,33 @@ def command(
     typer.echo(f"run: {show_path(run.path)} (best epoch {metrics['best_epoch']})")
 
 
-def _config(words: list[str], output: Path, resume: bool, overwrite: bool, start: Path | None) -> "RunConfig":  # type: ignore[name-defined]  # noqa: F821
+def _dry_run(words: list[str], data: Path, start: Path | None, world: "World", as_json: bool) -> None:
+    from dmoe.cli.forecast import lines
+    from dmoe.machine.allocator import keep_freed_memory
+    from dmoe.training.dry_run import dry_run
+    from dmoe.weights.run import Run
+
+    with world.together():
+        config = _config(words, None, False, False, start)
+        keep_freed_memory()
+        if world.is_first:
+            stderr.print("a few steps are taken to see what they take; nothing is written")
+        found = dry_run(config, data, start=Run.open(start) if start else None, world=world)
+    world.end()
+    if not world.is_first:
+        return
+    if as_json:
+        print_json(found.values())
+    else:
+        for line in lines(found):
+            typer.echo(line)
+    if not found.memory.fits:
+        raise typer.Exit(1)
+
+
+def _config(words: list[str], output: Path | None, resume: bool, overwrite: bool, start: Path | None) -> "RunConfig":
     """What is to be trained, by the words of the command."""
     from dmoe.config.run import changed_config, load_config
-    from dmoe.errors import ConfigError
     from dmoe.nn.experts.options import check_experts
     from dmoe.weights.run import Run
 
@@ -176,7 +222,7 @@ def _config(words: list[str], output: Path, resume: bool, overwrite: bool, start
         raise ConfigError("--resume and --overwrite exclude each other")
     if resume and start is not None:
         raise ConfigError("--resume and --from exclude each other; a resumed run keeps what it started from")
-    if resume and source is None and not words and (output / "config.yaml").is_file():
+    if resume and source is None and not words and output and (output / "config.yaml").is_file():
         config = Run.open(output).config
     elif start is not None and source is None:
         config = changed_config(Run.open(start).config, words)

@@ -254,11 +254,19 @@ def check_model(config: ModelConfig, terms: Sequence[DecorrelationConfig], schem
 
     Raises: ConfigError where `build_model` or `build_terms` would.
     """
+    build_terms(terms, small_model(config, schema))
+
+
+def small_model(config: ModelConfig, schema: Schema) -> DMoE:
+    """The model with vocabularies of no tokens: all of it but the rows of its tables.
+
+    Raises: ConfigError as `build_model`.
+    """
     fields = [
         field.model_copy(update={"vocabulary_size": FIRST_TOKEN_ID}) if isinstance(field, CategoricalField) else field
         for field in schema.fields
     ]
-    build_terms(terms, build_model(config, schema.model_copy(update={"fields": tuple(fields)}), seed=0))
+    return build_model(config, schema.model_copy(update={"fields": tuple(fields)}), seed=0)
 
 
 def _loss(config: DecorrelationConfig, group: ProcessGroup) -> PairLoss:

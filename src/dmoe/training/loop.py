@@ -39,7 +39,7 @@ from dmoe.training.device import training_device, with_following
 from dmoe.training.finish import finish
 from dmoe.training.log_facts import LogFacts, measure_log
 from dmoe.training.objective import monitored_value
-from dmoe.training.opening import earlier_run_back, open_run
+from dmoe.training.opening import earlier_run_back, memory_suffices, open_run
 from dmoe.training.position import Position
 from dmoe.training.progress import Silent, Watcher
 from dmoe.training.recipe import needs_facts, resolved
@@ -138,7 +138,8 @@ class _Trainer:
         config = run.config
         self.recipe: TrainingConfig = config.training
         self.optimiser = config.optimiser
-        made = assemble(config, run.schema, held.data, facts, world, device, run.first_weights)
+        with memory_suffices():
+            made = assemble(config, run.schema, held.data, facts, world, device, run.first_weights)
         self.model, self.engine = made.model, made.engine
         self.reader, self.valid, self.replacement = made.train, made.valid, made.replacement
         self.unread: list[tuple[int, Tensor]] = []  # rows and losses of steps that nobody has looked at

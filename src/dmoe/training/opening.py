@@ -40,10 +40,8 @@ def open_run(
             raise DataError(f"{output}: this run is complete; there is nothing to resume")
         run.check_rows(data)
         return run
-    check_splits(data, splits, len(config.model.mixed(schema)))
-    check_model(config.model, config.decorrelation, schema)
-    check_tasks(config, schema)
-    first = _first_weights(config, schema, data, start) if start else None
+    check_asked(config, schema, data, splits)
+    first = first_weights(config, schema, data, start) if start else None
     if not (overwrite and (output / "config.yaml").is_file()):
         return Run.create(output, config, schema, data, first)
     with only_writer(output), earlier_run_back(Run(output), World()):
@@ -70,7 +68,40 @@ def earlier_run_back(run: Run, world: World) -> Iterator[None]:
         raise
 
 
-def _first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) -> FirstWeights:
+def check_asked(config: RunConfig, schema: Schema, data: Path, splits: Sequence[str]) -> None:
+    """Whether the configuration fits the data and the memory, before anything is made or written.
+
+    Raises: ConfigError, DataError.
+    """
+    check_splits(data, splits, len(config.model.mixed(schema)))
+    with memory_suffices():
+        check_model(config.model, config.decorrelation, schema)
+    check_tasks(config, schema)
+
+
+@contextmanager
+def memory_suffices() -> Iterator[None]:
+    """Around what makes a model or its optimisers.
+
+    Raises: ConfigError where there is too little memory for it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch has no class of its own for it on the CPU
+        signs = ("allocate memory", "out of memory")
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
+            raise
+        raise ConfigError(
+            "the model and its optimisers take more memory than there is; lower model.embedding_dim or the experts' "
+            "units, set model.embedding_storage: bfloat16, or prepare the data with a larger min_count"
+        ) from None
+
+
+def first_weights(config: RunConfig, schema: Schema, data: Path, start: Run) -> FirstWeights:
+    """The weights of an earlier run as those that this one starts from.
+
+    Raises: DataError if its fields are others.
+    """
     model = build_model(config.model, schema, seed=config.training.seed)
     set_given_vectors(model, schema, data)
     kept, tokens = warm_start(model, schema, data, start)
