@@ -1,9 +1,11 @@
-"""Training steps on a CUDA device: ours in several forms, FuxiCTR where it is installed, and what the card can do.
+"""Training steps on a CUDA device: ours in several forms, FuxiCTR and TorchRec, and what the card can do.
 
-    python -m benchmarks.gpu [CASE …] [--rounds 3] [--steps 30] [--json FILE] [--markdown FILE]
+    python -m benchmarks.gpu [CASE …] [--rounds 3] [--steps 30] [--json FILE] [--page docs/performance-gpu.md]
 
 All contestants of a case train in this process by turns, a round each, on the same batches; a step's time is that of
-`--steps` steps between two waits for the device. Cases are those of `python -m benchmarks` (docs/performance.md).
+`--steps` steps between two waits for the device. Cases are those of `python -m benchmarks` (docs/performance.md), and
+`production`, the mixture of that preset. A peer that is not installed, or has not the model, says so in its line.
+`--device cpu` tries that everything runs where no card is; its figures mean nothing, and no page is written of them.
 """
 
 import argparse
@@ -11,163 +13,33 @@ import gc
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks import batches
 from benchmarks.arguments import positive
-from benchmarks.arithmetic import dense_work
-from benchmarks.cases import Case, all_cases, choose
-from benchmarks.workers.dmoe_worker import make_engine, make_model
+from benchmarks.devices import Device, tf32
+from benchmarks.gpu_cases import CASES, PRODUCTION, GpuCase, gpu_cases
+from benchmarks.gpu_contestants import WARM_UP, Contestant, contestants
 from dmoe.shards.batch import Batch
-from dmoe.shards.prefetch import prefetch
-from dmoe.training.device import moved_ahead, with_following
 
-CASES = ("cin-crossnet-l2", "dcnv2-l2", "3xdcnv2-l2", "growth-vocabulary-20000000", "growth-experts-8")
-WARM_UP = 8
 NUM_BATCHES = 16
 COPY_BYTES = 1 << 30
 
 
-@dataclass
-class Contestant:
-    """One way to train a case. `step` trains on the next batch; `milliseconds` of each round."""
-
-    name: str
-    make: Callable[[Case, list[Batch]], Callable[[], object]]
-    milliseconds: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
-    failed: str | None = None
-
-
-def ours(optimiser: str = "deferred", *, tables: str = "device", precision: str = "float32", storage: str = "float32"):
-    """A contestant's `make` with dmoe's `Engine`."""
-
-    def make(case: Case, made: list[Batch]) -> Callable[[], object]:
-        contestant = replace(case.contestants[0], optimiser=optimiser, storage=storage)
-        job = case.job(contestant)
-        model = make_model(job)
-        if tables == "host":
-            for table in model.embedding.row_tables():
-                table.keep_rows_on_host()
-        model.to("cuda")
-        half = torch.bfloat16 if precision == "bfloat16" else None
-        engine = make_engine(model, job, "cuda", autocast=half, host_tables=tables == "host")
-        source: Iterator[Batch] = cycle(made)
-        if tables == "device":
-            source = prefetch(moved_ahead(source, torch.device("cuda")), depth=2, name="benchmark-moves")
-        pairs = with_following(source)
-        done = 0
-
-        def step() -> None:
-            nonlocal done
-            batch, following = next(pairs)
-            with tf32(precision == "tf32"):
-                engine.step(batch, done, following)
-            done += 1
-
-        return step
-
-    return make
-
-
-def fuxictr(optimiser: str):
-    """A contestant's `make` with FuxiCTR's layers and its own training step."""
-
-    def make(case: Case, made: list[Batch]) -> Callable[[], object]:
-        from benchmarks.workers import fuxictr_worker as peer
-
-        job = case.job(replace(case.contestants[0], optimiser=optimiser))
-        torch.manual_seed(job["seed"])
-        model = peer.Single(job) if job["head"] == "linear" else peer.MixtureOfExperts(job)
-        model.device = torch.device("cuda")
-        model.to("cuda")
-        sparse = peer.SparseTraining(model) if optimiser == "sparse" else None
-        # Its loader hands over columns on the host; here they are on the device already, which favours it.
-        columns = cycle(
-            [
-                {
-                    name: column.to("cuda")
-                    for name, column in peer._as_columns(one.ids_BC.numpy(), one.labels_B.numpy()).items()
-                }
-                for one in made
-            ]
-        )
-        model.train()
-
-        def step() -> None:
-            batch = next(columns)
-            if sparse is not None:
-                sparse.step(batch)
-            else:
-                model.train_step(batch).item()  # as its training loop reads it
-
-        return step
-
-    return make
-
-
-def _on_device(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: column.to("cuda") for name, column in columns.items()}
-
-
-@contextmanager
-def tf32(wanted: bool) -> Iterator[None]:
-    """Inside, float32 matrix products take TF32 inputs."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if wanted else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def contestants(peers: bool) -> list[Contestant]:
-    found = [
-        Contestant("dmoe, deferred", ours()),
-        Contestant("dmoe, deferred, TF32", ours(precision="tf32")),
-        Contestant("dmoe, deferred, bfloat16 autocast", ours(precision="bfloat16")),
-        Contestant("dmoe, deferred, bfloat16 tables and autocast", ours(precision="bfloat16", storage="bfloat16")),
-        Contestant("dmoe, dense", ours("dense")),
-        Contestant("dmoe, deferred, tables in host memory", ours(tables="host")),
-    ]
-    if peers:
-        found += [Contestant("FuxiCTR, Adam", fuxictr("adam")), Contestant("FuxiCTR, SparseAdam", fuxictr("sparse"))]
-    return found
-
-
-def batches_of(case: Case) -> list[Batch]:
-    sizes = batches.vocabulary_sizes(case.vocabulary_rows, case.num_fields)
-    ids_RF = batches.draw_ids(sizes, case.batch_size * NUM_BATCHES, seed=0)
-    labels_R = (np.random.default_rng([0, len(sizes)]).random(len(ids_RF)) < batches.CLICK_RATE).astype(np.float32)
-    found = []
-    for start in range(0, len(ids_RF), case.batch_size):
-        rows = slice(start, start + case.batch_size)
-        ids_BC = torch.from_numpy(ids_RF[rows].copy())
-        found.append(Batch(ids_BC, torch.empty(len(ids_BC), 0), torch.from_numpy(labels_R[rows][:, None].copy())))
-    return found
-
-
-def measure(case: Case, taking_part: list[Contestant], rounds: int, steps: int) -> dict[str, Any]:
+def measure(case: GpuCase, taking_part: list[Contestant], device: Device, rounds: int, steps: int) -> dict[str, Any]:
     """Each contestant in turn, a round each: its median step and the highest memory on the device."""
-    made = batches_of(case)
+    made = case.batches(NUM_BATCHES)
     for _ in range(rounds):
         for one in taking_part:
             if one.failed is None:
-                _round(case, one, made, steps)
+                _round(case, one, made, device, steps)
     return {
         "case": case.name,
         "batch_size": case.batch_size,
-        "vocabulary_rows": case.vocabulary_rows,
-        "roofline": roofline(case),
+        "vocabulary_rows": case.rows,
+        "roofline": roofline(case, device),
         "contestants": [
             {
                 "name": one.name,
@@ -181,30 +53,25 @@ def measure(case: Case, taking_part: list[Contestant], rounds: int, steps: int) 
     }
 
 
-def _round(case: Case, one: Contestant, made: list[Batch], steps: int) -> None:
+def _round(case: GpuCase, one: Contestant, made: list[Batch], device: Device, steps: int) -> None:
     gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    device.begin_peak()
     try:
-        step = one.make(case, made)
-        for _ in range(WARM_UP):
+        step = one.make(case, made, device)
+        for _ in range(WARM_UP if device.is_cuda else 1):
             step()
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-        torch.cuda.synchronize()
+        taken = device.wall_milliseconds(lambda _: step(), steps)
     except (RuntimeError, ValueError, ImportError) as error:  # memory, or a model that a peer has not
         one.failed = " ".join(str(error).split())[:200]
         return
-    one.milliseconds.append((time.perf_counter() - began) / steps * 1e3)
-    one.peak_bytes = max(one.peak_bytes, torch.cuda.max_memory_allocated())
+    one.milliseconds.append(taken)
+    one.peak_bytes = max(one.peak_bytes, device.peak_bytes())
 
 
-def roofline(case: Case) -> dict[str, float]:
+def roofline(case: GpuCase, device: Device) -> dict[str, float]:
     """Measured rates of the card at the case's own shapes, and the time that they leave as the least."""
-    work = dense_work(case)
-    found: dict[str, float] = {"dense_gflop": work.flop / 1e9}
+    shapes, repeats = case.layers(), 10 if device.is_cuda else 1
+    found: dict[str, float] = {"dense_gflop": 6e-9 * sum(rows * inputs * outputs for rows, inputs, outputs in shapes)}
     for name, dtype, allowed in (
         ("float32", torch.float32, False),
         ("tf32", torch.float32, True),
@@ -212,46 +79,36 @@ def roofline(case: Case) -> dict[str, float]:
     ):
         layers = [
             (
-                torch.randn(rows, inputs, device="cuda", dtype=dtype),
-                torch.randn(inputs, outputs, device="cuda", dtype=dtype),
+                torch.randn(rows, inputs, device=device.torch, dtype=dtype),
+                torch.randn(inputs, outputs, device=device.torch, dtype=dtype),
             )
-            for rows, inputs, outputs in work.layers
+            for rows, inputs, outputs in shapes
         ]
 
-        def products(layers: list[tuple[torch.Tensor, ...]] = layers) -> None:
+        def products(_: int, layers: list[tuple[torch.Tensor, ...]] = layers) -> None:
             for inputs_BI, weight_IO in layers:
                 output_BO = inputs_BI @ weight_IO
                 output_BO @ weight_IO.T
                 inputs_BI.T @ output_BO
 
         with tf32(allowed):
-            found[f"products_{name}_ms"] = _timed(products)
-    source = torch.ones(COPY_BYTES // 4, device="cuda")
+            products(0)
+            found[f"products_{name}_ms"] = device.milliseconds(products, repeats)
+    size = COPY_BYTES if device.is_cuda else COPY_BYTES >> 8
+    source = torch.ones(size // 4, device=device.torch)
     target = torch.zeros_like(source)
-    found["copy_gb_per_second"] = 2 * COPY_BYTES / _timed(lambda: target.copy_(source)) / 1e6
-    table = torch.ones(case.vocabulary_rows, case.table_width, device="cuda")
-    rows = torch.randint(len(table), (case.batch_size * case.num_fields,), device="cuda")
-    moved = 2 * rows.numel() * case.table_width * 4
-    found["gather_gb_per_second"] = moved / _timed(lambda: torch.index_select(table, 0, rows)) / 1e6
+    found["copy_gb_per_second"] = 2 * size / device.milliseconds(lambda _: target.copy_(source), repeats) / 1e6
+    table = torch.ones(case.rows, case.width, device=device.torch)
+    rows = torch.randint(len(table), (case.batch_size * case.ids,), device=device.torch)
+    moved = 2 * rows.numel() * case.width * 4
+    taken = device.milliseconds(lambda _: torch.index_select(table, 0, rows), repeats)
+    found["gather_gb_per_second"] = moved / taken / 1e6
     return found
 
 
-def _timed(work: Callable[[], object], repeats: int = 10) -> float:
-    """Milliseconds, the median of `repeats`."""
-    work()
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
-
-
 def as_markdown(found: dict[str, Any]) -> str:
-    lines = [f"Card: {found['card']}, torch {found['torch']}, CUDA {found['cuda']}.", ""]
+    cuda = f", CUDA {found['cuda']}" if found["cuda"] else ""
+    lines = [f"{found['card']}; torch {found['torch']}{cuda}.", ""]
     for case in found["cases"]:
         roof = case["roofline"]
         lines += [
@@ -265,7 +122,7 @@ def as_markdown(found: dict[str, Any]) -> str:
         ]
         for one in case["contestants"]:
             if one["median_ms"] is None:
-                lines.append(f"| {one['name']} | {one['failed']} | | | |")
+                lines.append(f"| {one['name']} | left out: {one['failed']} | | | |")
                 continue
             by_round = ", ".join(f"{ms:.2f}" for ms in one["ms"])
             speed, peak = case["batch_size"] / one["median_ms"] * 1e3, one["peak_bytes"] / 2**30
@@ -274,31 +131,58 @@ def as_markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", default=list(CASES), help="names of cases, shell wildcards allowed")
+def as_page(found: dict[str, Any], words: str) -> str:
+    """The whole page of figures, from one run."""
+    return (
+        "# Performance on a GPU\n\n"
+        f"Written by `{words}`, all contestants of a case in turns on the same batches. Products, copies and gathers\n"
+        "are measured on the card in the same run; what a step cannot be faster than is the larger of its products\n"
+        "and its rows. What each contestant is: [GPUs](gpu.md).\n\n" + as_markdown(found)
+    )
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "cases", nargs="*", help=f"names, shell wildcards allowed; by default {', '.join([*CASES, PRODUCTION])}"
+    )
     parser.add_argument("--rounds", type=positive, default=3, help="times that each contestant takes its turn")
     parser.add_argument("--steps", type=positive, default=30, help="steps of a turn that are timed")
-    parser.add_argument("--only-ours", action="store_true", help="leave FuxiCTR out")
-    parser.add_argument("--json", type=Path, help="write all figures there")
-    parser.add_argument("--markdown", type=Path, help="write the tables there")
+    parser.add_argument("--only-ours", action="store_true", help="leave FuxiCTR and TorchRec out")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, after each case")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page of figures there, after each case")
     chosen = parser.parse_args(words)
-    if not torch.cuda.is_available():
-        print("benchmarks.gpu: torch sees no CUDA device", file=sys.stderr)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        print("benchmarks.gpu: torch sees no CUDA device; --device cpu tries that the code runs", file=sys.stderr)
         return 2
+    if chosen.device == "cpu" and chosen.page:
+        print("benchmarks.gpu: --page is for figures of a card; leave it out with --device cpu", file=sys.stderr)
+        return 2
+    try:
+        cases = gpu_cases(chosen.cases)
+    except ValueError as error:
+        print(f"benchmarks.gpu: {error}", file=sys.stderr)
+        return 2
+    device = Device(chosen.device)
     found: dict[str, Any] = {
-        "card": torch.cuda.get_device_name(),
+        "card": device.name,
         "torch": torch.__version__,
-        "cuda": torch.version.cuda,
+        "cuda": torch.version.cuda if device.is_cuda else None,
         "cases": [],
     }
-    for case in choose(chosen.cases, all_cases()):
-        found["cases"].append(measure(case, contestants(not chosen.only_ours), chosen.rounds, chosen.steps))
+    given = sys.argv[1:] if words is None else words
+    for case in cases:
+        taking_part = contestants(not chosen.only_ours)
+        found["cases"].append(measure(case, taking_part, device, chosen.rounds, chosen.steps))
         print(as_markdown(found | {"cases": found["cases"][-1:]}), flush=True)
         if chosen.json:
             chosen.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        if chosen.markdown:
-            chosen.markdown.write_text(as_markdown(found), encoding="utf-8")
+        if chosen.page:
+            page = as_page(found, " ".join(["python -m benchmarks.gpu", *given]))
+            chosen.page.write_text(page, encoding="utf-8")
     return 0
 
 

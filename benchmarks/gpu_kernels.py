@@ -1,6 +1,7 @@
 """What the kernels of the embedding tables take on a CUDA device, beside what its memory and its units can do.
 
     python -m benchmarks.gpu_kernels
+    python -m benchmarks.gpu_kernels --crossover
     python -m benchmarks.gpu_kernels --rows 1000000 --widths 32 --batches 10000 --json kernels.json
 
 Each line is a kernel at one size: the bytes that it cannot do without, its time on the device, and the rate of the one
@@ -11,7 +12,6 @@ as the batches before made it wait. Needs torch, triton and numba alone.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,15 +21,19 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from dmoe.kernels import row_triton
-from dmoe.optim import deferred_triton
+from benchmarks.devices import Device, tf32
+from dmoe.kernels import row_access, row_triton
+from dmoe.optim import deferred_triton, make_embedding_optimiser
 from dmoe.optim.deferred_triton import DeferredRows
 
 FIELDS = 40
 # Batches that rows have behind them when their step is timed; each is another one.
 BEFORE = 24
 ROUNDS = 8
+# λ, and steps that rows miss.
+REPLAYS = ((0.0, 100), (1e-6, 100), (1e-6, 1000))
 BETAS, EPS, LR = (0.9, 0.999), 1e-8, 1e-3
+on = Device("cuda")  # `main` chooses
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Workload:
     """Batches over one table of `rows` rows in `FIELDS` fields of equal size."""
 
     def __init__(self, rows: int, batch: int) -> None:
-        self.device = torch.device("cuda")
+        self.device = on.torch
         size = rows // FIELDS
         self.rows, self.batch = size * FIELDS, batch
         self.offsets_C = torch.arange(FIELDS, device=self.device) * size
@@ -65,53 +69,36 @@ class Workload:
         return row_triton.distinct_rows(ids_BC, self.offsets_C, self.rows, self.room)
 
 
-def milliseconds(work: Callable[[int], object], rounds: int = ROUNDS) -> float:
-    """The median time of `work(number)` on the device, for numbers from 0, with all of it queued beforehand."""
-    times = []
-    for number in range(rounds):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(4_000_000)  # some 2 ms, in which the host queues the rest
-        begin.record()
-        work(number)
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
+def milliseconds(work: Callable[[int], object], rounds: int | None = None) -> float:
+    return on.milliseconds(work, rounds or ROUNDS)
 
 
-def wall_milliseconds(work: Callable[[int], object], rounds: int = ROUNDS) -> float:
-    """The time of `work(number)`, one after the other, the host's included."""
+def wall_milliseconds(work: Callable[[int], object]) -> float:
     work(0)
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for number in range(rounds):
-        work(number)
-    torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / rounds * 1e3
+    return on.wall_milliseconds(work, ROUNDS)
 
 
 def roofline() -> dict[str, float]:
     """Bytes a second of a copy, counting those read and those written, and operations a second of matrix products."""
-    found = {"copy": _copy_rate(2**30)}
+    found = {"copy": _copy_rate(2**30 if on.is_cuda else 2**20)}
     for name, dtype, fast in (
         ("bfloat16", torch.bfloat16, False),
         ("tf32", torch.float32, True),
         ("float32", torch.float32, False),
     ):
-        torch.backends.cuda.matmul.allow_tf32 = fast
-        found[name] = _product_rate(8192, dtype)
-    torch.backends.cuda.matmul.allow_tf32 = False
+        with tf32(fast):
+            found[name] = _product_rate(8192 if on.is_cuda else 64, dtype)
     return found
 
 
 def _copy_rate(size: int) -> float:
-    source = torch.empty(size, dtype=torch.uint8, device="cuda")
+    source = torch.empty(size, dtype=torch.uint8, device=on.torch)
     target = torch.empty_like(source)
     return 2 * size / milliseconds(lambda _: target.copy_(source), 20) * 1e3
 
 
 def _product_rate(size: int, dtype: torch.dtype) -> float:
-    left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(size, size, device=on.torch, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
     torch.mm(left, right, out=out)
     return 2.0 * size**3 / milliseconds(lambda _: torch.mm(left, right, out=out)) * 1e3
@@ -158,7 +145,8 @@ def kernels(work: Workload, width: int, storage: torch.dtype, l2: float, copy: f
     yield line("step of the table", whole, taken)
     taken = wall_milliseconds(lambda number: step(work, table, ids[number], gradient_BCS, scale))
     yield line("step of the table, with the host", whole, taken)
-    yield line("step of the table, as a graph", whole, _as_graph(work, table, gradient_BCS, scale))
+    if on.is_cuda:
+        yield line("step of the table, as a graph", whole, _as_graph(work, table, gradient_BCS, scale))
     flushes = []
     for ids_BC in ids[:3]:
         for _ in range(10):
@@ -227,17 +215,45 @@ def _torch_step(
 
 def replay_rate(width: int, l2: float, missed: int) -> float:
     """Steps of one element a second, of rows that all miss `missed` steps."""
-    rows = 2**25 // width
-    table = DeferredRows(torch.full((rows, width), 1e-2, device="cuda"), LR, BETAS, EPS, l2, history_length=missed + 1)
-    nobody = torch.full((1,), -1, device="cuda")
-    nothing = torch.zeros(1, width, device="cuda")
-    scale = torch.ones(1, dtype=torch.float64, device="cuda")
+    rows = (2**25 if on.is_cuda else 2**8) // width
+    table = DeferredRows(
+        torch.full((rows, width), 1e-2, device=on.torch), LR, BETAS, EPS, l2, history_length=missed + 1
+    )
+    nobody = torch.full((1,), -1, device=on.torch)
+    nothing = torch.zeros(1, width, device=on.torch)
+    scale = torch.ones(1, dtype=torch.float64, device=on.torch)
     taken = []
     for _ in range(3):
         for _ in range(missed):
             table.write(nobody, nothing, scale)
         taken.append(milliseconds(lambda _: table.flush(), 1))
     return rows * width * missed / statistics.median(taken) * 1e3
+
+
+def crossover(width: int, batch: int, most_rows: int) -> None:
+    """Steps of tables of growing size, `deferred` and `dense`: what `optimiser.dense_rows` can be for such batches."""
+    fastest, rows = 0, FIELDS * 8
+    while rows <= most_rows:
+        taken = {kind: _table_step(kind, Workload(rows, batch), width) for kind in ("deferred", "dense")}
+        print(f"width {width}, batch {batch}, {rows} rows: " + ", ".join(f"{k} {ms:.3f} ms" for k, ms in taken.items()))
+        if taken["dense"] > taken["deferred"]:
+            break
+        fastest, rows = rows, 2 * rows
+    print(f"width {width}, batch {batch}: dense is the faster one up to {fastest} rows", flush=True)
+
+
+def _table_step(kind: str, work: Workload, width: int) -> float:
+    """With the host, as launches count where tables are small."""
+    weight = nn.Parameter(torch.zeros(work.rows, width, device=work.device))
+    store = make_embedding_optimiser(kind, weight, lr=LR)
+    gradient_BCS = torch.randn(work.batch, FIELDS, width, device=work.device)
+
+    def once(number: int) -> None:
+        found = work.distinct(work.ids[number])
+        found.gather(store.read(found.rows_U), [width], FIELDS)
+        store.write(found.rows_U, found.sum_gradients([gradient_BCS], [width], torch.float32))
+
+    return wall_milliseconds(once)
 
 
 def sweep(rows: int, width: int, batch: int, copy: float) -> None:
@@ -252,23 +268,36 @@ def sweep(rows: int, width: int, batch: int, copy: float) -> None:
             print(f"warps {warps} elements {elements}: {times}  L2 {replay_rate(width, 1e-6, 100):.3g}", flush=True)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
+    global on
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_kernels", description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 20_000_000])
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--batches", type=int, nargs="+", default=[2048, 10_000, 65_536])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="the CPU interprets kernels, slowly")
+    parser.add_argument(
+        "--crossover", action="store_true", help="up to how many rows a table is faster dense, and nothing else"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument(
         "--sweep", action="store_true", help="times by the shape of programs, at the first sizes, alone"
     )
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.exit(2, "torch finds no CUDA device\n")
+    arguments = parser.parse_args(words)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "benchmarks.gpu_kernels: torch sees no CUDA device; --device cpu tries that the code runs\n")
+    on = Device(arguments.device)
+    if not on.is_cuda:
+        row_access.kernels_serve = lambda _: True  # in Triton's interpreter
     limits = roofline()
-    card = torch.cuda.get_device_name()
+    card = on.name
     print(f"{card}, torch {torch.__version__}, triton {triton.__version__}")
     print(f"copy {limits['copy'] / 1e9:.0f} GB/s (read and written)", end="")
     print(*(f"; {name} {limits[name] / 1e12:.0f} TFLOP/s" for name in ("bfloat16", "tf32", "float32")), flush=True)
+    if arguments.crossover:
+        for width in arguments.widths:
+            for batch in arguments.batches:
+                crossover(width, batch, max(arguments.rows))
+        return
     if arguments.sweep:
         sweep(arguments.rows[0], arguments.widths[0], arguments.batches[0], limits["copy"])
         return
@@ -288,9 +317,9 @@ def main() -> None:
                         f"{line.bytes / 1e6:8.1f} {line.milliseconds:8.3f} {rate:6.0f} {line.share:7.0%}",
                         flush=True,
                     )
-                torch.cuda.empty_cache()
+                on.begin_peak()
     for width in arguments.widths:
-        for l2, missed in ((0.0, 100), (1e-6, 100), (1e-6, 1000)):
+        for l2, missed in REPLAYS:
             name = f"replay of {missed} missed steps, width {width}, {'L2' if l2 else 'no gradient at all'}"
             rates[name] = replay_rate(width, l2, missed)
             print(f"{name}: {rates[name] / 1e9:.1f} thousand million steps of an element a second", flush=True)
@@ -303,7 +332,7 @@ def _of_size(rows: int, width: int, batch: int, copy: float) -> Iterator[Line]:
     work = Workload(rows, batch)
     for storage, l2 in ((torch.float32, 0.0), (torch.float32, 1e-6), (torch.bfloat16, 0.0)):
         yield from kernels(work, width, storage, l2, copy)
-    if 4 * 4 * rows * width < torch.cuda.mem_get_info()[0]:
+    if not on.is_cuda or 4 * 4 * rows * width < torch.cuda.mem_get_info()[0]:
         yield from torch_forms(work, width, copy)
 
 

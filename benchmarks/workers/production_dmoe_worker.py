@@ -19,6 +19,7 @@ from dmoe.training.engine import Engine
 
 CLIP_NORM = 10.0
 LEARNING_RATE = 1e-3
+CPU = torch.device("cpu")
 
 
 def make_schema(job: Job) -> Schema:
@@ -30,8 +31,8 @@ def make_schema(job: Job) -> Schema:
     return Schema(label="label", fields=tuple(fields))
 
 
-def make_engine(job: Job) -> Engine:
-    """The model of a job, ready to be trained."""
+def make_model(job: Job, storage: str = "float32") -> DMoE:
+    """The model of a job; `storage` of its tables."""
     chosen = chosen_names(job)
     options: dict[str, dict[str, Any]] = {
         "gwpfm": {"groups": 2},
@@ -40,20 +41,28 @@ def make_engine(job: Job) -> Engine:
     }
     config = ModelConfig(
         embedding_dim=job["widths"],
+        embedding_storage=storage,
         tables=job["tables"],
         experts=[{"kind": kind, **options[kind]} for kind in job["experts"]],
         gate=GateConfig(fields=chosen),
         expert_units=job["units"],
         tower_units=[job["units"]],
     )
-    model: DMoE = build_model(config, make_schema(job), seed=job["seed"])
+    return build_model(config, make_schema(job), seed=job["seed"])
+
+
+def make_engine(
+    job: Job, model: DMoE, device: torch.device = CPU, optimiser: str = "deferred", **options: Any
+) -> Engine:
+    """Trains the model of a job, which is on `device`; `options`: further ones of `Engine`."""
     terms = [DecorrelationConfig(loss="corr", location="output", alpha=job["alpha"])] if len(job["experts"]) > 1 else []
     return Engine(
         model,
         Objective(build_terms(terms, model)),
-        OptimiserConfig(lr=LEARNING_RATE),
+        OptimiserConfig(lr=LEARNING_RATE, embedding=optimiser),  # type: ignore[arg-type]
         clip_norm=CLIP_NORM,
-        device=torch.device("cpu"),
+        device=device,
+        **options,
     )
 
 
@@ -64,7 +73,7 @@ def as_batch(rows: Rows) -> Batch:
 def prepare(job: Job) -> tuple[dict[str, Step], int]:
     # What `dmoe train` does before it trains.
     keep_freed_memory()
-    engine = make_engine(job)
+    engine = make_engine(job, make_model(job))
     batches = cycle([as_batch(rows) for rows in load_rows(job)])
     done = 0
 

@@ -23,7 +23,7 @@ from dmoe.training.loop import train
 from dmoe.training.step_values import StepLoss
 from dmoe.training.together import check_together
 from tests.small_runs import small_config
-from tests.training.test_loop import assert_same_bits
+from tests.training.test_loop import assert_same_bits, weights
 
 CPU = torch.device("cpu")
 
@@ -280,3 +280,25 @@ def test_mps_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ConfigError, match="device mps is not supported: it lacks float64") as error:
         load_config(None, [f"training.device={name}"])
     assert "\n" not in str(error.value)
+
+
+def test_tables_of_few_rows_are_dense_where_that_is_asked_for(small_data: Path, tmp_path: Path) -> None:
+    """All of 24 rows stand in one table; the model is the same, but for roundings."""
+    kinds, found = [], []
+    for number, rows in enumerate((0, 23, 24)):
+        config = small_config("training.epochs=1", f"optimiser.dense_rows={rows}")
+        model = build_model(config.model, Schema.read(small_data), seed=1)
+        engine = Engine(model, Objective(), config.optimiser, clip_norm=1.0, device=CPU)
+        kinds.append([store.kind for store in engine.embeddings])
+        found.append(weights(train(config, small_data, tmp_path / str(number))))
+    assert kinds == [["deferred"], ["deferred"], ["dense"]]
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+        torch.testing.assert_close(found[2][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_dense_rows_belong_to_deferred_tables_of_whole_numbers() -> None:
+    with pytest.raises(ConfigError, match="'dense_rows' is for embedding: deferred, got lazy"):
+        load_config(None, ["optimiser.dense_rows=5", "optimiser.embedding=lazy"])
+    with pytest.raises(ConfigError, match=r"'optimiser.dense_rows' updates whole tables, rounding bfloat16"):
+        load_config(None, ["optimiser.dense_rows=5", "model.embedding_storage=bfloat16"])

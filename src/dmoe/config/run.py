@@ -80,6 +80,7 @@ class CowClipConfig(Strict):
 class OptimiserConfig(Strict):
     """Adam for all, with the embedding tables updated in the way that `embedding` names.
 
+    Of `deferred` tables those of at most `dense_rows` rows are updated whole, as by `dense`: the same model.
     `embedding_l2` is λ of (λ/2)‖W‖² over the full tables at every step; `network_l2` the same for the rest. With
     `embedding_l2_rarity` p, λ of a token that train holds n times is divided by n^p: rare tokens are held back more.
     After an evaluation that does not improve, lr is multiplied by `lr_decay`, down to `min_lr`.
@@ -88,6 +89,7 @@ class OptimiserConfig(Strict):
     kind: Literal["adam"] = "adam"
     lr: float = Field(default=1e-3, gt=0, le=1e6)
     embedding: Literal["deferred", "dense", "lazy", "rowwise-adagrad"] = "deferred"
+    dense_rows: int = Field(default=0, ge=0)
     embedding_l2: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     embedding_l2_rarity: float = Field(default=0.0, ge=0, le=2)
     embedding_clip: CowClipConfig | None = None
@@ -102,6 +104,8 @@ class OptimiserConfig(Strict):
                 f"'embedding_l2' acts on every row at every step, which embedding: {self.embedding} does not do; "
                 "set embedding: deferred (the same model as dense) or embedding_l2: 0"
             )
+        if self.dense_rows > 0 and self.embedding != "deferred":
+            raise ValueError(f"'dense_rows' is for embedding: deferred, got {self.embedding}; leave one of them out")
         if self.embedding_l2_rarity > 0 and self.embedding_l2 == 0:
             raise ValueError("'embedding_l2_rarity' needs embedding_l2, which it divides by the tokens' counts")
         if self.embedding_clip is not None and self.embedding_l2 > self.embedding_clip.r:
@@ -210,6 +214,11 @@ class RunConfig(Strict):
             raise ValueError(
                 f"'model.embedding_storage' {storage} needs optimiser.embedding: deferred, which rounds without "
                 f"losing small updates, got {self.optimiser.embedding}; set one or the other"
+            )
+        if storage != "float32" and self.optimiser.dense_rows > 0:
+            raise ValueError(
+                f"'optimiser.dense_rows' updates whole tables, rounding {storage} ones at every step; set it to "
+                "0, or model.embedding_storage: float32"
             )
         if any(term.location == "input" for term in active) and model.levels:
             raise ValueError("'decorrelation' at location 'input' is of tables; of a model with levels take 'levels'")

@@ -19,6 +19,7 @@ from dmoe.errors import DataError, UserError
 from dmoe.evaluation.correlations import Correlations, CorrelationsApart
 from dmoe.evaluation.gate_usage import GateUsage
 from dmoe.evaluation.tasks import SplitRows, group_column, quick_scores
+from dmoe.machine.device import on_device
 from dmoe.metrics.scores import auc, logloss, scores_of_split
 from dmoe.metrics.unseen_rows import UnseenRows
 from dmoe.nn.aligned import AlignedExpert
@@ -46,7 +47,7 @@ def scored_batches(model: DMoE, batches: Iterable[Batch], device: torch.device) 
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), on_device(device):
             for batch in batches:
                 moved = batch.to(device)
                 yield batch, model(moved.ids_BC, moved.numeric_BN)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dmoe.evaluation.evaluate import SCORING_ROWS
+from dmoe.machine.device import on_device
 from dmoe.nn.model import DMoE
 from dmoe.outputs import probabilities, task_outputs
 from dmoe.schema import Schema
@@ -75,7 +76,8 @@ class Predictor(EncodedScorer):
         return Predictor(run.path, run.schema, run.load_model(), choose_device(device), precision)
 
     def _probabilities(self, ids_BC: Tensor, numeric_BN: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with half, on_device(self.device):
             output = self.model(ids_BC.to(self.device), numeric_BN.to(self.device))
         logits = served_logits(self.model, [task.logit.float() for task in output.tasks])
         return served_probabilities(logits, self.outputs)

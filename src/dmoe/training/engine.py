@@ -83,7 +83,7 @@ class Engine:
         banks = [bank for bank in model.embedding.each_bank() if isinstance(bank.tables, MultiTableEmbedding)]
         self.embeddings = [
             make_embedding_optimiser(
-                config.embedding,
+                "dense" if table.num_rows <= config.dense_rows else config.embedding,
                 table.weight,
                 lr=config.lr,
                 l2=config.embedding_l2,
