@@ -24,11 +24,13 @@ from dmoe.errors import ConfigError, DataError, DmoeError, MissingExtraError, Us
 from dmoe.export import extra
 from dmoe.export.fields import data_config, field_inputs
 from dmoe.export.graph import front_graph
-from dmoe.export.manifest import Manifest
+from dmoe.export.manifest import Manifest, TableType
 from dmoe.export.onnx_model import OnnxModel
+from dmoe.export.tables import StoredEmbedding
 from dmoe.export.write import export
 from dmoe.nn.experts import EXPERTS
 from dmoe.nn.experts.base import Expert
+from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.prepare.prepare import prepare
 from dmoe.schema import Schema
 from dmoe.tokens.encoder import RawEncoder
@@ -165,6 +167,19 @@ def test_smaller_tables_cost_little_and_the_cost_is_recorded(run: Run, tmp_path:
     wide = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[tables]
     own = [field.vocabulary_size for field in run.schema.categorical if field.vocabulary_name == field.name]
     assert sum(one.dims[0] for one in stored.graph.initializer if one.data_type == wide) == sum(own)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "int8"])
+def test_tables_are_stored_alike_in_ranges_of_any_length(stored: TableType, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = MultiTableEmbedding([13, 4], 0, [3, 2])
+    torch.nn.init.normal_(tables.weight)
+    whole = list(StoredEmbedding(tables, stored, 0).blocks())
+    monkeypatch.setattr("dmoe.export.tables._BLOCK_NUMBERS", 21)
+    parts = list(StoredEmbedding(tables, stored, 0).blocks())
+    assert len(whole) == 1
+    assert len(parts) == 5
+    for name, value in whole[0].items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), value)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "schema.json", "vocabulary/site/ids.npy"])

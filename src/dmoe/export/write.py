@@ -16,6 +16,7 @@ from dmoe.disk.replaced import put_back
 from dmoe.errors import DataError, DmoeError, UserError
 from dmoe.evaluation.evaluate import expert_names
 from dmoe.export.check import Decoder, check_tokens
+from dmoe.export.external import write_tables
 from dmoe.export.extra import require
 from dmoe.export.fields import FieldInput, data_config, field_inputs
 from dmoe.export.graph import OPSET, front_graph, joined
@@ -123,6 +124,7 @@ def _model_graph(scoring: ScoringModel, schema: Schema, folder: Path) -> Any:
     assert program is not None
     program.save(folder / "model.onnx", external_data=True)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
+    write_tables(scoring, model, folder / "model.onnx.data")
     if any(node.op_type == "Einsum" for node in model.graph.node):
         raise DmoeError("an expert uses torch.einsum, with which ONNX Runtime dies on an empty batch; use matmul")
     return model

@@ -4,13 +4,14 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,25 +21,14 @@ from dmoe.distributed.layout import RowLayout
 from dmoe.errors import ConfigError, DataError
 from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
+from dmoe.nn.tables.table import without_rows
 from dmoe.runs.folder import RunFolder, create_folder
 from dmoe.schema import FORMAT_VERSION, Schema
 from dmoe.tokens.unseen import Finding
+from dmoe.weights.mapped import DTYPES, MappedWeights
 
 # Numbers copied at once from a file of weights.
 _LOADED_AT_ONCE = 1 << 24
-# As safetensors names them.
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 _REPORTED = ("dmoe", "torch", "numpy", "numba", "duckdb", "pyarrow", "scikit-learn")
 
 
@@ -101,12 +91,15 @@ class Run(RunFolder):
         return load_tensors(self.weights_file())
 
     def load_model(self) -> DMoE:
-        """The trained model, in evaluation mode, on the CPU.
+        """The trained model, in evaluation mode, on the CPU, for scoring: its tables cannot be trained further.
+
+        They are read from the file as they are needed, and are never in memory as a whole.
 
         Raises: DataError if the weights do not fit the configuration.
         """
         self._check_size()
-        model = build_model(self.config.model, self.schema, seed=self.config.training.seed)
+        with without_rows():
+            model = build_model(self.config.model, self.schema, seed=self.config.training.seed)
         self.load_weights_into(model)
         return model.eval()
 
@@ -116,11 +109,7 @@ class Run(RunFolder):
         Raises: DataError.
         """
         path = self.weights_file()
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{path}: damaged or unreadable ({error})") from None
+        MappedWeights.open(path)
         own = [field for field in self.schema.categorical if field.vocabulary_name == field.name]
         if sum(field.vocabulary_size for field in own) > path.stat().st_size:
             raise DataError(f"{path}: does not fit schema.json: it is too small for so many ids")
@@ -157,54 +146,51 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_tensors_into(model: DMoE, path: Path) -> None:
     """As `Run.load_weights_into`, from any file of weights of a model."""
+    weights = MappedWeights.open(path)
+    own, layouts = model.state_dict(), table_layouts(model)
+    if weights.tensors.keys() != own.keys():
+        odd = ", ".join(sorted(weights.tensors.keys() ^ own.keys())[:3])
+        raise DataError(f"{path}: does not fit config.yaml: only one of the two has {odd}")
+    for name, value in own.items():
+        stored = weights.tensors[name]
+        wanted = (layouts[name].rows, *value.shape[1:]) if name in layouts else tuple(value.shape)
+        if stored.shape != wanted:
+            raise DataError(f"{path}: does not fit config.yaml: {name} has shape {stored.shape}, expected {wanted}")
+        if stored.dtype != value.dtype:
+            raise DataError(
+                f"{path}: does not fit config.yaml: {name} is {DTYPES[stored.dtype]}, expected {DTYPES[value.dtype]}"
+            )
     try:
-        _load_into(model, path)
-    except (SafetensorError, OSError) as error:
+        _load_into(model, own, weights, layouts)
+    except OSError as error:
         raise DataError(f"{path}: damaged or unreadable ({error})") from None
 
 
-def _load_into(model: DMoE, path: Path) -> None:
-    own = model.state_dict()
-    layouts = table_layouts(model)
-    wanted = {
-        name: (layouts[name].rows, *value.shape[1:]) if name in layouts else tuple(value.shape)
-        for name, value in own.items()
-    }
-    with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
-        dtypes = {name: one.get_dtype() for name, one in slices.items()}
-    if shapes.keys() != own.keys():
-        odd = ", ".join(sorted(shapes.keys() ^ own.keys())[:3])
-        raise DataError(f"{path}: does not fit config.yaml: only one of the two has {odd}")
+@torch.no_grad()
+def _load_into(
+    model: DMoE, own: Mapping[str, Tensor], weights: MappedWeights, layouts: Mapping[str, RowLayout]
+) -> None:
+    names = model.embedding.table_names()
+    for name, bank in zip(names, model.embedding.each_bank(), strict=True):
+        if bank.tables.weight.is_meta:
+            bank.tables.set_rows(weights.rows(f"embedding.{name}"))
     for name, value in own.items():
-        if shapes[name] != wanted[name]:
-            raise DataError(
-                f"{path}: does not fit config.yaml: {name} has shape {shapes[name]}, expected {wanted[name]}"
-            )
-        if dtypes[name] != DTYPES[value.dtype]:
-            raise DataError(
-                f"{path}: does not fit config.yaml: {name} is {dtypes[name]}, expected {DTYPES[value.dtype]}"
-            )
-    with torch.no_grad():
-        for name, value in own.items():
-            # Opened each time: the file is mapped, and what was read of it stays in memory until it is closed.
-            layout = layouts.get(name)
-            if value.numel() <= _LOADED_AT_ONCE and (layout is None or layout.size == 1):
-                with safe_open(path, framework="pt") as file:
-                    value.copy_(file.get_tensor(name))
-                continue
-            size = wanted[name][0]
-            rows = max(1, _LOADED_AT_ONCE // max(1, value[:1].numel()))
-            for start in range(0, size, rows):
-                stop = min(start + rows, size)
-                with safe_open(path, framework="pt") as file:
-                    block = file.get_slice(name)[start:stop]
-                if layout is None or layout.size == 1:
-                    value[start:stop].copy_(block)
-                else:
-                    rows_U, held_U = layout.held_of(start, stop)
-                    value[torch.from_numpy(held_U)] = block[torch.from_numpy(rows_U - start)]
+        if value.is_meta:
+            continue
+        layout = layouts.get(name)
+        if not value.ndim:
+            value.copy_(weights.rows(name))
+            continue
+        size = weights.tensors[name].shape[0]
+        rows = max(1, _LOADED_AT_ONCE // max(1, value[:1].numel()))
+        for start in range(0, size, rows):
+            stop = min(start + rows, size)
+            block = weights.rows(name, start, stop)
+            if layout is None or layout.size == 1:
+                value[start:stop].copy_(block)
+            else:
+                rows_U, held_U = layout.held_of(start, stop)
+                value[torch.from_numpy(held_U)] = block[torch.from_numpy(rows_U - start)]
 
 
 def table_layouts(model: DMoE) -> dict[str, RowLayout]:

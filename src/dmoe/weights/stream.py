@@ -14,7 +14,8 @@ from torch import Tensor
 from dmoe.disk.files import give_usual_mode, written_aside
 from dmoe.distributed.layout import WAYS, RowLayout
 from dmoe.distributed.world import World
-from dmoe.weights.run import DTYPES, Run
+from dmoe.weights.mapped import DTYPES
+from dmoe.weights.run import Run
 
 # About so many bytes are together at the first process.
 _BLOCK_BYTES = 1 << 26

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dmoe.nn.tables.lookup import TableRows
 from dmoe.nn.tables.pooling import POOLINGS, Pooling
 from dmoe.nn.tables.shrinkage import Shrinkage
-from dmoe.nn.tables.table import MultiTableEmbedding
+from dmoe.nn.tables.table import MultiTableEmbedding, room_for_rows
 from dmoe.schema import Pooling as PoolingName
 
 
@@ -187,7 +187,12 @@ class FrozenTable(nn.Module):
         self._offsets, self.copies = offsets, copies
         offsets_C = torch.tensor([offsets[vocabulary] for vocabulary in vocabulary_of_column])
         self.register_buffer("offsets_C", offsets_C, persistent=False)
-        self.register_buffer("weight", torch.zeros(offsets[-1], width))
+        weight = room_for_rows(offsets[-1], width, torch.get_default_dtype())
+        self.register_buffer("weight", weight if weight.is_meta else weight.zero_())
+
+    def set_rows(self, rows_VS: Tensor) -> None:
+        """Takes these rows as they are, also from memory that must not be written to."""
+        self.weight = rows_VS
 
     def field_rows(self, vocabulary: int) -> slice:
         return slice(self._offsets[vocabulary], self._offsets[vocabulary + 1])

@@ -260,7 +260,7 @@ class FieldEmbedding(nn.Module):
         Products of embeddings have gradients at once then; from rows near zero they have none, and units die early.
         """
         for bank in self.each_bank():
-            if isinstance(bank.tables, MultiTableEmbedding):
+            if isinstance(bank.tables, MultiTableEmbedding) and not bank.tables.weight.is_meta:
                 weight = bank.tables.weight
                 for place in range(len(bank.vocabularies)):
                     vector_S = (torch.randn(weight.shape[1]) * std).to(weight)

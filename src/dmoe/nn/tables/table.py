@@ -8,7 +8,9 @@ S = summed width of all tables, V = summed vocabulary sizes, U distinct table ro
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import accumulate
 
 import numpy as np
@@ -22,6 +24,24 @@ from dmoe.nn.tables.lookup import BatchRows, Source, TableRows, check_ids, look_
 INITIAL_STD = 1e-4
 # Rows drawn at once of a table of which other processes hold a part; a multiple of 16, as torch draws normal numbers.
 _DRAWN_ROWS = 1 << 16
+_without_rows: ContextVar[bool] = ContextVar("without_rows", default=False)
+
+
+@contextmanager
+def without_rows() -> Iterator[None]:
+    """Inside, tables are made without memory for their rows, on the device `meta`; `set_rows` then gives them some."""
+    token = _without_rows.set(True)
+    try:
+        yield
+    finally:
+        _without_rows.reset(token)
+
+
+def room_for_rows(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """The matrix, not initialised, of a new table."""
+    if _without_rows.get():
+        return torch.empty(rows, columns, dtype=dtype, device="meta")
+    return empty_table(rows, columns, dtype)
 
 
 class MultiTableEmbedding(nn.Module):
@@ -91,13 +111,15 @@ class MultiTableEmbedding(nn.Module):
         self._on_host = False
         dtype = storage or torch.get_default_dtype()
         self.layout = RowLayout(int(self._offsets[-1]), *process)
-        self.weight = nn.Parameter(empty_table(self.layout.held, sum(widths), dtype))
+        self.weight = nn.Parameter(room_for_rows(self.layout.held, sum(widths), dtype))
         self.numeric_weight = nn.Parameter(torch.empty(num_numeric, sum(widths)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Categorical rows N(0, 1e-4²); numeric vectors Xavier normal of a Linear(1, D)."""
-        if self.layout.size == 1:
+        if self.weight.is_meta:
+            pass
+        elif self.layout.size == 1:
             nn.init.normal_(self.weight, std=INITIAL_STD)
         else:
             self._draw_rows()
@@ -123,6 +145,10 @@ class MultiTableEmbedding(nn.Module):
         """Sets rows `start` and those that follow, as far as they are held here."""
         rows_U, held_U = self.layout.held_of(start, start + len(values_US))
         self.weight[torch.from_numpy(held_U)] = values_US[torch.from_numpy(rows_U - start)].to(self.weight)
+
+    def set_rows(self, rows_VS: Tensor) -> None:
+        """Takes these rows as they are, also from memory that must not be written to: the table is not trained."""
+        self.weight = nn.Parameter(rows_VS, requires_grad=False)
 
     def table_slice(self, table: int) -> slice:
         """The columns of table `table` in `weight` and `numeric_weight`."""
