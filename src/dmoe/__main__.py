@@ -2,5 +2,14 @@
 
 from dmoe.cli.main import main
 from dmoe.distributed.launch import ends_at_once
+from dmoe.shards.remote import remove_folders
 
-ends_at_once(main)
+
+def _work() -> None:
+    try:
+        main()
+    finally:
+        remove_folders()
+
+
+ends_at_once(_work)

@@ -47,7 +47,10 @@ def names(folder: Path) -> list[str]:
 def test_the_command_starts_processes_whose_run_folder_is_that_of_one(data: Path, alone: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     done = subprocess.run(
-        [sys.executable, *words(data, output, "--processes", "2")], capture_output=True, text=True, check=False
+        [sys.executable, *words(data, output, "--processes", "2", "--data", f"file://{data}")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert names(output) == names(alone)

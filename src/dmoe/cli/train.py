@@ -1,7 +1,7 @@
 """`dmoe train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,7 +54,9 @@ def command(
             autocompletion=completion.configurations,
         ),
     ] = None,
-    data: Annotated[Path, typer.Option(help="Data set folder made by `dmoe prepare`.")] = ...,  # type: ignore[assignment]
+    data: Annotated[
+        str, typer.Option(help="Data set folder made by `dmoe prepare`, or its address (s3://…, gs://…, hdfs://…).")
+    ] = ...,  # type: ignore[assignment]
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder to write.", show_default=False)
     ] = None,
@@ -78,6 +80,10 @@ def command(
         list[str] | None,
         typer.Option(help="tensorboard, tensorboard:FOLDER, mlflow:URI or a plug-in's name; may be repeated."),
     ] = None,
+    launcher: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="What starts --processes: this command here, or Ray Train on the cluster of RAY_ADDRESS."),
+    ] = "local",
     timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds after which a process that does not answer counts as gone.")
     ] = 600.0,
@@ -91,11 +97,13 @@ def command(
 ) -> None:
     from dmoe.disk.files import read_json, read_json_lines
     from dmoe.distributed.launch import launch
+    from dmoe.distributed.ray_launch import launch_with_ray
     from dmoe.distributed.world import world_from_environment
     from dmoe.evaluation.baseline import run_faults, stand_beside
     from dmoe.evaluation.verdict import against
     from dmoe.evaluation.watch import CorrelationWatch
     from dmoe.machine.allocator import keep_freed_memory
+    from dmoe.shards.remote import folder_of, named_as_given
     from dmoe.tokens.unseen import Finding
     from dmoe.tracking.registry import make_trackers
     from dmoe.training.loop import train
@@ -107,27 +115,36 @@ def command(
         raise ConfigError("give --output, the run folder to write")
     if dry_run and (resume or overwrite or track):
         raise ConfigError("--dry-run writes nothing, so --resume, --overwrite and --track have no meaning with it")
-    if processes > 1:
+    if launcher == "ray" and dry_run:
+        raise ConfigError("--launcher ray starts trainings; leave it out with --dry-run")
+    if processes > 1 or launcher == "ray":
         _config(words, output, resume, overwrite, start)  # its errors come once
         make_trackers(track or [])
-        options = [*words, "--data", str(data), "--timeout", str(timeout)]
+        options = [*words, "--data", data, "--timeout", str(timeout)]
         options += ["--output", str(output)] if output else []
         options += ["--from", str(start)] if start else []
         options += ["--baseline" if baseline else "--no-baseline"]
         options += [word for one in track or [] for word in ("--track", one)]
         asked = {"--resume": resume, "--overwrite": overwrite, "--dry-run": dry_run, "--json": as_json}
-        code = launch(["train", *options, *(name for name, wanted in asked.items() if wanted)], processes)
+        options = ["train", *options, *(name for name, wanted in asked.items() if wanted)]
+        code = (
+            launch_with_ray(options, processes, output, timeout)
+            if launcher == "ray" and output is not None
+            else launch(options, processes)
+        )
         if code:
             raise typer.Exit(code)
         return
     world = world_from_environment(timeout)
     if output is None or dry_run:
-        _dry_run(words, data, start, world, as_json)
+        with named_as_given():
+            _dry_run(words, folder_of(data), start, world, as_json)
         return
     restarted = world.was_restarted and (output / "config.yaml").is_file()
     if restarted:
         resume, overwrite, start = True, False, None
-    with world.together():
+    with world.together(), named_as_given():
+        folder = folder_of(data)
         config = _config(words, output, resume, overwrite, start)
         keep_freed_memory()
         earlier = Run.open(start) if start else None
@@ -136,10 +153,10 @@ def command(
             run = Run.open(output)  # what failed came after the end
         else:
             run = train(
-                config, data, output,
+                config, folder, output,
                 resume=resume, overwrite=overwrite, start=earlier, watcher=watcher, world=world,
                 callbacks=make_trackers(track or []) if world.is_first else (),
-                on_evaluation=CorrelationWatch(data) if track else None,
+                on_evaluation=CorrelationWatch(folder) if track else None,
             )  # fmt: skip
     world.end()
     if not world.is_first:
@@ -157,7 +174,7 @@ def command(
                 )
             )
     metrics = read_json(run.path / "metrics.json")
-    beside = stand_beside(run, data, memory_gb=config.training.memory_gb, tell=stderr.print) if baseline else None
+    beside = stand_beside(run, folder, memory_gb=config.training.memory_gb, tell=stderr.print) if baseline else None
     faults = run_faults(run.path)
     if as_json:
         print_json({"run": str(run.path), **metrics, "baseline": beside, "faults": faults})

@@ -43,6 +43,7 @@ class World:
         store: what all processes see, as torch.distributed's.
         rows_group: for rows on devices, so that they travel beside what else is summed there; by default `group`.
         timeout_s: after so long without an answer another process counts as gone.
+        lent: the group is another's, who ends it.
     """
 
     def __init__(
@@ -53,7 +54,10 @@ class World:
         store: Store | None = None,
         timeout_s: float = TIMEOUT_S,
         rows_group: dist.ProcessGroup | None = None,
+        *,
+        lent: bool = False,
     ) -> None:
+        self.lent = lent
         self.rank, self.size, self.group, self.store, self.timeout_s = rank, size, group, store, timeout_s
         self._rows_group = rows_group or group
         self._waits = 0  # how often this process has waited for the first one
@@ -137,7 +141,8 @@ class World:
         """Parts from the other processes; what follows is this process's own."""
         if self.several:
             self.barrier()
-            dist.destroy_process_group()
+            if not self.lent:
+                dist.destroy_process_group()
 
     def barrier(self) -> None:
         if self.several:
@@ -369,6 +374,9 @@ def world_from_environment(timeout_s: float = TIMEOUT_S) -> World:
         raise ConfigError(f"RANK must be from 0 to WORLD_SIZE - 1, got {rank} of {size}")
     if size == 1:
         return World()
+    if dist.is_initialized():  # by Ray Train, which also ends it
+        store = PrefixStore("dmoe", dist.distributed_c10d._get_default_store())
+        return World(rank, size, dist.group.WORLD, store, timeout_s, lent=True)
     timeout = timedelta(seconds=timeout_s)
     found, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timeout)))
     # An agent of torchrun keeps its store when it starts processes anew: what the earlier ones left there, their

@@ -25,6 +25,7 @@ from dmoe.disk.replaced import check_in_place, replaced_path
 from dmoe.errors import ConfigError, DataError
 from dmoe.schema import Schema
 from dmoe.shards.files import digest_of
+from dmoe.shards.remote import address_of, folder_of
 from dmoe.validation import validate
 from dmoe.yaml_text import read_yaml
 
@@ -88,7 +89,7 @@ class RunFolder:
         recorded = self.environment.get("data")
         if given is None and recorded is None:
             raise DataError(f"{self.path}: does not say which data it was trained on; pass --data")
-        folder = given or Path(str(recorded))
+        folder = given or folder_of(str(recorded))
         if not folder.is_dir():
             raise DataError(f"{folder}: no such data set folder; pass --data with its present place")
         if Schema.read(folder) != self.schema:
@@ -146,7 +147,7 @@ def create_folder(
         if (data / "summary.json").is_file():
             write_json(aside / "warnings.json", {"warnings": read_json(data / "summary.json").get("warnings", [])})
         write_text(aside / "config.yaml", config.to_yaml())
-        facts: dict[str, Any] = {"data": str(data.resolve()), "data_digest": digest_of(data)}
+        facts: dict[str, Any] = {"data": address_of(data), "data_digest": digest_of(data)}
         write_json(aside / "environment.json", facts | write_more(aside))
 
 

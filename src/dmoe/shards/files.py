@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dmoe.errors import DataError
 from dmoe.schema import UNKNOWN, CategoricalField, MultiValuedField, Schema
+from dmoe.shards.remote import marks, shard
 from dmoe.shards.writer import arrow_schema
 from dmoe.tokens.lists import as_ids
 from dmoe.values.coded_columns import Column
@@ -109,13 +110,38 @@ def find_parts(data: Path, split: str, schema: Schema) -> list[ShardFile]:
     return parts
 
 
+def count_rows(parts: Iterable[ShardFile]) -> int:
+    return sum(part.num_rows for part in parts)
+
+
+def values_of(parts: Iterable[ShardFile], column: str) -> set[Any]:
+    """The distinct values of a column that are not null.
+
+    Raises: DataError if a file is damaged.
+    """
+    found: set[Any] = set()
+    for part in parts:
+        try:
+            with shard(part.path) as source, pq.ParquetFile(source) as file:
+                for batch in file.iter_batches(columns=[column]):
+                    found |= set(batch.column(0).drop_null().unique().to_pylist())
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(part.path, error) from None
+    return found
+
+
 def digest_of(data: Path) -> str:
     """BLAKE2b of the rows of a data set as they lie in its files, wherever the folder is: what tells it from others of
-    the same schema. Reads all of it once, about a gigabyte a second.
+    the same schema. Reads all of it once, about a gigabyte a second. Of one elsewhere (`dmoe.shards.remote`) it is of
+    sizes and versions of its files, as their storage has them.
 
     Raises: OSError if a file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
+    elsewhere = marks(data)
+    if elsewhere is not None:
+        digest.update(repr(sorted(elsewhere.items())).encode())
+        return digest.hexdigest()
     for path in sorted(data.glob("*/part-*.parquet")):
         with path.open("rb") as stream:
             own = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
@@ -128,7 +154,7 @@ class HeldData:
     """The files of a data set as they were when work on them began: others in their place are noticed."""
 
     data: Path
-    files: dict[str, tuple[int, ...]]
+    files: dict[str, tuple[object, ...]]
 
     @staticmethod
     def of(data: Path) -> "HeldData":
@@ -152,8 +178,11 @@ class HeldData:
             raise
 
 
-def _identities(data: Path) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
+def _identities(data: Path) -> dict[str, tuple[object, ...]]:
+    elsewhere = marks(data)
+    if elsewhere is not None:
+        return dict(elsewhere)
+    found: dict[str, tuple[object, ...]] = {}
     for path in sorted(data.glob("*/part-*.parquet")):
         with suppress(FileNotFoundError):
             state = path.stat()
@@ -163,7 +192,7 @@ def _identities(data: Path) -> dict[str, tuple[int, ...]]:
 
 def _inspect(path: Path, schema: Schema) -> ShardFile:
     try:
-        with pq.ParquetFile(path) as file:
+        with shard(path) as source, pq.ParquetFile(source) as file:
             arrow = file.schema_arrow
             metadata = file.metadata
             groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
@@ -227,7 +256,10 @@ def read_chunks(
 
 def _record_batches(path: Path, group: int, chunk_rows: int) -> Generator[pa.RecordBatch, None, None]:
     try:
-        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+        with (
+            shard(path) as source,
+            pq.ParquetFile(source, pre_buffer=source is not path, page_checksum_verification=True) as file,
+        ):
             yield from file.iter_batches(batch_size=chunk_rows, row_groups=[group])
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from None

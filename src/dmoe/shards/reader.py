@@ -16,7 +16,7 @@ from torch import Tensor
 from dmoe.errors import ConfigError
 from dmoe.schema import UNKNOWN, Schema
 from dmoe.shards.batch import Batch
-from dmoe.shards.files import EncodedRows, ShardFile, find_parts, read_chunks
+from dmoe.shards.files import EncodedRows, ShardFile, count_rows, find_parts, read_chunks
 from dmoe.shards.prefetch import prefetch
 
 CHUNK_ROWS = 65_536
@@ -63,8 +63,8 @@ class SplitReader:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self._parts = find_parts(data, split, self.schema)
-        self.num_rows = sum(part.num_rows for part in self._parts)
+        self.parts = find_parts(data, split, self.schema)
+        self.num_rows = count_rows(self.parts)
         self.num_batches = -(-self.num_rows // batch_size)
         self._rank, self._size = share
         # ids, numerics and weight, labels, and the position in the epoch's order
@@ -85,6 +85,11 @@ class SplitReader:
 
     def _of_share(self, total: int) -> range:
         return range(total * self._rank // self._size, total * (self._rank + 1) // self._size)
+
+    @property
+    def first_row(self) -> int:
+        """Without `shuffle`, where the rows of this share begin."""
+        return self._own.start
 
     def rows_of(self, batch: int) -> int:
         """Rows of batch number `batch` of an epoch, of all shares together."""
@@ -207,7 +212,7 @@ class SplitReader:
 
     def _blocks(self, epoch: int | None) -> list[tuple[ShardFile, int]]:
         """All row groups: in file order, or in the random order of an epoch."""
-        blocks = [(part, group) for part in self._parts for group in range(len(part.group_rows))]
+        blocks = [(part, group) for part in self.parts for group in range(len(part.group_rows))]
         if epoch is None:
             return blocks
         return [blocks[index] for index in self._permutation(len(blocks), epoch)]

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from dmoe.distributed.world import World
 from dmoe.kernels.row_parallel import kernel
 from dmoe.schema import FIRST_TOKEN_ID, OOV_ID, Schema
 from dmoe.shards.reader import CHUNK_ROWS, SplitReader
@@ -67,8 +69,8 @@ class LogFacts:
         return rates
 
 
-def measure_log(data: Path, schema: Schema) -> LogFacts:
-    """Reads the train split once, in its order.
+def measure_log(data: Path, schema: Schema, world: World | None = None) -> LogFacts:
+    """Reads the train split once, in its order; of several processes each its share.
 
     In a log split at random, a row to come is like one of train that train does not hold: its token is unseen if
     all rows but that one hold it fewer than `min_count` times (for min_count 1 the estimate of Good 1953). In any
@@ -78,14 +80,15 @@ def measure_log(data: Path, schema: Schema) -> LogFacts:
     Raises: DataError as `SplitReader`.
     """
     # Read in chunks: no second copy of the split stays in memory.
-    reader = SplitReader(data, "train", batch_size=CHUNK_ROWS, memory_bytes=1)
+    world = world or World()
+    reader = SplitReader(data, "train", batch_size=CHUNK_ROWS, memory_bytes=1, share=(world.rank, world.size))
     fields = schema.categorical
     offsets = np.cumsum([0, *(field.vocabulary_size for field in fields)])
     offsets_C = np.repeat(offsets[:-1], [field.length for field in fields])
     earlier, later = np.zeros(offsets[-1], np.int64), np.zeros(offsets[-1], np.int64)
     boundary = reader.num_rows - round(reader.num_rows * _LATER)
     labelled_T2 = np.zeros((len(schema.tasks), 2))
-    done = 0
+    done = reader.first_row
     for batch in reader.batches():
         ids_RC = batch.ids_BC.numpy()
         first = min(max(boundary - done, 0), len(batch))
@@ -96,6 +99,8 @@ def measure_log(data: Path, schema: Schema) -> LogFacts:
         for place, of_BT in enumerate((np.ones(batch.labels_BT.shape), batch.labels_BT.double().numpy())):
             labelled_T2[:, place] += weights_B @ (of_BT * known_BT)
         done += len(batch)
+    for array in (earlier, later, labelled_T2):
+        world.total(torch.from_numpy(array))
     counts, before, after = (
         [array[start:stop] for start, stop in pairwise(offsets)] for array in (earlier + later, earlier, later)
     )

@@ -91,7 +91,7 @@ def train(
     held = HeldData.of(data)
     schema = Schema.read(data)
     put_back(output)  # where a kill came between setting an earlier run aside and making the new one
-    facts = measure_log(data, schema) if needs_facts(config) else None
+    facts = measure_log(data, schema, world) if needs_facts(config) else None
     if facts is not None:
         config = resolved(config, facts)
     device = training_device(config.training, world)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pyarrow.dataset import dataset
 from torch import Tensor
 
 from dmoe.errors import ConfigError
 from dmoe.nn.model import DMoE
 from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, Schema
+from dmoe.shards.files import count_rows, find_parts
 from dmoe.tokens.unseen import Finding, is_far_above, source_columns
 from dmoe.tokens.vectors import read_vectors
 from dmoe.tokens.vocabulary import read_counts, read_vocabulary
@@ -77,7 +77,7 @@ def warm_start(model: DMoE, schema: Schema, data: Path, run: Run) -> tuple[int, 
 def unknown_values(schema: Schema, data: Path, run: Run) -> list[Finding]:
     """The fields of which far more training values are no tokens of `run`, or are missing, than its rows showed."""
     columns = source_columns(schema)
-    rows = dataset(data / "train", format="parquet").count_rows()
+    rows = count_rows(find_parts(data, "train", schema))
     found = []
     for field in schema.fields:
         known = run.schema.coverage.get(field.name)

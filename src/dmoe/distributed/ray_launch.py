@@ -1,0 +1,83 @@
+"""Ray Train as a launcher of the same training: it places the processes in a cluster, and starts them again."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dmoe.errors import DmoeError, MissingExtraError
+
+# How often processes that were lost are started anew.
+_RESTARTS = 3
+# What the resumed run has from the one that began.
+_ONCE = ("--overwrite", "--resume")
+
+
+def launch_with_ray(arguments: Sequence[str], processes: int, output: Path, timeout_s: float) -> int:
+    """Runs `dmoe` with `arguments` in so many workers of Ray Train; the exit code that they end with.
+
+    Where a worker is lost all start anew, and go on from the last checkpoint at `output`, which all of them must see.
+    Workers run on the cluster that RAY_ADDRESS names, else on this machine.
+
+    Raises: MissingExtraError without Ray; DmoeError if workers are lost again and again.
+    """
+    try:
+        ray, train, torch_of_ray = (import_module(name) for name in ("ray", "ray.train", "ray.train.torch"))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "ray":
+            raise
+        raise MissingExtraError("ray is not installed; pip install 'dmoe[ray]'") from None
+    ray.init(ignore_reinit_error=True)
+    kept = output.absolute().with_name(f"{output.name}.ray")
+    words = list(arguments)
+    try:
+        for attempt in range(_RESTARTS + 1):
+            trainer = torch_of_ray.TorchTrainer(
+                _worker_of(train.report),
+                train_loop_config={"arguments": words, "folder": str(Path.cwd())},
+                scaling_config=train.ScalingConfig(num_workers=processes),
+                run_config=train.RunConfig(name=f"dmoe-{os.getpid()}-{attempt}", storage_path=str(kept)),
+                torch_config=torch_of_ray.TorchConfig(backend="gloo", timeout_s=int(timeout_s)),
+            )
+            try:
+                return int(trainer.fit().metrics["code"])
+            except KeyboardInterrupt:
+                raise
+            except Exception as error:  # of Ray, which has several kinds for a worker that is gone
+                reason = " ".join(str(error).split())[:200]
+                if attempt == _RESTARTS:
+                    raise DmoeError(f"Ray Train: {reason}; --resume continues from the last checkpoint") from None
+                sys.stderr.write(f"dmoe: Ray Train lost a process ({reason}); all start anew\n")
+                words = _resumed(words, output)
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)
+        ray.shutdown()
+    raise AssertionError("a last attempt ends or raises")
+
+
+def _worker_of(report: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def work(asked: dict[str, Any]) -> None:
+        if Path(asked["folder"]).is_dir():  # Ray has its own for each worker
+            os.chdir(asked["folder"])
+        code = 0
+        try:
+            import_module("dmoe.cli.main").main(asked["arguments"])
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        report({"code": code})
+
+    return work
+
+
+def _resumed(words: list[str], output: Path) -> list[str]:
+    """The command that goes on with what a command began, if it began."""
+    if not (output / "config.yaml").is_file():
+        return words
+    kept = [word for word in words if word not in _ONCE]
+    if "--from" in kept:
+        at = kept.index("--from")
+        del kept[at : at + 2]
+    return [*kept, "--resume"]
