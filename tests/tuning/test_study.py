@@ -287,6 +287,13 @@ def test_a_bad_storage_is_one_sentence(small, tmp_path, monkeypatch, capsys, wor
     assert len(said.splitlines()) == 1
 
 
+def test_without_optuna_the_extra_is_named(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert tune(*small, "--output", tmp_path / "study") == 2
+    assert "`dmoe tune` needs Optuna: pip install 'dmoe[tune]'" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 def test_limits_of_time_and_budget_let_no_trial_begin(whole):
     records = StudyFolder(whole).records()
     used = sum(one.seconds for one in records)

@@ -13,7 +13,7 @@ from dmoe.errors import ConfigError
 from dmoe.report import numbers, tuning_figures
 from dmoe.report.page import page_environment
 from dmoe.report.svg import drawing
-from dmoe.report.text_table import Text, TextTable
+from dmoe.report.text_table import Emphasis, Text, TextTable
 from dmoe.tuning.folder import Asked, Record, StudyFolder, best_of
 from dmoe.tuning.importance import LEAST_TRIALS, importances
 from dmoe.tuning.space import Parameter, Space
@@ -157,22 +157,30 @@ def _trials(space: Space, records: Sequence[Record], best: Record | None) -> Tex
     rows = []
     for one in sorted(records, key=lambda one: (-(one.value if one.value is not None else -1e9), one.number)):
         valid = one.valid or {}
-        mark = "bold" if best is not None and one.number == best.number else ""
+        mark: Emphasis = "bold" if best is not None and one.number == best.number else ""
         rows.append(
             [
                 Text(f"{one.number}"),
-                Text(numbers.score(one.value), emphasis=mark),  # type: ignore[arg-type]
+                Text(numbers.score(one.value), _reached(one), emphasis=mark),
                 Text(numbers.score(valid.get("auc"))),
                 Text(numbers.score(valid.get("logloss"))),
                 Text(numbers.whole(one.parameters)),
                 Text(numbers.duration(one.seconds)),
-                *(Text(_value(one.params.get(name))) for name in names),
                 Text(one.reason or numbers.ABSENT),
+                *(Text(_value(one.params.get(name))) for name in names),
             ]
         )
-    head = ["Trial", "Value", "AUC", "Logloss", "Trained numbers", "Time", *names, "Given up because"]
+    head = ["Trial", "Value", "AUC", "Logloss", "Trained numbers", "Time", "Given up because", *names]
     words = frozenset(range(6, len(head)))
     return TextTable("trials", "All trials, the best first", head, rows, words)
+
+
+def _reached(one: Record) -> str:
+    """What a trial that was given up had at its last evaluation."""
+    if one.value is not None or not one.evaluations:
+        return ""
+    last = one.evaluations[-1]
+    return f"{numbers.score(last.value)} at {last.done / 100:g} epochs"
 
 
 def _facts(asked: Asked, records: Sequence[Record]) -> TextTable:

@@ -6,8 +6,9 @@ from itertools import accumulate
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from dmoe.report import numbers
 from dmoe.report.figures import PANEL_INCHES
 from dmoe.report.svg import GROUND, MUTED, SERIES, inline, label
 from dmoe.tuning.folder import Record, best_of
@@ -25,9 +26,10 @@ def course(records: Sequence[Record], objective: str) -> Markup | None:
     figure, axes = _panel("Trials", "trial", objective)
     values = _values(complete)
     leaders = list(accumulate(values, max))
-    numbers = [one.number for one in complete]
-    axes.plot(numbers, leaders, drawstyle="steps-post", color=SERIES[1], label="best so far")
-    axes.plot(numbers, values, "o", color=SERIES[0], label="complete")
+    places = [one.number for one in complete]
+    until = [*places, records[-1].number]
+    axes.plot(until, [*leaders, leaders[-1]], drawstyle="steps-post", color=SERIES[1], label="best so far")
+    axes.plot(places, values, "o", color=SERIES[0], label="complete")
     given_up = [one.number for one in records if one.state == "pruned"]
     if given_up:
         axes.plot(
@@ -104,6 +106,10 @@ def slice_of(number: int, parameter: Parameter, records: Sequence[Record], objec
         x = [float(one.params[parameter.name]) for one in shown]
         if parameter.log:
             axes.set_xscale("log")
+            within = parameter.high / parameter.low < 200  # two decades: a tick at 1 alone says too little
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if within else (1.0,)))
+            axes.xaxis.set_major_formatter(lambda value, _: numbers.plain(value))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=parameter.kind == "int"))
     axes.plot(x, _values(shown), "o", color=SERIES[0])

@@ -87,11 +87,10 @@ def measure(run: Run, data: Path) -> None:
             if requests.made:
                 raise Interrupted(f"interrupted while {run.path} was measured on test; the same command does it")
 
-        model = run.load_model().to(device)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
         # Once more, for what linear.json and calibration.json say of test.
-        fit_on_valid(run, model, data, HELD_OUT, device, requests, stop_if_asked, lambda: None)
-        model.load_state_dict(before)
+        again = run.load_model().to(device)
+        fit_on_valid(run, again, data, HELD_OUT, device, requests, stop_if_asked, lambda: None)
+        model = run.load_model().to(device)
         found = _evaluated(run, model, held, ("test",), device, stop_if_asked)
         final = read_json(run.path / "metrics.json")
         write_json(run.path / "metrics.json", {"valid": final.pop("valid"), **found, **final})

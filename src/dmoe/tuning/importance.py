@@ -13,7 +13,7 @@ from dmoe.tuning.space import Parameter, Space
 from dmoe.tuning.study import optuna_module
 
 # Of fewer complete trials nothing can be said.
-LEAST_TRIALS = 8
+LEAST_TRIALS = 5
 
 
 def importances(space: Space, records: Sequence[Record]) -> dict[str, float]:
