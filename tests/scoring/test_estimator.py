@@ -312,7 +312,7 @@ def test_a_fit_that_fails_leaves_the_earlier_one_whole():
 
 
 def test_a_search_ends_with_an_interrupt(monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise Interrupted("interrupted at step 3")
 
     monkeypatch.setattr("dmoe.scoring.estimator.train", interrupted)

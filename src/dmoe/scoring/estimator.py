@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,22 +22,24 @@ from dmoe.config.run import RunConfig, load_config
 from dmoe.errors import DataError, Interrupted, NonFiniteLossError
 from dmoe.nn.experts.options import check_experts
 from dmoe.prepare.prepare import prepare
+from dmoe.schema import UNKNOWN
 from dmoe.scoring.estimator_input import (
+    LEAST_ROWS,
     GivenTable,
     InputError,
     as_given,
     as_input_errors,
     check_parameters,
-    labels_of,
     numeric_of,
-    split_rows,
     weights_of,
 )
+from dmoe.scoring.estimator_labels import Targets, split_targets, targets_of
 from dmoe.scoring.predictor import Predictor
 from dmoe.sources.pieces import table_rows
 from dmoe.tokens.fields import convert
 from dmoe.training.loop import train
 from dmoe.validation import validate
+from dmoe.weights.run import Run
 
 _LABEL = "__label__"
 _WEIGHT = "__weight__"
@@ -58,9 +60,15 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         validation_fraction: share of the rows, stratified by label, that early stopping watches. Where no four rows
             with both classes can be held out it watches the rows that are learnt from, and a FewRowsWarning says so.
         run_folder: where to keep the run folder; by default it is temporary and goes with the estimator.
+        warm_start: a further `fit` starts from the weights of the one before, whose columns it must have; tokens are
+            matched by value.
+        given: of several labels, those that have no meaning without another, as in {"sale": "click"}.
+        label: of several labels, which one `predict_proba` and `predict` are about, also "click+sale" for both, or a
+            list of them; by default all in the order of y. It may be set after `fit`.
 
     Attributes:
-        classes_: the two labels, ascending, (2,).
+        classes_: the two labels, ascending, (2,); of several labels a list with those of each.
+        label_names_: the names of several labels.
         n_features_in_: how many columns `fit` saw.
         feature_names_in_: their names, if all had one that is a text; an array's columns have none.
         predictor_: the `dmoe.scoring.predictor.Predictor` behind `predict_proba`.
@@ -83,6 +91,9 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         min_count: int = 1,
         validation_fraction: float = 0.1,
         run_folder: str | None = None,
+        warm_start: bool = False,
+        given: Mapping[str, str] | None = None,
+        label: str | Sequence[str] | None = None,
     ) -> None:
         self.config = config
         self.overrides = overrides
@@ -90,16 +101,21 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.min_count = min_count
         self.validation_fraction = validation_fraction
         self.run_folder = run_folder
+        self.warm_start = warm_start
+        self.given = given
+        self.label = label
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None) -> Self:
         """Prepares the rows and trains.
 
         Args:
             X: a pandas, polars or pyarrow table, a two-dimensional numpy array, or a list of rows. The index of a
                 pandas table is no feature.
-            y: labels of two classes, one a row: numbers, texts or booleans, also nullable or categorical ones.
+            y: labels of two classes, one a row: numbers, texts or booleans, also nullable or categorical ones. A frame
+                or array of several columns holds several labels, each missing where it is not known.
             sample_weight: a number from 0 on for each row, by which its loss counts beside that of the others; what
                 early stopping watches counts so too. Rows of weight 0 are left out.
+            eval_set: (X, y) of other rows, which early stopping watches in place of some of X; their weights are 1.
         Raises: InputError, a DataError and ValueError, if y does not hold exactly two classes, labels are missing,
             there are fewer than four rows, or a value cannot be read; ConfigError; NonFiniteLossError.
         """
@@ -110,42 +126,72 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"run_folder: {self.run_folder} exists already; remove it or name another")
         with as_input_errors():
             given = as_given(X)
-            labels = labels_of(y, given.table.num_rows)
+            targets = self._with_given(targets_of(y, given.table.num_rows))
             weights = weights_of(sample_weight, given.table.num_rows)
             if weights is not None and not weights.all():
                 given = replace(given, table=given.table.filter(pa.array(weights > 0)))
-                labels = labels_of(labels[weights > 0], given.table.num_rows)
-                weights = weights_of(weights[weights > 0], given.table.num_rows)
-            return self._fit(given, labels, weights, configuration)
+                kept = targets.rows(weights > 0)
+                for number, classes in enumerate(kept.classes):
+                    if len({*kept.codes_RT[:, number].tolist()} & {0, 1}) < 2:
+                        raise DataError(
+                            "y must hold two classes, got 1 class in rows of a weight above 0 (classes: "
+                            f"{', '.join(map(repr, classes.tolist()))})"
+                        )
+                targets, weights = kept, weights_of(weights[weights > 0], given.table.num_rows)
+            return self._fit(given, targets, weights, self._watched(eval_set, given, targets), configuration)
+
+    def _watched(self, eval_set: Any, given: GivenTable, targets: Targets) -> tuple[pa.Table, Targets] | None:
+        """The rows that early stopping watches, if they are given, with the columns of `given`."""
+        if eval_set is None:
+            return None
+        if isinstance(eval_set, list) and len(eval_set) == 1:
+            eval_set = eval_set[0]
+        if not isinstance(eval_set, tuple | list) or len(eval_set) != 2:
+            raise DataError("eval_set must be a pair (X, y), or a list of one such pair")
+        names = given.table.column_names
+        table = as_given(eval_set[0], names).table
+        lacking = [name for name in names if name not in table.column_names]
+        if lacking:
+            raise DataError(f"eval_set: X has no column '{lacking[0]}'")
+        found = self._with_given(targets_of(eval_set[1], table.num_rows, like=targets))
+        for number in range(len(targets.classes)):
+            if not {0, 1} <= {*found.codes_RT[:, number].tolist()} or table.num_rows < LEAST_ROWS:
+                raise DataError(f"eval_set: y must hold both classes in at least {LEAST_ROWS} rows")
+        return table.select(names), found
 
     def _fit(
         self,
         given: GivenTable,
-        labels: NDArray[Any],
+        targets: Targets,
         weights: NDArray[np.float64] | None,
+        watched: tuple[pa.Table, Targets] | None,
         configuration: RunConfig,
     ) -> Self:
-        classes = np.unique(labels)
         folder = self._temporary_folder()
         run = Path(self.run_folder) if self.run_folder else folder / "run"
+        earlier = getattr(self, "predictor_", None) if self.warm_start else None
         with _as_of_the_estimator(folder):
-            self._prepare(given, labels == classes[1], weights, configuration.training.seed, folder)
-            train(configuration, folder / "data", run)
+            self._prepare(given, targets, weights, watched, configuration.training.seed, folder)
+            start = None if earlier is None else Run.open(earlier.folder)
+            train(configuration, folder / "data", run, start=start)
             predictor = Predictor.open(run, configuration.training.device)
         # All at once: a fit that fails leaves an earlier one whole.
-        self.classes_ = classes
+        self.classes_: Any = targets.classes[0] if targets.names is None else targets.classes
+        for name, value in (("label_names_", targets.names), ("feature_names_in_", given.names)):
+            if value is not None:
+                setattr(self, name, np.asarray(value, dtype=object) if name == "feature_names_in_" else value)
+            elif hasattr(self, name):
+                delattr(self, name)
         self.n_features_in_ = given.table.num_columns
         self._columns = given.table.column_names
-        if given.names is not None:
-            self.feature_names_in_ = np.asarray(given.names, dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
         self._fitted_on_array = given.array
         self.predictor_: Predictor = predictor
         return self
 
-    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+    def predict_proba(self, X: Any) -> Any:
         """Probability of `classes_[0]` and `classes_[1]` for each row, (R, 2); unseen and missing values allowed.
+
+        Of several labels that of `label`, or a list with an array for each.
 
         Columns are taken by name, in any order and with others beside them; those of an array by place, as are all if
         `fit` saw an array.
@@ -171,15 +217,42 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     else "X has feature names, but DMoEClassifier was fitted without feature names",
                     stacklevel=2,
                 )
-            click_R = self.predictor_.predict_proba(table)
-            assert not isinstance(click_R, dict)  # it was fitted to one label
-        return np.column_stack([1 - click_R, click_R])
+            found = self.predictor_.predict_proba(table)
+            if not isinstance(found, dict):
+                return np.column_stack([1 - found, found])
+            chosen = self.label if self.label is not None else self.label_names_
+            several = [chosen] if isinstance(chosen, str) else list(chosen)
+            for name in several:
+                if name not in found:
+                    raise DataError(f"label: the model has no '{name}'; it has {', '.join(found)}")
+            both = [np.column_stack([1 - found[name], found[name]]) for name in several]
+        return both[0] if isinstance(chosen, str) else both
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The likelier class of each row."""
+        """The likelier class of each row, (R,); of several labels that of `label`, or (R, T) for each of them.
+
+        Of joint labels, such as click+sale, it is whether all of them are of their second class.
+        """
         check_is_fitted(self, "predictor_")
-        chosen: NDArray[Any] = self.classes_[(self.predict_proba(X)[:, 1] > 0.5).astype(int)]
+        found = self.predict_proba(X)
+        if not isinstance(found, list):
+            name = self.label if isinstance(self.label, str) and isinstance(self.classes_, list) else None
+            return self._likelier(found, name)
+        names = self.label_names_ if self.label is None else list(self.label)
+        several = [self._likelier(one, name) for name, one in zip(names, found, strict=True)]
+        alike = len({one.dtype.kind for one in several}) == 1
+        return np.column_stack(several if alike else [one.astype(object) for one in several])
+
+    def _likelier(self, probability_RC: NDArray[np.float32], name: str | None) -> NDArray[Any]:
+        chosen: NDArray[Any] = self._classes_of(name)[(probability_RC[:, 1] > 0.5).astype(int)]
         return chosen
+
+    def _classes_of(self, name: str | None) -> NDArray[Any]:
+        if name is None:
+            return np.asarray(self.classes_)
+        if name in self.label_names_:
+            return np.asarray(self.classes_[self.label_names_.index(name)])
+        return np.array([False, True])
 
     def __getstate__(self) -> dict[str, Any]:
         """With the files of the run in it: a copy, or another process, needs no folder of ours."""
@@ -214,24 +287,45 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
+    def _said_of(self, targets: Targets, columns: Sequence[str]) -> dict[str, Any]:
+        """`label` or `labels` of a data.yaml."""
+        if targets.names is None:
+            return {"label": columns[0]}
+        said = {name: {"column": column} for name, column in zip(targets.names, columns, strict=True)}
+        return {"labels": {name: one | self._given_of(name) for name, one in said.items()}}
+
+    def _given_of(self, name: str) -> dict[str, str]:
+        return {"given": self.given[name]} if self.given and name in self.given else {}
+
+    def _with_given(self, targets: Targets) -> Targets:
+        given = dict(self.given or {})
+        if given and targets.names is None:
+            raise DataError("given is about several labels, and y holds one; leave it out")
+        for name in [*given, *given.values()]:
+            if name not in (targets.names or []):
+                raise DataError(f"given: y has no label '{name}' (it has {', '.join(targets.names or [])})")
+        return targets.with_given(given) if given else targets
+
     def _prepare(
         self,
         given: GivenTable,
-        is_second_R: NDArray[np.bool_],
+        targets: Targets,
         weights_R: NDArray[np.float64] | None,
+        watched: tuple[pa.Table, Targets] | None,
         seed: int,
         folder: Path,
     ) -> None:
         table = given.table
         names = table.column_names
-        for reserved in (_LABEL, _WEIGHT):
+        columns = [_LABEL] if targets.names is None else [f"{_LABEL}{number}" for number in range(len(targets.names))]
+        for reserved in (*columns, _WEIGHT):
             if reserved in names:
                 raise DataError(f"column '{reserved}' is reserved; rename it")
         numeric = numeric_of(given, self.numeric)
         data = validate(
             DataConfig,
             {
-                "label": _LABEL,
+                **self._said_of(targets, columns),
                 **({} if weights_R is None else {"weight": _WEIGHT}),
                 "split": {"kind": "given"},
                 "fields": {
@@ -250,19 +344,35 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"X: column '{first.column}', row {first.line - 1} (counted from 0): {first.reason}: {first.text!r}; "
                 f"mend it, leave the row out, or make it missing (such rows: {len(rejects)})"
             )
-        parts = split_rows(is_second_R, self.validation_fraction, seed)
-        labelled = table.append_column(_LABEL, pa.array(is_second_R.astype(np.uint8)))
-        if weights_R is not None:
-            # Only their shares count, and float32 holds those of the largest.
-            labelled = labelled.append_column(_WEIGHT, pa.array(weights_R / weights_R.max()))
+        weighed = None if weights_R is None else weights_R / weights_R.max()  # only their shares count
+        if watched is None:
+            learn, stop = split_targets(targets, self.validation_fraction, seed)
+            whole = _labelled(table, columns, targets, weighed)
+            parts = {"train": whole.take(learn), "valid": whole.take(stop)}
+        else:
+            ones = None if weighed is None else np.ones(watched[0].num_rows)
+            parts = {
+                "train": _labelled(table, columns, targets, weighed),
+                "valid": _labelled(watched[0], columns, watched[1], ones),
+            }
         inputs = []
-        for split, chosen in zip(("train", "valid"), parts, strict=True):
+        for split, rows in parts.items():
             path = folder / f"{split}.parquet"
-            parquet.write_table(labelled.take(chosen), path)
+            parquet.write_table(rows, path)
             inputs.append(f"{split}={path}")
         prepare(data, inputs, folder / "data", max_rejects=0)
         for path in folder.glob("*.parquet"):
             path.unlink()
+
+
+def _labelled(
+    table: pa.Table, columns: Sequence[str], targets: Targets, weights_R: NDArray[np.float64] | None
+) -> pa.Table:
+    """The rows with their labels, null where unknown, and weights."""
+    for number, name in enumerate(columns):
+        codes_R = targets.codes_RT[:, number]
+        table = table.append_column(name, pa.array(codes_R, mask=codes_R == UNKNOWN))
+    return table if weights_R is None else table.append_column(_WEIGHT, pa.array(weights_R))
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def _two_dimensional(X: Any) -> NDArray[Any]:
             raise DataError("X must be a pandas, polars or pyarrow table or a numpy array, got a list of other things")
     elif isinstance(X, str | bytes) or not hasattr(X, "__array__"):
         raise DataError(f"X must be a pandas, polars or pyarrow table or a numpy array, got {type(X).__name__}")
-    array = _unmasked(X)
+    array = unmasked(X)
     if np.iscomplexobj(array):
         raise DataError("X: Complex data not supported; give real numbers")
     if array.ndim != 2:
@@ -169,6 +169,28 @@ def labels_of(y: Any, rows: int) -> NDArray[Any]:
     return labels
 
 
+def known_of(y: Any, rows: int, where: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The labels that are not missing, as numbers, texts or booleans, and where they stand, (R,).
+
+    Raises: DataError if they are not one a row, or of types that have no common order; `where` names them.
+    """
+    values = _array_of(y)
+    if values.shape == (rows, 1):
+        values = values.ravel()
+    if values.shape != (rows,):
+        raise DataError(f"{where} must hold one label a row: {rows} rows, got shape {values.shape}")
+    known_R = ~np.fromiter(map(is_missing, values.tolist()), dtype=bool, count=rows)
+    try:
+        labels = _plain(values[known_R])
+    except DataError as error:
+        raise DataError(str(error).replace("y", where, 1)) from None
+    if labels.dtype.kind == "f" and len(labels):
+        if not np.isfinite(labels).all() or (labels != np.floor(labels)).any():
+            raise DataError(f"{where} holds numbers that are no classes; labels are whole numbers, texts or booleans")
+        labels = labels.astype(np.int64)
+    return labels, known_R
+
+
 def weights_of(sample_weight: Any, rows: int) -> NDArray[np.float64] | None:
     """Weights (R,) of the rows, None where all are equal.
 
@@ -196,11 +218,11 @@ def _array_of(y: Any) -> NDArray[Any]:
     values = y.to_pandas() if isinstance(y, pa.Array | pa.ChunkedArray | pa.Table) else y
     if isinstance(values, list | tuple):
         values = np.array([*values, None], dtype=object)[:-1]  # numpy would make texts of a mixture
-    found: NDArray[Any] = values.to_numpy() if hasattr(values, "to_numpy") else _unmasked(values)
+    found: NDArray[Any] = values.to_numpy() if hasattr(values, "to_numpy") else unmasked(values)
     return found
 
 
-def _unmasked(values: Any) -> NDArray[Any]:
+def unmasked(values: Any) -> NDArray[Any]:
     """As an array; what a masked one hides is None."""
     array = np.array(values, dtype=object) if np.ma.isMaskedArray(values) else np.asarray(values)
     if np.ma.isMaskedArray(values):
