@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dmoe.cli.common import JsonOption, print_json, show_path, stderr
+from dmoe.errors import ConfigError
 
 HELP = """Export a run as a model folder that scores raw rows, and prove that it is the same model.
 
@@ -18,6 +19,7 @@ both, and the checksum of every file. `dmoe serve` and `dmoe predict` take it.
 Examples:
   dmoe export runs/first -o models/first
   dmoe export runs/first -o models/small --tables int8
+  dmoe export runs/first -o models/first --card --license apache-2.0
 """
 
 
@@ -35,13 +37,29 @@ def command(
         int, typer.Option(help="A field with a larger vocabulary is looked up outside the graph, memory-mapped.")
     ] = 200_000,
     data: Annotated[Path | None, typer.Option(help="Data set folder, if it has moved.")] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write a model card too: README.md, as Hugging Face has it.")
+    ] = False,
+    license_name: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="The card's licence, as in apache-2.0; by default unknown.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     from dmoe.evaluation.baseline import run_faults
+    from dmoe.export.card import UNKNOWN_LICENSE, check_license
     from dmoe.export.write import export
     from dmoe.weights.run import Run
 
+    if license_name is not None and not card:
+        raise ConfigError("--license is of the model card; give --card too")
+    licence = check_license(license_name or UNKNOWN_LICENSE) if card else None
     manifest = export(
         Run.open(run),
         output,
@@ -49,6 +67,7 @@ def command(
         max_graph_tokens=max_graph_tokens,
         data=data,
         overwrite=overwrite,
+        card=licence,
     )
     faults = run_faults(run)
     if as_json:

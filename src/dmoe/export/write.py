@@ -15,6 +15,7 @@ from dmoe.disk.files import write_json, written_aside
 from dmoe.disk.replaced import put_back
 from dmoe.errors import DataError, DmoeError, UserError
 from dmoe.evaluation.evaluate import expert_names
+from dmoe.export.card import CARD, model_card
 from dmoe.export.check import Decoder, check_tokens
 from dmoe.export.external import write_tables
 from dmoe.export.extra import require
@@ -46,6 +47,7 @@ def export(
     max_graph_tokens: int = MAX_GRAPH_TOKENS,
     data: Path | None = None,
     overwrite: bool = False,
+    card: str | None = None,
 ) -> Manifest:
     """Writes the model folder `output` and returns its manifest.
 
@@ -53,6 +55,7 @@ def export(
         tables: how embedding weights are stored; anything but float32 changes the scores a little.
         max_graph_tokens: a field with more tokens is looked up outside the graph.
         data: the data set folder, if it has moved; its held-out split proves the export.
+        card: a licence's identifier, to write a model card (`dmoe.export.card`) with it; by default none is written.
     Raises: DataError if the run or its data set is not whole, or something is at `output` already; DmoeError if
     the export does not give the run's scores; MissingExtraError.
     """
@@ -70,6 +73,8 @@ def export(
         run.schema.write(aside)
         inputs = _write_model(run, aside, tables, max_graph_tokens)
         _prove(run, aside, folder, tables, inputs)
+        if card is not None:  # no part of the model: it may be edited
+            (aside / CARD).write_text(model_card(run, folder, output.resolve().name, card), encoding="utf-8")
     return Manifest.read(output)
 
 
