@@ -96,6 +96,8 @@ CASES = {
     "spectral": Case({"embedding_l2": 1e-4}, terms=_spectral),
     "cov": Case({"embedding_l2": 1e-4}, terms=_cov),
     "other losses": Case({"embedding_l2": 1e-4}, terms=_others),
+    # All rows are held by the first of four.
+    "few rows": Case({"embedding_l2": 1e-3}, fields=[2, 3], sizes=(4,)),
     "importance": Case(model={"gate_options": {"balance": "importance", "balance_weight": 1.0}}),
     "switch": Case(model={"gate_options": {"kind": "top-k", "k": 1, "balance": "switch", "balance_weight": 1.0}}),
     "batch norm": Case(expert={"batch_norm": True}, clip_norm=None),

@@ -1,7 +1,7 @@
-"""Whole runs of a group of three ranks, in float64: a program.
+"""Whole runs of a group of four ranks, in float64: a program.
 
 `python -m tests.distributed.runs FOLDER` under RANK and WORLD_SIZE, FOLDER holding the data set `data`, leaves the runs
-there: `one`, `three`, `again` (stopped and resumed by three), `fewer` (begun by three, continued by two, then by one),
+there: `one`, `three`, `again` (stopped and resumed by three), `other` (begun by four, continued by two, then by three),
 `bad` (a loss that is not finite at one rank), and what each rank said of them in `said-<rank>.json`.
 """
 
@@ -83,7 +83,7 @@ def bad_loss_at(step: int, here: bool) -> Iterator[None]:
 def main(folder: Path) -> None:
     in_float64()
     whole = world_from_environment(60.0)
-    pairs = dist.new_group([0, 1])
+    groups = {size: dist.new_group(list(range(size))) for size in (2, 3, 4)}
     rank, data = whole.rank, folder / "data"
     worlds = iter(range(100))
 
@@ -93,7 +93,7 @@ def main(folder: Path) -> None:
         store = dist.PrefixStore(str(next(worlds)), whole.store)
         if size == 1:
             return World() if rank == 0 else None
-        return World(rank, size, whole.group if size == 3 else pairs, store) if rank < size else None
+        return World(rank, size, groups[size], store) if rank < size else None
 
     said: dict[str, str] = {}
 
@@ -111,10 +111,10 @@ def main(folder: Path) -> None:
         run("again", 3)
     run("again", 3, resume=True)
     with stopped_after(11, rank == 2):
-        run("fewer", 3)
+        run("other", 4)
     with stopped_after(20, rank == 0):
-        run("fewer", 2, resume=True)
-    run("fewer", 1, resume=True)
+        run("other", 2, resume=True)
+    run("other", 3, resume=True)
     with bad_loss_at(17, rank == 1):
         run("bad", 3)
     (folder / f"said-{rank}.json").write_text(json.dumps(said))

@@ -150,21 +150,26 @@ def children(process: int) -> list[int]:
     return [int(text) for text in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_a_killed_launcher_leaves_no_process_and_a_run_to_resume(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_killed_launcher_leaves_no_process_and_a_run_to_resume(
+    data: Path, undisturbed: bytes, tmp_path: Path, all_of_them: bool
+) -> None:
     output = tmp_path / "run"
-    command = [sys.executable, *words(data, output, *OFTEN, "training.epochs=200", "training.patience=200")]
-    launcher = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, *words(data, output, *OFTEN), "--processes", "3"]
+    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     at_step(output, 9, [launcher])
     ranks = children(launcher.pid)
-    assert len(ranks) == 2
+    assert len(ranks) == 3
     launcher.kill()
+    for rank in ranks if all_of_them else []:
+        os.kill(rank, signal.SIGKILL)
     until = time.monotonic() + 60
     while time.monotonic() < until and any(Path(f"/proc/{rank}").exists() for rank in ranks):
         time.sleep(0.1)
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     _, errors = launcher.communicate()
-    assert errors.count("interrupted at step") == 1, errors
-    assert next((output / "checkpoint").glob("*/rows.json")).is_file()
+    assert errors.count("interrupted at step") == (0 if all_of_them else 1), errors
+    assert resumed_to_the_end(data, output) == undisturbed
 
 
 def test_torchrun_starts_anew_and_goes_on_by_itself(data: Path, undisturbed: bytes, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Those of `tests.distributed.runs`."""
     folder = tmp_path_factory.mktemp("runs")
     write_data(folder / "data", ROWS)
-    for code, _, errors in ended(start(["-m", "tests.distributed.runs", str(folder)], 3), 300):
+    for code, _, errors in ended(start(["-m", "tests.distributed.runs", str(folder)], 4), 600):
         assert code == 0, errors[-3000:]
     return folder
 
@@ -82,7 +82,7 @@ def weights(run: Path) -> bytes:
 
 
 def said(runs: Path, name: str) -> list[str | None]:
-    return [json.loads((runs / f"said-{rank}.json").read_text()).get(name) for rank in range(3)]
+    return [json.loads((runs / f"said-{rank}.json").read_text()).get(name) for rank in range(4)]
 
 
 @pytest.mark.slow
@@ -102,27 +102,25 @@ def test_three_ranks_leave_the_run_of_one(runs: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stop_at_one_rank_stops_all_and_the_resumed_run_is_the_undisturbed_one(runs: Path) -> None:
-    assert all(text is not None and "interrupted at step 13" in text for text in said(runs, "again 3"))
+    assert all(text is not None and "interrupted at step 13" in text for text in said(runs, "again 3")[:3])
     assert weights(runs / "again") == weights(runs / "three")
     assert not (runs / "again" / "checkpoint").exists()
 
 
 @pytest.mark.slow
 def test_other_numbers_of_ranks_go_on(runs: Path) -> None:
-    assert all(text is not None and "interrupted" in text for text in said(runs, "fewer 3"))
-    assert [text is not None and "interrupted at step 22" in text for text in said(runs, "fewer 2")] == [
-        True,
-        True,
-        False,
-    ]
-    assert apart(runs / "fewer", runs / "one") < 1e-9
-    steps = [line["step"] for line in read_json_lines(runs / "fewer" / "metrics.jsonl")]
+    """Four, then two, then three."""
+    assert all(text is not None and "interrupted" in text for text in said(runs, "other 4"))
+    stopped = [text is not None and "interrupted at step 22" in text for text in said(runs, "other 2")]
+    assert stopped == [True, True, False, False]
+    assert apart(runs / "other", runs / "one") < 1e-9
+    steps = [line["step"] for line in read_json_lines(runs / "other" / "metrics.jsonl")]
     assert steps == [line["step"] for line in read_json_lines(runs / "one" / "metrics.jsonl")]
 
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_named_with_its_rank_on_all(runs: Path) -> None:
-    for text in said(runs, "bad 3"):
+    for text in said(runs, "bad 3")[:3]:
         assert text is not None
         assert text.startswith("NonFiniteLossError: stopped at step 18")
         assert "the loss of rank 1 is not finite" in text
