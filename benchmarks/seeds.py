@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dmoe.evaluation.evaluate import SCORING_ROWS, scored_rows
+from dmoe.evaluation.evaluate import scored_rows
 from dmoe.experiments.statistics import CellScores, Compared, Spread, compare_auc, compare_logloss
+from dmoe.shards.batch import SCORING_ROWS
 from dmoe.shards.reader import read_once
 from dmoe.weights.run import Run
 

@@ -21,3 +21,10 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_help_does_not_wait_for_torch():
     code = "import sys, dmoe, dmoe.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_scoring_does_not_wait_for_what_evaluates():
+    code = (
+        "import sys, dmoe.scoring.predictor; sys.exit(any(name in sys.modules for name in ('sklearn', 'scipy.stats')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

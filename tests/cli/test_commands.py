@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 import dmoe
 from dmoe.cli.main import main
-from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
+from dmoe.evaluation.evaluate import scored_batches
+from dmoe.shards.batch import SCORING_ROWS
 from dmoe.shards.reader import SplitReader
 from dmoe.training import finish
 from dmoe.weights.run import Run

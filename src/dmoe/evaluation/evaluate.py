@@ -25,14 +25,10 @@ from dmoe.nn.aligned import AlignedExpert
 from dmoe.nn.mixture import mix, mix_units
 from dmoe.nn.model import DMoE
 from dmoe.nn.output import DMoEOutput, Location
-from dmoe.shards.batch import Batch
+from dmoe.shards.batch import SCORING_ROWS, Batch
 from dmoe.shards.files import values_of
 from dmoe.shards.reader import SplitReader, read_once
 from dmoe.weights.run import Run, choose_device
-
-# Rows scored at once, the same wherever rows are scored: a matrix product may round differently for another
-# number of rows, and predictions on raw rows are to equal those on encoded rows to the bit.
-SCORING_ROWS = 8192
 
 # What the unbiased estimate of CKA needs.
 _LEAST_ROWS = 4

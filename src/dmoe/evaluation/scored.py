@@ -14,9 +14,9 @@ import torch
 
 from dmoe.baselines.folder import Baseline
 from dmoe.errors import DataError
-from dmoe.evaluation.evaluate import SCORING_ROWS
 from dmoe.metrics.joint import joint_labels, joint_logits
 from dmoe.schema import Task, links
+from dmoe.shards.batch import SCORING_ROWS
 from dmoe.shards.reader import read_once
 from dmoe.tokens.encoder import RawBatch, RawEncoder
 from dmoe.tokens.unseen import ValueCounts

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from dmoe.decorrelation import CrossExpertCorrelation
-from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
+from dmoe.evaluation.evaluate import scored_batches
 from dmoe.nn.model import DMoE
+from dmoe.shards.batch import SCORING_ROWS
 from dmoe.shards.reader import read_once
 
 

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from dmoe.decorrelation import LinearCKA
 from dmoe.disk.files import read_json, written_aside
-from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
+from dmoe.evaluation.evaluate import scored_batches
 from dmoe.evaluation.tasks import SplitRows
 from dmoe.experiments import planted
 from dmoe.experiments.similarity import error_correlation, information_abundance
@@ -23,6 +23,7 @@ from dmoe.experiments.slices import task_columns, task_figures
 from dmoe.metrics.scores import auc
 from dmoe.nn.model import DMoE
 from dmoe.schema import FIRST_TOKEN_ID, Schema, vocabulary_path
+from dmoe.shards.batch import SCORING_ROWS
 from dmoe.shards.reader import read_once
 from dmoe.weights.run import Run
 

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dmoe.errors import DmoeError
-from dmoe.evaluation.evaluate import SCORING_ROWS
 from dmoe.export.extra import require
 from dmoe.export.fields import Column, Features, FieldInput, text_ids
 from dmoe.export.lookup import TokenTable
 from dmoe.export.onnx_model import Graph
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, NumericField, Schema
-from dmoe.shards.batch import Batch
+from dmoe.shards.batch import SCORING_ROWS, Batch
 from dmoe.tokens.vocabulary import read_vocabulary
 
 Floats: TypeAlias = npt.NDArray[np.float64]

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dmoe.evaluation.evaluate import SCORING_ROWS, scored_batches
+from dmoe.evaluation.evaluate import scored_batches
 from dmoe.export.check import Floats, Scorer
 from dmoe.metrics.joint import joint_labels
 from dmoe.metrics.scores import auc, logloss
 from dmoe.nn.model import DMoE
 from dmoe.outputs import TaskOutputs, probabilities
-from dmoe.shards.batch import Batch
+from dmoe.shards.batch import SCORING_ROWS, Batch
 from dmoe.shards.reader import SplitReader, read_once
 from dmoe.weights.served import served_logits, served_probabilities
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmoe.evaluation.evaluate import SCORING_ROWS
 from dmoe.machine.device import on_device
 from dmoe.nn.model import DMoE
 from dmoe.outputs import probabilities, task_outputs
 from dmoe.schema import Schema
+from dmoe.shards.batch import SCORING_ROWS
 from dmoe.sources.kept_columns import ScoredRows
 from dmoe.sources.tables import as_paths
 from dmoe.tokens.encoder import RawBatch, RawEncoder

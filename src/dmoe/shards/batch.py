@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Rows scored at once, the same wherever rows are scored: a matrix product may round differently for another
+# number of rows, and predictions on raw rows are to equal those on encoded rows to the bit.
+SCORING_ROWS = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

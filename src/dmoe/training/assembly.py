@@ -8,11 +8,10 @@ import torch
 
 from dmoe.config.run import RunConfig
 from dmoe.distributed.world import World
-from dmoe.evaluation.evaluate import SCORING_ROWS
 from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
 from dmoe.schema import Schema
-from dmoe.shards.batch import Batch
+from dmoe.shards.batch import SCORING_ROWS, Batch
 from dmoe.shards.prefetch import prefetch
 from dmoe.shards.reader import SplitReader
 from dmoe.training.device import moved_ahead, pinned_ahead

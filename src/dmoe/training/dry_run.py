@@ -13,7 +13,7 @@ import torch
 from dmoe.config.run import RunConfig
 from dmoe.distributed.world import World
 from dmoe.errors import DmoeError
-from dmoe.evaluation.evaluate import HELD_OUT, SCORING_ROWS, SPLITS, evaluate_split, scored_rows
+from dmoe.evaluation.evaluate import HELD_OUT, SPLITS, evaluate_split, scored_rows
 from dmoe.machine.device import on_device
 from dmoe.machine.limits import memory_bytes, peak_memory_bytes
 from dmoe.nn.aligned import AlignedExpert
@@ -21,6 +21,7 @@ from dmoe.nn.build import small_model
 from dmoe.nn.model import DMoE
 from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.schema import Schema
+from dmoe.shards.batch import SCORING_ROWS
 from dmoe.shards.files import HeldData
 from dmoe.shards.reader import read_once
 from dmoe.training.assembly import Assembly, assemble, training_batches

@@ -10,10 +10,11 @@ import torch
 
 from dmoe.disk.files import only_writer, read_json, read_json_lines, write_json
 from dmoe.errors import Interrupted
-from dmoe.evaluation.evaluate import HELD_OUT, SCORING_ROWS, evaluate_split, scored_rows
+from dmoe.evaluation.evaluate import HELD_OUT, evaluate_split, scored_rows
 from dmoe.machine.limits import peak_memory_bytes
 from dmoe.machine.stopping import StopRequest, stop_requests
 from dmoe.nn.model import DMoE
+from dmoe.shards.batch import SCORING_ROWS
 from dmoe.shards.files import HeldData
 from dmoe.shards.reader import read_once
 from dmoe.training.calibrate import calibrate
