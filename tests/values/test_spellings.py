@@ -122,6 +122,15 @@ def test_patterns_are_tried_when_they_are_read(form: str, message: str) -> None:
         SplitRule(kind="time", column="t", format="%d.%m. %H:%M")
 
 
+@pytest.mark.parametrize("day", ["29.02.", "28.02.", "31.12."])
+def test_a_pattern_without_a_year_reads_every_day_of_a_leap_year(day: str) -> None:
+    take = deriver(Derivation(column="t", take="hour", format="%d.%m. %H:%M"), pa.string())
+    assert take(f"{day} 07:30") == "7"
+    assert isinstance(time_parser("%d.%m. %H:%M")("30.02. 07:30"), Fault)
+    assert time_parser("%Y-%m-%d %H")("2024-02-29 07") == time_parser("%G-%V-%u %H")("2024-09-4 07")
+    assert isinstance(time_parser("%Y-%m-%d %H")("2023-02-29 07"), Fault)
+
+
 @given(
     st.decimals(-(10**9), 10**9, places=2), st.sampled_from([(".", ","), (",", "."), (",", " "), (".", "'"), (",", "")])
 )

@@ -1,5 +1,6 @@
 """The formats of times, and whether a strptime pattern says what is asked of it."""
 
+import re
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -9,6 +10,17 @@ NAMED_FORMATS = ("iso", "yymmddhh", *UNITS)
 _KNOWN = (datetime(2014, 10, 21, 23, 4, 5, tzinfo=UTC), datetime(2024, 2, 29, 9, 58, 31, tzinfo=UTC))
 _PARTS = {"hour": ("hour",), "weekday": ("year", "month", "day"), "weekend": ("year", "month", "day")}
 Need = Literal["hour", "weekday", "weekend"]
+_SAYS_YEAR = re.compile(r"%[YyGcxDs]")
+
+
+def read_time(text: str, pattern: str) -> datetime:
+    """`datetime.strptime`, with the leap year 2000 where the pattern says none: 29 February is a day of any log.
+
+    Raises: ValueError.
+    """
+    if _SAYS_YEAR.search(pattern.replace("%%", "")):
+        return datetime.strptime(text, pattern)
+    return datetime.strptime(f"2000 {text}", f"%Y {pattern}")
 
 
 def checked_format(form: str, *needs: Need) -> str:
@@ -28,9 +40,10 @@ def checked_format(form: str, *needs: Need) -> str:
         )
     for known in _KNOWN:
         try:
-            found = datetime.strptime(known.strftime(form), form)
+            found = read_time(known.strftime(form), form)
         except (ValueError, IndexError) as error:
-            raise ValueError(f"format '{form}' does not read the times that it writes: {error}") from None
+            why = str(error).partition(" in format")[0]
+            raise ValueError(f"format '{form}' does not read the times that it writes: {why}") from None
         for need in needs:
             for part in _PARTS[need]:
                 if getattr(found, part) != getattr(known, part):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dmoe.config.raw_format import Derivation
-from dmoe.config.time_patterns import UNITS
+from dmoe.config.time_patterns import UNITS, read_time
 from dmoe.errors import DataError
 from dmoe.sources.rejects import NOT_A_TIME
 from dmoe.tokens.scalars import Fault, parse_number
@@ -138,7 +138,7 @@ def _unit_fault(number: float, form: str) -> Fault | None:
 
 def _by_pattern(text: str, pattern: str) -> Time | Fault:
     try:
-        found = datetime.strptime(text.strip(), pattern)
+        found = read_time(text.strip(), pattern)
     except (ValueError, OverflowError):
         return Fault(NOT_A_TIME)
     return _time(found.replace(tzinfo=None), found.microsecond * 1000, found.utcoffset())
