@@ -4,10 +4,11 @@ FROM python:3.11-slim
 WORKDIR /build
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY src src
-# torch is needed to train and export, not to serve; the CPU build is the small one.
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu -c constraints.txt '.[serve]' \
-    && rm -rf /build \
-    && useradd --system --no-create-home dmoe
+# What serving imports and no more: torch, numba, duckdb, scikit-learn and matplotlib train and draw.
+RUN pip install --no-cache-dir --upgrade 'pip>=25.1'
+RUN pip install --no-cache-dir -c constraints.txt --group server
+RUN pip install --no-cache-dir --no-deps .
+RUN rm -rf /build && useradd --system --no-create-home dmoe
 
 WORKDIR /
 USER dmoe

@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup quickstart test test-all test-gpu check format bench clean
+.PHONY: help setup quickstart test test-all test-gpu test-dist test-lowest check format docs pictures bench dist \
+	constraints clean
 
 help:  ## Print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -16,16 +17,22 @@ setup: .venv/installed  ## Create .venv with dmoe and everything pinned in const
 	touch $@
 
 quickstart: setup  ## From raw log through trained models to an HTML report
-	$(BIN)/python examples/quickstart.py --output quickstart
+	$(BIN)/dmoe quickstart --output quickstart
 
 # A thread each: processes that wait for each other's threads would take longer than one alone.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test: setup  ## Run the tests
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not release'
 
-test-all: setup  ## Run the tests, the slow ones too
-	$(PYTEST)
+test-all: setup .venv/docs  ## Run the tests, the slow ones too
+	$(PYTEST) -m 'not release'
+
+test-dist: .venv/docs  ## Install the wheel into bare environments, core and each extra, and run it there (gigabytes, an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/release -m release -s
+
+test-lowest: .venv/docs  ## Run the quick tests of the core with the lowest versions that pyproject.toml allows
+	$(BIN)/python -m tests.release.lowest
 
 # Wherever torch finds a device; one process, as they share its memory.
 test-gpu: setup  ## Run the tests that need a CUDA device
@@ -42,8 +49,25 @@ format: setup  ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Packages of the site and of releases are not needed to run or test dmoe, so they come only here.
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,release]'
+	touch $@
+
+docs: .venv/docs  ## Build the site, tutorials executed, warnings are errors: build/docs/index.html
+	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going -b html docs build/docs
+
+pictures: setup  ## Draw the pictures of the README and the site anew (Chromium, Node.js)
+	$(BIN)/python -m benchmarks.pictures
+
+dist: .venv/docs  ## Wheel and sdist into dist/, their contents checked
+	$(BIN)/python -m tests.release.contents dist
+
+constraints: .venv/docs  ## Complete constraints.txt; UPGRADE=1 takes the newest versions
+	$(BIN)/python -m tests.release.constraints $(if $(UPGRADE),--upgrade)
+
 bench: setup  ## Speed and memory against peers and the hardware's own limits
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what the other targets made
-	rm -rf .venv quickstart build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv quickstart build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ from dmoe.errors import DmoeError
 # Command to module and one line of help: a module is imported only when its command runs, so that
 # `dmoe --help` does not wait for torch.
 COMMANDS = {
+    "quickstart": "From a generated log through trained models to an HTML report.",
     "init": "Write a data.yaml and a run.yaml for a raw log, and print the next three commands.",
     "generate": "Write a planted click log whose Bayes-optimal AUC and logloss are known.",
     "prepare": "Turn raw logs into a data set folder: vocabularies and encoded Parquet shards.",

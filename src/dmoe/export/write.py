@@ -59,6 +59,8 @@ def export(
     Raises: DataError if the run or its data set is not whole, or something is at `output` already; DmoeError if
     the export does not give the run's scores; MissingExtraError.
     """
+    for module in ("onnx", "onnxscript", "onnxruntime", "xxhash"):
+        require(module, "export")
     put_back(output)
     if output.exists() and not (overwrite and (output / MANIFEST).is_file()):
         raise DataError(f"{output}: exists already; pass --overwrite to replace a model folder, or choose another")
@@ -112,7 +114,6 @@ def _example(schema: Schema) -> tuple[torch.Tensor, torch.Tensor]:
 def _model_graph(scoring: ScoringModel, schema: Schema, folder: Path) -> Any:
     """The model's graph, its weights left in `folder`/model.onnx.data."""
     onnx = require("onnx", "export")
-    require("onnxscript", "export")
     with _quiet_exporter():
         batch = {0: torch.export.Dim("batch", min=1, max=1 << 20)}
         with torch.no_grad():

@@ -17,7 +17,7 @@ EXTRAS = {
     "mlflow": "curves of a training in MLflow: --track mlflow",
     "gpu": "kernels for embedding tables on CUDA devices",
 }
-DEVELOPMENT = ("test", "dev")
+DEVELOPMENT = ("docs", "release", "test", "dev")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Building, installing and pinning: what is done for a release, and its tests."""

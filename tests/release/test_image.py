@@ -1,0 +1,84 @@
+"""The Dockerfile's own steps in a plain virtual environment: what it installs is small, and serves a model."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from dmoe.cli.main import main
+from tests.small_runs import SMALL, write_data
+
+ROOT = Path(__file__).parents[2]
+LEFT_OUT = ("torch", "numba", "triton", "duckdb", "sklearn", "scipy", "matplotlib", "pandas", "onnx")
+
+
+def steps(kind: str) -> list[str]:
+    """The arguments of a kind of instruction of the Dockerfile."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    return [line.partition(" ")[2] for line in lines if line.startswith(f"{kind} ")]
+
+
+def copy_sources(folder: Path) -> None:
+    for step in steps("COPY"):
+        *sources, target = shlex.split(step)
+        for source in sources:
+            path = ROOT / source
+            if path.is_dir():
+                shutil.copytree(path, folder / target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            else:
+                shutil.copy(path, folder / target)
+
+
+@pytest.mark.slow
+def test_the_image_serves_an_exported_model_without_what_trains(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="export is not installed: pip install 'dmoe[export]'")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    binaries = tmp_path / "env" / "bin"
+    build = tmp_path / "build"
+    build.mkdir()
+    copy_sources(build)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+    for step in steps("RUN"):
+        # The last one removes the sources and makes a user of the image.
+        if step.startswith("pip "):
+            subprocess.run(["bash", "-euc", step], cwd=build, env=environment, check=True)
+    found = f"import importlib.util as u; print([m for m in {LEFT_OUT} if u.find_spec(m)])"
+    python = str(binaries / "python")
+    assert subprocess.run([python, "-c", found], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+    data = write_data(tmp_path / "data", {"train": 300, "valid": 100, "test": 100})
+    words = ["train", *SMALL[:-1], "training.epochs=1", "--no-baseline", "--data", str(data)]
+    for command in ([*words, "--output", str(tmp_path / "run")],
+                    ["export", str(tmp_path / "run"), "-o", str(tmp_path / "models")]):  # fmt: skip
+        with pytest.raises(SystemExit) as done:
+            main(command)
+        assert not done.value.code
+    (entry,) = steps("ENTRYPOINT")
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef-token")
+    program, *given = json.loads(entry)
+    server = subprocess.Popen(
+        [str(binaries / program), *given, str(tmp_path / "models"), "--token-file", str(token), "--port", "0"],
+        stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        assert server.stderr is not None
+        line = next((one for one in server.stderr if '"ready"' in one), None)
+        assert line is not None, "the server ended"
+        address = f"http://127.0.0.1:{json.loads(line)['port']}/v2/models/dmoe"
+        headers = {"content-type": "application/json", "authorization": f"Bearer {token.read_text()}"}
+        columns = json.load(urlopen(Request(address, headers=headers)))["inputs"]
+        row = [{"name": one["name"], "datatype": one["datatype"], "shape": [1], "data": [one["example"]]}
+               for one in columns]  # fmt: skip
+        answer = json.load(urlopen(Request(f"{address}/infer", json.dumps({"inputs": row}).encode(), headers)))
+        assert 0 < answer["outputs"][0]["data"][0] < 1
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
