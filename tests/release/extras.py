@@ -48,6 +48,11 @@ FEATURES = {
         ("tune", "d-moe", "--data", "data", "--trials", "1", "--output", "tuned"),
         "dmoe: `dmoe tune` needs Optuna: pip install 'dmoe[tune]'",
     ),
+    "remote": Feature(
+        ("fsspec",),
+        ("train", "d-moe", "training.epochs=1", "--data", "memory://data", "--output", "runs/remote"),
+        "dmoe: fsspec is not installed; pip install 'dmoe[remote]'",
+    ),
     "tensorboard": Feature(
         ("tensorboard", "torch.utils.tensorboard"),
         ("train", "d-moe", *_TRACKED, "runs/curves", "--track", "tensorboard"),
@@ -59,5 +64,7 @@ FEATURES = {
         "dmoe: --track mlflow needs MLflow: pip install 'dmoe[mlflow]'",
     ),
 }
-# Without CUDA nothing asks for triton, and with it a table is trained by a kind that needs none.
-WITHOUT_A_COMMAND = {"gpu"}
+# Without CUDA nothing asks for triton, and ray is a launcher in Python (docs/distributed.md).
+WITHOUT_A_COMMAND = {"gpu", "ray"}
+# torch brings fsspec along, and a storage is not at hand; so its absence is tried by the quick test alone.
+BROUGHT_ALONG = {"remote"}

@@ -55,8 +55,8 @@ def test_without_any_extra_a_run_is_scored(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    for feature in FEATURES.values():
-        for module in feature.modules:
-            monkeypatch.setitem(sys.modules, module, None)
+    # scikit-learn asks polars for its types wherever it has been imported.
+    for module in {one for feature in FEATURES.values() for one in feature.modules} - {"polars"}:
+        monkeypatch.setitem(sys.modules, module, None)
     assert run("evaluate", "runs/first", "--split", "valid") == 0
     assert "AUC" in capsys.readouterr().out

@@ -15,6 +15,8 @@ EXTRAS = {
     "tune": "dmoe tune",
     "tensorboard": "curves of a training in TensorBoard: --track tensorboard",
     "mlflow": "curves of a training in MLflow: --track mlflow",
+    "ray": "dmoe train by Ray: several processes, several machines",
+    "remote": "data sets at addresses; and the storage's own package: s3fs, gcsfs, …",
     "gpu": "kernels for embedding tables on CUDA devices",
 }
 DEVELOPMENT = ("docs", "release", "test", "dev")
