@@ -20,7 +20,10 @@ exclude_patterns = ["_ext", "_static"]
 # Pages are written for GitHub too: plain links between files, headings as anchors, mermaid fences.
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
-suppress_warnings = ["myst.header"]  # pages that are parts of another begin at a lower heading
+suppress_warnings = [
+    "myst.header",  # pages that are parts of another begin at a lower heading
+    "misc.highlighting_failure",  # cells of `%%bash` are no Python
+]
 
 # Tutorials are executed by `make docs` (again only where they changed) and by tests/docs/test_tutorials.py.
 nb_execution_mode = "cache"

@@ -18,6 +18,7 @@ logger = getLogger(__name__)
 
 # Docstrings say "Raises: X if …" in one paragraph, which Napoleon takes for text.
 _LEAD = re.compile(r"^(\s*)(Raises|Shape|Shapes|Intermediates|Result|Source|Returns|Yields): (?=\S)")
+_LINK = re.compile(r"\[([^\]\n]+)\]\((\.\./[^)#\n]+)\)")
 # Pages whose folder is listed below them, which on GitHub would be a stray block of text.
 _FOLDERS = {"decisions/README": "*", "results": "results/*"}
 
@@ -59,8 +60,16 @@ class Mermaid(SphinxDirective):
         return [nodes.image(uri=f"/images/{name}", alt=self.options.get("alt", "drawing"), classes=["drawing"])]
 
 
+def _only_inside(link: re.Match[str], here: Path, docs: Path) -> str:
+    """The words of a link to a file of the repository that is no part of the site; any other link as it is."""
+    target = (here / link[2]).resolve()
+    return link[1] if target.exists() and not target.is_relative_to(docs.resolve()) else link[0]
+
+
 def complete_contents(app: Sphinx, docname: str, source: list[str]) -> None:
     """Pages in docs/ that no table of contents names follow the guides; those of a folder are under its page."""
+    here = Path(app.env.doc2path(docname)).parent
+    source[0] = _LINK.sub(lambda found: _only_inside(found, here, Path(app.srcdir)), source[0])
     if docname in _FOLDERS:
         source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\n{_FOLDERS[docname]}\n```\n"
     if docname != "index":

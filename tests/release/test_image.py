@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from dmoe.cli.main import main
-from tests.small_runs import SMALL, write_data
+from tests.small_runs import SMALL
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = ("torch", "numba", "triton", "duckdb", "sklearn", "scipy", "matplotlib", "pandas", "onnx")
@@ -53,12 +53,15 @@ def test_the_image_serves_an_exported_model_without_what_trains(tmp_path: Path) 
     python = str(binaries / "python")
     assert subprocess.run([python, "-c", found], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
-    data = write_data(tmp_path / "data", {"train": 300, "valid": 100, "test": 100})
-    words = ["train", *SMALL[:-1], "training.epochs=1", "--no-baseline", "--data", str(data)]
-    for command in ([*words, "--output", str(tmp_path / "run")],
-                    ["export", str(tmp_path / "run"), "-o", str(tmp_path / "models")]):  # fmt: skip
+    log, data, run = tmp_path / "log.csv", str(tmp_path / "data"), str(tmp_path / "run")
+    for words in (
+        ["generate", str(log), "--rows", "2000", "--preset", "toy", "--seed", "0"],
+        ["prepare", "--config", str(tmp_path / "log.data.yaml"), "--input", str(log), "--output", data],
+        ["train", *SMALL[:-1], "training.epochs=1", "--no-baseline", "--data", data, "--output", run],
+        ["export", run, "-o", str(tmp_path / "models")],
+    ):
         with pytest.raises(SystemExit) as done:
-            main(command)
+            main(words)
         assert not done.value.code
     (entry,) = steps("ENTRYPOINT")
     token = tmp_path / "token"
