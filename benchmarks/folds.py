@@ -10,6 +10,7 @@ with its 95 % interval by Student's t over the folds. Folds share training rows:
 
 import argparse
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,24 +31,13 @@ _SHUFFLE_SEED = 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.folds", description=__doc__)
-    parser.add_argument("log", type=Path)
-    parser.add_argument("--config", type=Path, required=True, help="data.yaml of the log; its split is replaced")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--folds", type=positive, default=5)
+    parser = fold_parser("folds", __doc__)
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--threads", type=positive, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = read_data_config(options.config)
-    config = config.model_copy(update={"split": SplitRule(kind="given")})
-    parts = written(options.log, options.output / "rows", options.folds)
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in MODELS}
     ratios = []
-    for number, inputs in enumerate(parts, 1):
-        data = options.output / f"data-{number}"
-        if not data.is_dir():
-            prepare(config, inputs, data)
+    for number, data in enumerate(data_sets(options), 1):
         runs = []
         for seed in map(int, options.seeds.split(",")):
             run = options.output / f"run-{number}-{seed}"
@@ -64,6 +54,28 @@ def main() -> None:
                 fit_baseline(kind, data, folder)
             scores[kind].append(mean_score([folder]))
     (options.output / "folds.md").write_text(table(scores, ratios))
+
+
+def fold_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark on folds, which `data_sets` reads."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--config", type=Path, required=True, help="data.yaml of the log; its split is replaced")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--folds", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, default=1)
+    return parser
+
+
+def data_sets(options: argparse.Namespace) -> Iterator[Path]:
+    """The data set of each fold, prepared if it is not there."""
+    config = read_data_config(options.config)
+    config = config.model_copy(update={"split": SplitRule(kind="given")})
+    for number, inputs in enumerate(written(options.log, options.output / "rows", options.folds), 1):
+        data = options.output / f"data-{number}"
+        if not data.is_dir():
+            prepare(config, inputs, data)
+        yield data
 
 
 def written(log: Path, folder: Path, folds: int) -> list[list[str]]:

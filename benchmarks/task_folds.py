@@ -10,7 +10,6 @@ without a loss, with 95 % intervals by Student's t over the folds. Folds share t
 too narrow.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +17,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.arguments import positive
-from benchmarks.folds import written
+from benchmarks.folds import data_sets, fold_parser
 from dmoe.baselines.folder import fit_baseline
-from dmoe.config.data import SplitRule, read_data_config
 from dmoe.disk.files import read_json
 from dmoe.experiments.families import Slice, family
 from dmoe.experiments.statistics import Spread, compare_values
-from dmoe.prepare.prepare import prepare
 from dmoe.schema import Schema
 
 REGRESSION = "logistic regression"
@@ -34,22 +30,10 @@ Values = dict[tuple[str, str, str], list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.task_folds", description=__doc__)
-    parser.add_argument("log", type=Path)
-    parser.add_argument("--config", type=Path, required=True, help="data.yaml of the log; its split is replaced")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--folds", type=positive, default=5)
-    parser.add_argument("--threads", type=positive, default=1)
-    options = parser.parse_args()
+    options = fold_parser("task_folds", __doc__).parse_args()
     torch.set_num_threads(options.threads)
-    config = read_data_config(options.config)
-    config = config.model_copy(update={"split": SplitRule(kind="given")})
-    parts = written(options.log, options.output / "rows", options.folds)
     folders = [options.output / f"experiment-{number}" for number in range(1, options.folds + 1)]
-    for number, (inputs, folder) in enumerate(zip(parts, folders, strict=True), 1):
-        data = options.output / f"data-{number}"
-        if not data.is_dir():
-            prepare(config, inputs, data)
+    for number, (data, folder) in enumerate(zip(data_sets(options), folders, strict=True), 1):
         command = [sys.executable, "-m", "dmoe", "experiment", "tasks", "--data", str(data), "--output", str(folder)]
         command += ["--seeds", "1", "--size", "recipe", "--jobs", "1", "--threads", str(options.threads)]
         subprocess.run(command, check=True)

@@ -22,8 +22,8 @@ from pydantic import (
 
 from dmoe.disk.files import read_json, write_text
 from dmoe.disk.replaced import check_in_place
-from dmoe.errors import ConfigError, DataError
-from dmoe.validation import validate
+from dmoe.errors import DataError
+from dmoe.validation import validate_stored
 from dmoe.values.canonical import ValueForm
 
 FORMAT_VERSION = 3
@@ -321,10 +321,7 @@ class Schema(BaseModel):
                 f"{path}: format version {version}, but this dmoe reads version {FORMAT_VERSION}; "
                 "prepare (and train) again with this version, or install the dmoe that wrote it"
             )
-        try:
-            return validate(Schema, values, str(path))
-        except ConfigError as error:
-            raise DataError(str(error)) from None
+        return validate_stored(Schema, values, str(path))
 
 
 def vocabulary_path(folder: Path, field: str) -> Path:

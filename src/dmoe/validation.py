@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from dmoe.errors import ConfigError, nearest
+from dmoe.errors import ConfigError, DataError, nearest
 from dmoe.yaml_text import settled
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -24,6 +24,17 @@ def validate(model: type[ModelT], values: Mapping[str, Any], source: str) -> Mod
     except ValidationError as error:
         lines = [_line(model, fault, source) for fault in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def validate_stored(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:
+    """As `validate`, of what dmoe wrote itself: what is wrong with it is no fault of a configuration.
+
+    Raises: DataError.
+    """
+    try:
+        return validate(model, values, source)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
 
 
 def _line(model: type[BaseModel], fault: Any, source: str) -> str:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from dmoe.baselines.models import MODELS, Kind, Model, Tell
-from dmoe.config.data import SPLITS
+from dmoe.config.data import HELD_OUT, SPLITS
 from dmoe.disk.files import check_links, read_json, write_json, written_aside
 from dmoe.disk.replaced import check_in_place, put_back
 from dmoe.errors import ConfigError, DataError, nearest
@@ -30,14 +30,13 @@ from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
 from dmoe.shards.files import EncodedRows, HeldData
 from dmoe.shards.reader import SplitReader, read_once
-from dmoe.validation import validate
+from dmoe.validation import validate_stored
 
 MARK = "baseline.json"
 
 # Rows to learn from: the latest ones of a longer split, so that minutes and a few gigabytes are enough.
 MOST_ROWS = 2_000_000
 _BATCH_ROWS = 65_536
-EVALUATED = ("valid", "test")
 
 
 class Facts(BaseModel):
@@ -80,10 +79,7 @@ class Baseline:
     @cached_property
     def facts(self) -> Facts:
         path = self.path / MARK
-        try:
-            return validate(Facts, read_json(path), str(path))
-        except ConfigError as error:
-            raise DataError(str(error)) from None
+        return validate_stored(Facts, read_json(path), str(path))
 
     @cached_property
     def schema(self) -> Schema:
@@ -158,7 +154,7 @@ def fit_baseline(
         chosen=model.facts(),
         label=names[task] if len(names) > 1 else None,
     )
-    evaluations = {split: evaluate_model(model, data, split, task) for split in EVALUATED if (data / split).is_dir()}
+    evaluations = {split: evaluate_model(model, data, split, task) for split in HELD_OUT if (data / split).is_dir()}
     held.check()
     output.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(output, replace=overwrite) as aside:

@@ -32,6 +32,7 @@ from dmoe.validation import validate
 from dmoe.yaml_text import read_yaml
 
 SPLITS = ("train", "valid", "test")
+HELD_OUT = ("valid", "test")
 
 
 class _Strict(BaseModel):

@@ -1,21 +1,21 @@
 """The logistic regression that stands beside every trained model."""
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dmoe.baselines.folder import EVALUATED, Baseline
+from dmoe.baselines.folder import Baseline
 from dmoe.baselines.kept import kept_logistic
 from dmoe.baselines.models import NAMES, Tell
+from dmoe.config.data import HELD_OUT
 from dmoe.disk.files import read_json, write_json
 from dmoe.errors import ConfigError, DataError
+from dmoe.evaluation.compare import SharedRows
 from dmoe.evaluation.scored import ScoredRows, score_rows
 from dmoe.evaluation.verdict import faults_of_run
-from dmoe.metrics.paired import paired_scores
-from dmoe.validation import validate
+from dmoe.validation import validate, validate_stored
 from dmoe.weights.run import Run
 
 FILE = "comparison.json"
@@ -76,7 +76,7 @@ def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = l
     several labels `tasks` has the same for each and a regression of its own.
     """
     with tempfile.TemporaryDirectory(prefix="dmoe-") as scratch:
-        rows = {split: score_rows(run, (), split, data) for split in EVALUATED if (data / split).is_dir()}
+        rows = {split: score_rows(run, (), split, data) for split in HELD_OUT if (data / split).is_dir()}
         baselines = {
             task.name: kept_logistic(data, Path(scratch), memory_gb, tell, label=task.name) for task in run.schema.tasks
         }
@@ -103,13 +103,8 @@ def _paired(baseline: Baseline, label: str, split: str, data: Path, own: ScoredR
     `own`: what the run says of all rows.
     """
     labels_R, second_R, kept_R = own.of((label,))
-    weights_R = own.weights_R
-    if weights_R is not None:
-        kept_R = kept_R & (weights_R > 0)
-        weights_R = weights_R[kept_R]
     first_R = score_rows(baseline, (), split, data).logits_RT[:, 0]
-    paired = paired_scores(labels_R[kept_R], first_R[kept_R], second_R[kept_R], weights_R)
-    return {name: asdict(one) for name, one in paired.items()}
+    return SharedRows(labels_R, (first_R, second_R), own.weights_R).only(kept_R).paired()
 
 
 def read_beside(run: Path) -> dict[str, Any] | None:
@@ -132,11 +127,8 @@ def run_faults(run: Path) -> list[str]:
     Raises: DataError if a file is damaged.
     """
     evaluations = {}
-    for split in EVALUATED:
+    for split in HELD_OUT:
         path = run / "evaluation" / f"{split}.json"
         if path.is_file():
-            try:
-                evaluations[split] = validate(Judged, read_json(path), str(path)).model_dump()
-            except ConfigError as error:
-                raise DataError(str(error)) from None
+            evaluations[split] = validate_stored(Judged, read_json(path), str(path)).model_dump()
     return faults_of_run(evaluations, read_beside(run))

@@ -153,8 +153,6 @@ def _both(scored: Sequence[ScoredRows], chain: Chain, other: Chain) -> tuple[Sha
     if len(labels_R) == len(other_labels_R):
         both_R = known_R & other_known_R
         weights_R = _weights(scored)
-        if weights_R is not None:
-            both_R = both_R & (weights_R > 0)
         if np.array_equal(labels_R[both_R], other_labels_R[both_R]):
             return SharedRows(labels_R, (first_R, second_R), weights_R).only(both_R), both_R
     raise DataError("the runs gave the rows different labels; prepare both with the same label column")

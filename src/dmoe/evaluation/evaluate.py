@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmoe.config.data import SPLITS
 from dmoe.decorrelation import LinearCKA
 from dmoe.disk.files import only_writer, write_json
 from dmoe.distributed.world import World
@@ -33,8 +34,6 @@ from dmoe.weights.run import Run, choose_device
 # What the unbiased estimate of CKA needs.
 _LEAST_ROWS = 4
 
-SPLITS = ("train", "valid", "test")
-HELD_OUT = ("valid", "test")
 LOCATIONS: tuple[Location, ...] = ("output", "pre-activation", "intermediate", "input")
 
 

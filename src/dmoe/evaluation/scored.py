@@ -52,7 +52,7 @@ class ScoredRows:
         return found
 
     def of(self, chain: Chain) -> tuple[Mask, Floats, Mask]:
-        """Labels and logits of all rows (R,), and which of them know the label.
+        """Labels and logits of all rows (R,), and which of them know the label and weigh anything.
 
         That all of a chain are 1 is known where one is known to be 0, or all are known.
         """
@@ -62,7 +62,7 @@ class ScoredRows:
         logits_R = self.logits_RT[:, places[0]]
         if len(chain) > 1:
             logits_R = joint_logits([self.logits_RT[:, place] for place in places])
-        return all_R, logits_R, known_R
+        return all_R, logits_R, known_R if self.weights_R is None else known_R & (self.weights_R > 0)
 
 
 def open_scored(folder: Path) -> Run | Baseline:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
+from dmoe.config.data import HELD_OUT
 from dmoe.decorrelation import LinearCKA
 from dmoe.disk.files import read_json, written_aside
 from dmoe.evaluation.evaluate import scored_batches
@@ -27,7 +28,6 @@ from dmoe.shards.batch import SCORING_ROWS
 from dmoe.shards.reader import read_once
 from dmoe.weights.run import Run
 
-SPLITS = ("valid", "test")
 # Fields of which the page says that they decide the gate.
 GATE_FIELDS = 3
 
@@ -38,7 +38,7 @@ def analyse(run: Run, data: Path, scores: Path, truth: planted.Truth | None) -> 
     metrics: dict[str, Any] = {}
     tables: list[pa.Table] = []
     outputs: dict[str, list[planted.Floats]] = {}
-    for split in SPLITS:
+    for split in HELD_OUT:
         rows, alone, cka, kept = _scored(model, data, split, keep=truth is not None)
         outputs[split] = kept
         evaluation = read_json(run.path / "evaluation" / f"{split}.json")
@@ -60,7 +60,7 @@ def analyse(run: Run, data: Path, scores: Path, truth: planted.Truth | None) -> 
         parquet.write_table(pa.concat_tables(tables, promote_options="default").unify_dictionaries(), aside)
     found: dict[str, Any] = {"metrics": metrics, "tables": table_figures(model, run)}
     if truth is not None and model.num_experts > 1:
-        parts = {split: truth.parts(split) for split in SPLITS}
+        parts = {split: truth.parts(split) for split in HELD_OUT}
         found["planted"] = planted.recovered(outputs["valid"], parts["valid"], outputs["test"], parts["test"])
         metrics["test"]["separation"] = found["planted"]["separation"]
     return found

@@ -27,7 +27,7 @@ from dmoe.experiments.families import FAMILIES, Slice, family_arms, family_grid,
 from dmoe.experiments.grid import Arm, Cell, Grid
 from dmoe.schema import Schema
 from dmoe.shards.latest import write_latest
-from dmoe.validation import validate
+from dmoe.validation import validate, validate_stored
 
 FORMAT_VERSION: Literal[2] = 2
 ASKED = "experiment.json"
@@ -88,10 +88,7 @@ class Folder:
     @property
     def asked(self) -> Asked:
         path = self.path / ASKED
-        try:
-            return validate(Asked, read_json(path), str(path))
-        except ConfigError as error:
-            raise DataError(str(error)) from None
+        return validate_stored(Asked, read_json(path), str(path))
 
     def ask(self, asked: Asked) -> Asked:
         """Notes what is wanted; earlier names and seeds stay wanted.

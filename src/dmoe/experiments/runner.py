@@ -4,7 +4,6 @@ Nothing is held in this process that is not on disk: after a kill the same call 
 that was half trained goes on from its last checkpoint.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from dmoe.experiments import plan
 from dmoe.experiments.folder import FAILED, Asked, Folder
 from dmoe.experiments.grid import Arm
 from dmoe.experiments.plan import Wanted
+from dmoe.machine.limits import environment_of
 from dmoe.machine.stopping import StopRequest, stop_requests
 from dmoe.schema import Schema
 from dmoe.training.recipe import sized
@@ -230,12 +230,15 @@ class Runner:
             command += ["--truth", self.asked.truth]
         if self.limits.keep_weights:
             command.append("--keep-weights")
-        threads = str(self.limits.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
         log = (cell / "log.txt").open("wb")
         # A session of its own: Ctrl-C is for the runner, which then stops its cells in good order.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment_of(self.limits.threads),
+            start_new_session=True,
         )
         return Running(one, process, log, memory, time.monotonic())
 

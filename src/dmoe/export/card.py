@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dmoe.config.data import HELD_OUT
 from dmoe.disk.files import read_json
 from dmoe.errors import ConfigError, DataError
 from dmoe.evaluation.baseline import read_beside, run_faults
@@ -34,9 +35,7 @@ def model_card(run: Run, data: Path, name: str, license_name: str = UNKNOWN_LICE
     Raises: DataError if the run has not been evaluated.
     """
     evaluations = {
-        split: read_json(path)
-        for split in ("valid", "test")
-        if (path := run.path / "evaluation" / f"{split}.json").is_file()
+        split: read_json(path) for split in HELD_OUT if (path := run.path / "evaluation" / f"{split}.json").is_file()
     }
     if not evaluations:
         raise DataError(f"{run.path}: has no evaluation; `dmoe evaluate {run.path}` makes one")

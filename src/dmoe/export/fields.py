@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dmoe.config.data import DataConfig
 from dmoe.config.fields import CategoricalOptions, MultiValuedOptions, NumericOptions
-from dmoe.errors import ConfigError, DataError
+from dmoe.errors import DataError
 from dmoe.export.lookup import TokenTable
 from dmoe.schema import MISSING_ID, OOV_ID, CategoricalField, NumericField, Schema
 from dmoe.sources.delimited import RawRows
@@ -23,7 +23,7 @@ from dmoe.tokens.numbers import encode_numbers
 from dmoe.tokens.quantiles import bucket_of, coded_buckets
 from dmoe.tokens.scalars import FLOAT32_MAX, Fault, hasher, missing_numbers, parse_number, token_maker
 from dmoe.tokens.times import deriver
-from dmoe.validation import validate
+from dmoe.validation import validate_stored
 from dmoe.values.coded_columns import MISSING, CodedColumn
 from dmoe.values.missing import MissingTexts
 
@@ -68,10 +68,7 @@ def data_config(schema: Schema, where: Path) -> DataConfig:
 
     Raises: DataError.
     """
-    try:
-        return validate(DataConfig, schema.source, f"{where / 'schema.json'}: source")
-    except ConfigError as error:
-        raise DataError(str(error)) from None
+    return validate_stored(DataConfig, schema.source, f"{where / 'schema.json'}: source")
 
 
 def field_inputs(schema: Schema, config: DataConfig, id_fields: Collection[str]) -> list[FieldInput]:

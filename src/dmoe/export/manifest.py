@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dmoe.disk.files import check_links, read_json
 from dmoe.disk.replaced import check_in_place
-from dmoe.errors import ConfigError, DataError
+from dmoe.errors import DataError
 from dmoe.schema import Task
-from dmoe.validation import validate
+from dmoe.validation import validate_stored
 from dmoe.values.spelling import Kind
 
 MANIFEST = "manifest.json"
@@ -123,10 +123,7 @@ class Manifest(_Strict):
                 f"{path}: format version {values.get('format_version')}, but this dmoe reads version "
                 f"{MANIFEST_FORMAT}; export the run again"
             )
-        try:
-            return validate(Manifest, values, str(path))
-        except ConfigError as error:
-            raise DataError(str(error)) from None
+        return validate_stored(Manifest, values, str(path))
 
     def verify(self, folder: Path) -> None:
         """Compares every file of the folder with its recorded size and SHA-256.

@@ -16,6 +16,11 @@ def usable_threads() -> int:
     return max(1, min([affinity, *map(math.ceil, quotas)]))
 
 
+def environment_of(threads: int) -> dict[str, str]:
+    """The environment of a process that is to use so many threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+
+
 def memory_bytes() -> int | None:
     """The memory that this process may use: the machine's, or the least limit of its control groups.
 

@@ -1,6 +1,6 @@
 """Reads a run folder for the report: what is there is shown, what is damaged is an error."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from dmoe.report.records import (
 )
 from dmoe.runs.folder import RunFolder
 from dmoe.schema import Schema
-from dmoe.validation import validate
+from dmoe.validation import validate_stored
 
 EVALUATION_FORMAT_VERSION = 1
 # Of several evaluated splits the first in this order is shown in detail.
@@ -173,16 +173,9 @@ def _split_rank(split: str) -> tuple[int, str]:
     return (SPLIT_ORDER.index(split) if split in SPLIT_ORDER else len(SPLIT_ORDER), split)
 
 
-def _part(model: type[PartT], values: Mapping[str, Any], where: str) -> PartT:
-    try:
-        return validate(model, values, where)
-    except ConfigError as error:
-        raise DataError(str(error)) from None
-
-
 def _lines(model: type[PartT], path: Path) -> Iterable[PartT]:
     for number, values in enumerate(read_json_lines(path), start=1):
-        yield _part(model, values, f"{path}:{number}")
+        yield validate_stored(model, values, f"{path}:{number}")
 
 
 def _read_optional(path: Path) -> dict[str, Any] | None:
@@ -192,7 +185,7 @@ def _read_optional(path: Path) -> dict[str, Any] | None:
 def _warnings(path: Path) -> tuple[str, ...] | None:
     """What preparing the data warned of, None if the run does not say."""
     values = _read_optional(path)
-    return None if values is None else tuple(one.text for one in _part(Warnings, values, str(path)).warnings)
+    return None if values is None else tuple(one.text for one in validate_stored(Warnings, values, str(path)).warnings)
 
 
 def _final_metrics(path: Path) -> FinalMetrics | None:
@@ -200,12 +193,12 @@ def _final_metrics(path: Path) -> FinalMetrics | None:
     if values is None:
         return None
     splits = {key: value for key, value in values.items() if isinstance(value, dict) and "auc" in value}
-    return _part(FinalMetrics, values | {"splits": splits}, str(path))
+    return validate_stored(FinalMetrics, values | {"splits": splits}, str(path))
 
 
 def _optional_part(model: type[PartT], path: Path) -> PartT | None:
     values = _read_optional(path)
-    return None if values is None else _part(model, values, str(path))
+    return None if values is None else validate_stored(model, values, str(path))
 
 
 def _evaluations(folder: Path) -> dict[str, EvaluationRecord]:
@@ -218,7 +211,7 @@ def _evaluations(folder: Path) -> dict[str, EvaluationRecord]:
                 f"{path}: format version {version}, but this dmoe reads version {EVALUATION_FORMAT_VERSION}; "
                 "run `dmoe evaluate` again"
             )
-        evaluation = _part(EvaluationRecord, values, str(path))
+        evaluation = validate_stored(EvaluationRecord, values, str(path))
         if evaluation.split != path.stem:
             raise DataError(f"{path}: holds split '{evaluation.split}'; run `dmoe evaluate` again")
         found[path.stem] = evaluation

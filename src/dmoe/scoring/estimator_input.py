@@ -284,6 +284,12 @@ def check_parameters(overrides: Any, fraction: Any) -> None:
         raise InputError(f"validation_fraction must lie between 0 and 1, both excluded, got {fraction!r}")
 
 
+def check_rows(rows: int) -> None:
+    """Raises: DataError for fewer than four rows."""
+    if rows < LEAST_ROWS:
+        raise DataError(f"X: n_samples={rows}, too few to learn from; at least {LEAST_ROWS} rows are needed")
+
+
 def split_rows(is_second_R: NDArray[np.bool_], fraction: float, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows to learn from and rows to stop by, in order, with both classes in each.
 
@@ -293,8 +299,7 @@ def split_rows(is_second_R: NDArray[np.bool_], fraction: float, seed: int) -> tu
     Raises: DataError if there are fewer than four rows.
     """
     rows = len(is_second_R)
-    if rows < LEAST_ROWS:
-        raise DataError(f"X: n_samples={rows}, too few to learn from; at least {LEAST_ROWS} rows are needed")
+    check_rows(rows)
     by_class = [np.flatnonzero(is_second_R == value) for value in (False, True)]
     counts = [len(one) for one in by_class]
     held = [min(max(round(fraction * count), min(2, count // 2)), count - 1) for count in counts]

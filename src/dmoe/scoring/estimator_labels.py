@@ -18,6 +18,7 @@ from dmoe.scoring.estimator_input import (
     LEAST_ROWS,
     FewRowsWarning,
     as_input_errors,
+    check_rows,
     known_of,
     labels_of,
     split_rows,
@@ -133,8 +134,7 @@ def split_targets(targets: Targets, fraction: float, seed: int) -> tuple[NDArray
     if targets.names is None:
         return split_rows(codes_RT[:, 0] == 1, fraction, seed)
     rows = len(codes_RT)
-    if rows < LEAST_ROWS:
-        raise DataError(f"X: n_samples={rows}, too few to learn from; at least {LEAST_ROWS} rows are needed")
+    check_rows(rows)
     kinds_R = np.unique(codes_RT, axis=0, return_inverse=True)[1].reshape(-1)
     draw = np.random.default_rng(seed)
     held = []

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 
 from dmoe.config.data import SPLITS, DataConfig
 from dmoe.disk.files import read_json
-from dmoe.errors import ConfigError, DataError
 from dmoe.schema import AnyField, CategoricalField, Schema
-from dmoe.validation import validate
+from dmoe.validation import validate_stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +35,7 @@ class DataFolder:
 
         Raises: DataError if schema.json does not hold it.
         """
-        try:
-            return validate(DataConfig, self.schema.source, f"{self.folder / 'schema.json'}: source")
-        except ConfigError as error:
-            raise DataError(str(error)) from None
+        return validate_stored(DataConfig, self.schema.source, f"{self.folder / 'schema.json'}: source")
 
     def field(self, name: str) -> AnyField:
         return next(field for field in self.schema.fields if field.name == name)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dmoe.config.data import SPLITS
 from dmoe.disk.files import write_json, written_aside
 from dmoe.errors import ConfigError
 from dmoe.schema import (
@@ -28,15 +29,13 @@ from dmoe.schema import (
     Schema,
     vocabulary_path,
 )
-from dmoe.shards.files import EncodedRows, find_parts, read_chunks
+from dmoe.shards.files import EncodedRows, count_rows, find_parts, read_chunks
 from dmoe.shards.reader import CHUNK_ROWS
 from dmoe.shards.writer import ShardWriter, arrow_schema
 from dmoe.tokens.lists import as_lists
 
 Counts = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.int32]
-
-_SPLITS = ("train", "valid", "test")
 
 
 def write_latest(data: Path, rows: int, output: Path) -> None:
@@ -50,7 +49,7 @@ def write_latest(data: Path, rows: int, output: Path) -> None:
     Raises: ConfigError if train holds fewer rows; DataError if the data set is damaged.
     """
     schema = Schema.read(data)
-    known = sum(part.num_rows for part in find_parts(data, "train", schema))
+    known = count_rows(find_parts(data, "train", schema))
     if not 1 <= rows <= known:
         raise ConfigError(f"{data}: the train split holds {known:,} rows, so its latest {rows:,} cannot be taken")
     with written_aside(output) as aside:
@@ -68,7 +67,7 @@ def write_latest(data: Path, rows: int, output: Path) -> None:
         splits: dict[str, dict[str, int]] = {}
         unseen: dict[str, dict[str, float]] = {field.name: {} for field in schema.categorical}
         missing: dict[str, dict[str, float]] = {field.name: {} for field in schema.categorical}
-        for split in (split for split in _SPLITS if (data / split).is_dir()):
+        for split in (split for split in SPLITS if (data / split).is_dir()):
             tally = np.zeros((len(schema.categorical), 3), np.int64)  # rows without a value, unseen values, tokens
             positives = written = 0
             writer = ShardWriter(aside / split, arrow_schema(new))
@@ -95,7 +94,7 @@ def write_latest(data: Path, rows: int, output: Path) -> None:
 def _chunks(data: Path, split: str, schema: Schema, latest: int | None) -> Iterator[EncodedRows]:
     parts = find_parts(data, split, schema)
     blocks = [(part, group) for part in parts for group in range(len(part.group_rows))]
-    skipped = 0 if latest is None else sum(part.num_rows for part in parts) - latest
+    skipped = 0 if latest is None else count_rows(parts) - latest
     return read_chunks(blocks, schema, CHUNK_ROWS, skip_rows=skipped)
 
 

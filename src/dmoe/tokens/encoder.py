@@ -29,7 +29,7 @@ from dmoe.tokens.numbers import encode_numbers
 from dmoe.tokens.quantiles import coded_buckets
 from dmoe.tokens.unseen import ValueCounts, missing_rows
 from dmoe.tokens.vocabulary import read_vocabulary
-from dmoe.validation import validate
+from dmoe.validation import validate_stored
 from dmoe.values.coded_columns import MISSING, CodedColumn
 
 
@@ -66,10 +66,7 @@ class RawEncoder:
 
     def __init__(self, folder: Path) -> None:
         self.schema = Schema.read(folder)
-        try:
-            self._config = validate(DataConfig, self.schema.source, f"{folder / 'schema.json'}: source")
-        except ConfigError as error:
-            raise DataError(str(error)) from None
+        self._config = validate_stored(DataConfig, self.schema.source, f"{folder / 'schema.json'}: source")
         merged = [self._config.missing_is_oov(field.name) for field in self.schema.categorical]
         lengths = [field.length for field in self.schema.categorical]
         self._merged_C = np.repeat(np.array(merged, dtype=bool), lengths)

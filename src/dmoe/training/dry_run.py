@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from dmoe.config.data import HELD_OUT, SPLITS
 from dmoe.config.run import RunConfig
 from dmoe.distributed.world import World
 from dmoe.errors import DmoeError
-from dmoe.evaluation.evaluate import HELD_OUT, SPLITS, evaluate_split, scored_rows
+from dmoe.evaluation.evaluate import evaluate_split, scored_rows
 from dmoe.machine.device import on_device
 from dmoe.machine.limits import memory_bytes, peak_memory_bytes
 from dmoe.nn.aligned import AlignedExpert

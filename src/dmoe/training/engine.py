@@ -237,7 +237,7 @@ class Engine:
         if not self.at_once:
             return self._of_all_unread(values)
         like = self.dense[0]
-        weights = [store.weight_norm_squared() if self.clip_norm is not None else 0.0 for store in self.embeddings]
+        weights = self._weight_norms()
         bad = not bool(values.isfinite().all())
         # What no loss of this share of the batch reaches has a gradient if another's does.
         reached = [float(one.grad is not None) for one in self.dense]
@@ -260,14 +260,17 @@ class Engine:
                 parameter.grad = gradient.view_as(parameter)
         return losses
 
+    def _weight_norms(self) -> list[float | Tensor]:
+        """Squared norms of the parts of tables that are held here, where the gradient is bounded: its L2 counts."""
+        return [store.weight_norm_squared() if self.clip_norm is not None else 0.0 for store in self.embeddings]
+
     def _of_all_unread(self, values: Tensor) -> Tensor:
         """As `_of_all` on devices, where no value is read: only what the hosts know goes from host to host."""
         world, like = self.world, self.dense[0]
         reached = [float(one.grad is not None) for one in self.dense]
         told = world.total(torch.tensor([*self.asks.numbers(), *reached], dtype=torch.float64)).tolist()
         self.asked = Asked.read(told[:2])
-        norms = [store.weight_norm_squared() if self.clip_norm is not None else 0.0 for store in self.embeddings]
-        weights = self._on_device(norms)
+        weights = self._on_device(self._weight_norms())
         parts = [values, weights, *(torch.zeros_like(one) if one.grad is None else one.grad for one in self.dense)]
         flat = world.total(torch.cat([one.reshape(-1).to(like.dtype) for one in parts]))
         losses, others, *summed = torch.split(flat, [one.numel() for one in parts])

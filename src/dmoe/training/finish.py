@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from dmoe.config.data import HELD_OUT
 from dmoe.disk.files import only_writer, read_json, read_json_lines, write_json
 from dmoe.errors import Interrupted
-from dmoe.evaluation.evaluate import HELD_OUT, evaluate_split, scored_rows
+from dmoe.evaluation.evaluate import evaluate_split, scored_rows
 from dmoe.machine.limits import peak_memory_bytes
 from dmoe.machine.stopping import StopRequest, stop_requests
 from dmoe.nn.model import DMoE

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmoe.config.data import HELD_OUT
 from dmoe.config.run import RunConfig, TrainingConfig
 from dmoe.disk.files import (
     append_json_line,
@@ -22,10 +23,7 @@ from dmoe.disk.files import (
 from dmoe.disk.replaced import drop_replaced, put_back
 from dmoe.distributed.world import World
 from dmoe.errors import DataError, Interrupted, NonFiniteLossError
-from dmoe.evaluation.evaluate import (
-    HELD_OUT,
-    quick_metrics,
-)
+from dmoe.evaluation.evaluate import quick_metrics
 from dmoe.machine.device import on_device
 from dmoe.machine.stopping import StopRequest, stop_requests
 from dmoe.nn.model import DMoE

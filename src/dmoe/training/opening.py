@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dmoe.config.data import HELD_OUT
 from dmoe.config.run import RunConfig
 from dmoe.disk.files import only_writer
 from dmoe.disk.replaced import bring_back
 from dmoe.distributed.world import World
 from dmoe.errors import ConfigError, DataError, Interrupted
-from dmoe.evaluation.evaluate import HELD_OUT, check_split
+from dmoe.evaluation.evaluate import check_split
 from dmoe.nn.build import build_model, check_model
 from dmoe.schema import Schema
 from dmoe.training.objective import check_tasks

@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from dmoe.disk.files import check_links, read_json, write_json
-from dmoe.errors import ConfigError, DataError
-from dmoe.validation import validate
+from dmoe.errors import DataError
+from dmoe.validation import validate_stored
 
 FORMAT_VERSION: Literal[1] = 1
 ASKED = "study.json"
@@ -127,10 +127,7 @@ class StudyFolder:
     @property
     def asked(self) -> Asked:
         path = self.path / ASKED
-        try:
-            return validate(Asked, read_json(path), str(path))
-        except ConfigError as error:
-            raise DataError(str(error)) from None
+        return validate_stored(Asked, read_json(path), str(path))
 
     @property
     def best(self) -> Path:
@@ -180,10 +177,7 @@ class StudyFolder:
         path = self.trial(number) / DONE
         if not path.is_file():
             return None
-        try:
-            return validate(Record, read_json(path), str(path))
-        except ConfigError as error:
-            raise DataError(str(error)) from None
+        return validate_stored(Record, read_json(path), str(path))
 
     def records(self) -> list[Record]:
         """Of every trial that has ended, in their order."""

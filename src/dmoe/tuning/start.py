@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from dmoe.config.data import HELD_OUT
 from dmoe.config.run import RunConfig
 from dmoe.disk.files import write_json
 from dmoe.errors import ConfigError
-from dmoe.evaluation.evaluate import HELD_OUT
 from dmoe.nn.build import check_model
 from dmoe.schema import Schema
 from dmoe.shards.files import digest_of

@@ -14,7 +14,7 @@ from dmoe.errors import ConfigError, Interrupted, NonFiniteLossError
 from dmoe.evaluation.watch import CorrelationWatch
 from dmoe.experiments.runner import estimated_bytes
 from dmoe.schema import Schema
-from dmoe.shards.files import find_parts
+from dmoe.shards.files import count_rows, find_parts
 from dmoe.training.callbacks import Callback
 from dmoe.training.loop import train
 from dmoe.training.objective import monitored_value
@@ -54,7 +54,7 @@ class Trials:
         study: Study, base: RunConfig, data: Path, memory: int | None, tell: Told, callbacks: CallbacksOf
     ) -> "Trials":
         schema = Schema.read(data)
-        rows = sum(part.num_rows for part in find_parts(data, "train", schema))
+        rows = count_rows(find_parts(data, "train", schema))
         return Trials(study, base, data, schema, rows, memory, tell, callbacks)
 
     def run(self, taken: Taken) -> Record:

@@ -1,7 +1,6 @@
 """Works through the trials of a study: in this process, or in several that share its storage."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ import torch
 
 from dmoe.config.run import RunConfig
 from dmoe.errors import DmoeError, Interrupted
+from dmoe.machine.limits import environment_of
 from dmoe.machine.stopping import stop_requests
 from dmoe.tuning.folder import Record, best_of
 from dmoe.tuning.study import Study
@@ -147,8 +147,7 @@ def _spawn(command: Sequence[str], order: Order, began: float) -> "subprocess.Po
     seconds = order.limits.seconds
     left = None if seconds is None else max(seconds - (time.monotonic() - began), 0.0)
     order = replace(order, limits=replace(order.limits, seconds=left))
-    threads = str(order.limits.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+    environment = environment_of(order.limits.threads)
     # A session of its own: Ctrl-C is for this process, which then stops them in good order.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
     assert process.stdin is not None

@@ -6,7 +6,6 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from dmoe.config.run import RunConfig, check_device
 from dmoe.disk.files import give_usual_mode, written_aside
 from dmoe.distributed.layout import RowLayout
 from dmoe.errors import ConfigError, DataError
+from dmoe.machine.packages import installed
 from dmoe.nn.build import build_model
 from dmoe.nn.model import DMoE
 from dmoe.nn.tables.table import without_rows
@@ -204,11 +204,7 @@ def table_layouts(model: DMoE) -> dict[str, RowLayout]:
 def environment_facts() -> dict[str, Any]:
     """Versions, hardware and the revision of the working directory's git checkout, if it is one."""
     versions = {"python": platform.python_version()}
-    for name in _REPORTED:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    versions |= {name: found for name in _REPORTED if (found := installed(name)) is not None}
     return {
         "versions": versions,
         "hardware": {
