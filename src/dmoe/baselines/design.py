@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from dmoe.schema import MISSING_ID, MultiValuedField, Schema
+from dmoe.schema import MISSING_ID, MultiValuedField, NumericField, Schema
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ids: TypeAlias = npt.NDArray[np.int32]
@@ -29,7 +29,7 @@ class Design:
     """One column an id of each field, one a bin of each numeric field, and the number itself.
 
     Values of a multi-valued field weigh 1/their number, so that each field adds up to 1 in every row that has one.
-    `edges` are the inner bounds of each numeric field's bins.
+    `edges` are the inner bounds of each numeric field's bins, float32 numbers between those of the rows.
     """
 
     schema: Schema
@@ -38,12 +38,8 @@ class Design:
     @staticmethod
     def of(schema: Schema, numeric_RN: Numbers) -> "Design":
         """The design whose bins hold about equal numbers of these rows."""
-        shares = np.arange(1, BINS) / BINS
-        edges = tuple(
-            tuple(np.unique(np.quantile(numeric_RN[:, index], shares, method="inverted_cdf")).astype(float).tolist())
-            for index in range(numeric_RN.shape[1])
-        )
-        return Design(schema, edges)
+        edges = (_between(numeric_RN[:, index], field) for index, field in enumerate(schema.numeric))
+        return Design(schema, tuple(tuple(one.astype(float).tolist()) for one in edges))
 
     @property
     def id_columns(self) -> int:
@@ -82,6 +78,29 @@ class Design:
             return place
         bits = MOST_COLUMNS.bit_length() - 1
         return ((place.astype(np.uint64) * _MULTIPLIER) >> np.uint64(64 - bits)).astype(np.int64)
+
+
+# Of a number in units of its field's scale: far above what float64 rounds, far below what float32 tells apart.
+_ROUNDING = 2.0**-44
+
+
+def _between(numbers_R: Numbers, field: NumericField) -> Numbers:
+    """The bounds of `BINS` bins of about equally many values, each bound between two of them.
+
+    A bound at a value would part what is one but for rounding: the same number worked out by other operations, as an
+    exported graph does, or encoded and turned back. Values that only rounding tells apart are not parted either.
+    """
+    values = np.unique(numbers_R)
+    shares = np.arange(1, BINS) / BINS
+    quantiles = np.unique(np.quantile(numbers_R, shares, method="inverted_cdf"))
+    lower, upper = values[:-1], values[1:]
+    reach = np.abs(lower.astype(np.float64)) + abs(field.mean) / field.scale
+    gaps = np.flatnonzero(upper.astype(np.float64) - lower > _ROUNDING * reach)
+    after = np.searchsorted(gaps, np.searchsorted(values, quantiles))  # the first gap at or above each quantile
+    chosen = np.unique(gaps[after[after < len(gaps)]])
+    middle = (0.5 * (lower[chosen].astype(np.float64) + upper[chosen])).astype(np.float32)
+    bounds: Numbers = np.where(middle < upper[chosen], middle, lower[chosen])  # of neighbours in float32 the lower one
+    return bounds
 
 
 def _weights(ids_RL: Ids, several: bool) -> Floats:

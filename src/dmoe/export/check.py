@@ -68,7 +68,7 @@ def bucket_number(token: str) -> float:
 
 
 class Decoder:
-    """Encoded rows back to raw values: the values that training saw, up to rounding of numbers."""
+    """Encoded rows back to raw values: what training saw, numbers up to rounding and missing where encoded as that."""
 
     def __init__(
         self, schema: Schema, inputs: Sequence[FieldInput], vocabularies: Path, tables: Mapping[str, TokenTable]
@@ -92,7 +92,8 @@ class Decoder:
             one = by_name[field.name]
             features[field.name] = self._categorical(one, ids_BC[:, columns].reshape(-1)).reshape(-1, one.width)
         for index, numeric in enumerate(self._schema.numeric):
-            features[numeric.name] = _unscaled(numeric, numeric_BN[:, index]).reshape(-1, 1)
+            encoded_B = numeric_BN[:, index]
+            features[numeric.name] = np.where(encoded_B == 0, math.nan, _unscaled(numeric, encoded_B)).reshape(-1, 1)
         return features
 
     def example(self, one: FieldInput) -> str | float | None:

@@ -163,14 +163,23 @@ def _scaled_numbers(graph: _Graph, fields: Sequence[NumericField]) -> None:
     values = numbers
     logs = [field.transform == "log" for field in fields]
     if any(logs):
-        one = graph.constant(1, np.float64)
-        size = graph.add("Log", graph.add("Add", graph.add("Abs", numbers), one))
-        log = graph.add("Mul", graph.add("Sign", numbers), size)
+        log = graph.add("Mul", graph.add("Sign", numbers), _log_of_one_more(graph, graph.add("Abs", numbers)))
         values = log if all(logs) else graph.add("Where", graph.constant([logs], np.bool_), log, numbers)
     centred = graph.add("Sub", values, graph.constant([[field.mean for field in fields]], np.float64))
     scaled = graph.add("Div", centred, graph.constant([[field.scale for field in fields]], np.float64))
     present = graph.add("Where", graph.add("IsNaN", numbers), graph.constant(0, np.float64), scaled)
     graph.add("Cast", present, output="numeric", to=graph.onnx.TensorProto.FLOAT)
+
+
+def _log_of_one_more(graph: _Graph, numbers: str) -> str:
+    """ln(1 + x) to the last digits of float64, for which ONNX has no operator: with u = 1 + x as it is rounded,
+    ln(u) * x / (u - 1), or x where u is 1 (Goldberg 1991, theorem 4)."""
+    one = graph.constant(1, np.float64)
+    above = graph.add("Add", numbers, one)
+    added = graph.add("Sub", above, one)
+    lost = graph.add("Equal", added, graph.constant(0, np.float64))
+    log = graph.add("Mul", graph.add("Log", above), graph.add("Div", numbers, graph.add("Where", lost, one, added)))
+    return graph.add("Where", lost, numbers, log)
 
 
 def joined(front: Any, model: Any) -> Any:
