@@ -19,8 +19,12 @@ def validate(model: type[ModelT], values: Mapping[str, Any], source: str) -> Mod
 
     Raises: ConfigError.
     """
+    return _validated(model, settled(values, model), source)
+
+
+def _validated(model: type[ModelT], values: Any, source: str) -> ModelT:
     try:
-        return model.model_validate(settled(values, model))
+        return model.model_validate(values)
     except ValidationError as error:
         lines = [_line(model, fault, source) for fault in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
@@ -32,7 +36,7 @@ def validate_stored(model: type[ModelT], values: Mapping[str, Any], source: str)
     Raises: DataError.
     """
     try:
-        return validate(model, values, source)
+        return _validated(model, values, source)
     except ConfigError as error:
         raise DataError(str(error)) from None
 

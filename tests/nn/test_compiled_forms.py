@@ -1,15 +1,18 @@
 """The compiled loops of inner products, GwPFM and assembled tables, against the torch form that other devices take."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dmoe.errors import DataError
 from dmoe.nn.experts import IPNN, GwPFM, pairs
 from dmoe.nn.experts import gwpfm as gwpfm_module
 from dmoe.nn.experts.pairs import PairProducts
 from dmoe.nn.model import DMoE
+from dmoe.nn.tables import assembly, lookup
 from dmoe.nn.tables import fields as fields_module
 from dmoe.nn.tables.bank import TokenField
 from dmoe.nn.tables.fields import FieldEmbedding
@@ -116,6 +119,37 @@ def test_tables_put_together_at_once_equal_those_of_each_bank(storage: torch.dty
     finally:
         torch.set_num_threads(before)
     assert_same(at_once, by_bank)
+
+
+@pytest.mark.parametrize("storage", [None, torch.float16])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_few_rows_are_copied_without_compiled_loops_to_the_same_bits(storage: torch.dtype | None, rows: int) -> None:
+    embedding, one_bank = built(storage), FieldEmbedding([3, 5], 2, [2, 3])
+    products = PairProducts(4, diagonal=True, with_embeddings=True)
+    sizes = [field.rows for field in FIELDS for _ in range(field.length)]
+    ids = torch.stack([torch.randint(0, size, (rows,)) for size in sizes], dim=1)
+    plain_ids, numeric, vectors = torch.randint(0, 3, (rows, 2)), torch.randn(rows, 2), torch.randn(rows, 4, 3)
+
+    @torch.no_grad()
+    def found() -> list[Tensor]:
+        return [*embedding(ids, numeric), *one_bank(plain_ids, numeric), products(vectors)]
+
+    copied = found()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (assembly, lookup, pairs):
+            patch.setattr(module, "FEW_ROWS", -1)
+        looped = found()
+    assert all(torch.equal(one, other) for one, other in zip(copied, looped, strict=True))
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_a_bad_id_is_the_same_one_in_few_rows_and_in_many(bad: int) -> None:
+    sizes = np.array([4, 3])
+    for rows in (lookup.FEW_ROWS, lookup.FEW_ROWS + 1):
+        ids = torch.ones(rows, 2, dtype=torch.int32)
+        ids[3:5, 1] = ids[5, 0] = bad
+        with pytest.raises(DataError, match=rf"row 3 of the batch: categorical field 1 has id {bad}, but"):
+            lookup.check_ids(ids, sizes)
 
 
 def test_a_table_that_no_loss_reads_gets_no_gradient() -> None:

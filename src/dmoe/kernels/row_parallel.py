@@ -9,9 +9,10 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import update_wrapper
+from threading import RLock
 from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 # Dtypes that a table may be stored in, beside those of the arithmetic.
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
+# Up to as many rows torch and numpy copy instead, to the same bits: no more is to be had than loading numba takes.
+FEW_ROWS = 64
+
+_compiling = RLock()
 _executors: dict[int, ThreadPoolExecutor] = {}
 
 
@@ -29,22 +34,41 @@ def kernel(function: FunctionT) -> FunctionT:
 
     Only the contraction of a product and a sum into one rounding is allowed; no other reordering of floats.
     """
-    return _compiled(function, {"contract"})
+    return cast(FunctionT, _Loop(function, {"contract"}))
 
 
 def sum_kernel(function: FunctionT) -> FunctionT:
     """A `kernel` whose sums may be taken in several lanes; the order is fixed when it is compiled."""
-    return _compiled(function, {"contract", "reassoc"})
+    return cast(FunctionT, _Loop(function, {"contract", "reassoc"}))
 
 
-def _compiled(function: FunctionT, fastmath: set[str]) -> FunctionT:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
-    try:
-        compiled: Any = numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        # Neither the package folder nor the user's cache folder can be written: compile in every process.
-        compiled = numba.njit(**options)(function)
-    return cast(FunctionT, compiled)
+class _Loop:
+    """A function that is compiled when it is first called: loading numba takes longer than loading a model."""
+
+    def __init__(self, function: Callable[..., Any], fastmath: set[str]) -> None:
+        update_wrapper(self, function)
+        self._function, self._fastmath = function, fastmath
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        return (self._compiled or self._compile())(*arguments)
+
+    def _compile(self) -> Callable[..., Any]:
+        import numba
+
+        with _compiling:
+            if self._compiled is None:
+                names = self._function.__globals__
+                for name in self._function.__code__.co_names:
+                    if isinstance(names.get(name), _Loop):  # which it calls: numba knows its own functions only
+                        names[name] = names[name]._compile()
+                options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": self._fastmath}
+                try:
+                    self._compiled = numba.njit(cache=True, **options)(self._function)
+                except RuntimeError:
+                    # Neither the package folder nor the user's cache folder can be written: compile in every process.
+                    self._compiled = numba.njit(**options)(self._function)
+        return self._compiled
 
 
 def map_chunks(total: int, chunk: int, work: Callable[[int, int], Any]) -> list[Any]:

@@ -5,10 +5,11 @@ Shape suffixes: B rows, F fields, D embedding width, P pairs, W width of the res
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dmoe.kernels.row_parallel import compiled_loops_serve, map_chunks
+from dmoe.kernels.row_parallel import FEW_ROWS, compiled_loops_serve, map_chunks
 from dmoe.nn.experts.pair_kernels import copy_upper, mirror_upper
 
 # Gram matrices are made and used up in pieces that stay in a core's cache.
@@ -57,6 +58,10 @@ class _UpperGramInPieces(torch.autograd.Function):
             piece_BFD = embeddings_BFD[start:stop]
             gram = torch.bmm(piece_BFD, piece_BFD.transpose(1, 2)).numpy()
             part = output[start:stop]
+
+            if rows <= FEW_ROWS:
+                part[:, first:] = gram[:, *np.triu_indices(fields, above)]
+                continue
 
             def copy(begin: int, end: int, gram: Any = gram, part: Any = part) -> None:
                 copy_upper(begin, end, gram, above, first, part)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dmoe.kernels.row_parallel import map_chunks
+from dmoe.kernels.row_parallel import FEW_ROWS, map_chunks
 from dmoe.nn.tables import kernels
 from dmoe.nn.tables.lookup import Source, sum_of_duplicates
 
@@ -125,15 +125,15 @@ class _Assembly(torch.autograd.Function):
 
             def look_up(start: int, stop: int, one: Lookup = one, read: tuple[Any, Any, Any] = read) -> None:
                 for first_column, table in zip(accumulate(one.widths, initial=0), one.of, strict=False):
-                    places = one.places[table]
-                    kernels.gather_to(start, stop, *read, first_column, places, arrays[table])
+                    gather = kernels.gather_to if rows > FEW_ROWS else _gather_few
+                    gather(start, stop, *read, first_column, one.places[table], arrays[table])
 
             map_chunks(rows, _ROWS_PER_CHUNK, look_up)
         for (table, places), part_BFD in zip(ctx.parts, tensors[len(lookups) :], strict=True):
             moved = part_BFD.numpy(), places, arrays[table]
 
             def put(start: int, stop: int, moved: Any = moved) -> None:
-                kernels.put_fields(start, stop, *moved)
+                (kernels.put_fields if rows > FEW_ROWS else _put_few)(start, stop, *moved)
 
             map_chunks(rows, _ROWS_PER_CHUNK, put)
         return outputs
@@ -165,3 +165,25 @@ class _Assembly(torch.autograd.Function):
             map_chunks(len(gradient_BFD), _ROWS_PER_CHUNK, take)
             found.append(part_BFD)
         return None, None, None, None, *found
+
+
+def _gather_few(
+    start: int,
+    stop: int,
+    ids_BC: Any,
+    offsets_C: Any,
+    weight_VS: Any,
+    first_column: int,
+    places_C: Places,
+    out_BFD: Any,
+) -> None:
+    """As `kernels.gather_to`."""
+    columns = np.flatnonzero(places_C >= 0)
+    rows_BC = ids_BC[start:stop, columns] + offsets_C[columns]
+    out_BFD[start:stop, places_C[columns]] = weight_VS[rows_BC, first_column : first_column + out_BFD.shape[2]]
+
+
+def _put_few(start: int, stop: int, part_BFD: Any, places_F: Places, out_BFD: Any) -> None:
+    """As `kernels.put_fields`."""
+    fields = np.flatnonzero(places_F >= 0)
+    out_BFD[start:stop, places_F[fields]] = part_BFD[start:stop, fields]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dmoe.errors import DataError
 from dmoe.kernels import row_access
-from dmoe.kernels.row_parallel import map_chunks, numpy_dtype
+from dmoe.kernels.row_parallel import FEW_ROWS, map_chunks, numpy_dtype
 from dmoe.nn.tables import kernels
 
 if TYPE_CHECKING:
@@ -165,10 +165,17 @@ def check_ids(ids_BC: Tensor, sizes_C: Array, names: Sequence[str] | None = None
         if not bool(outside_BC.any()):
             return
         ids_BC = ids_BC.cpu()
-    position = kernels.first_bad_id(ids_BC.numpy(), sizes_C)
+    position = _first_bad_id(ids_BC.numpy(), sizes_C)
     if position >= 0:
         row, column = divmod(position, ids_BC.shape[1])
         raise bad_id(row, column, int(ids_BC[row, column]), int(sizes_C[column]), names)
+
+
+def _first_bad_id(ids_BC: Array, sizes_C: Array) -> int:
+    if len(ids_BC) > FEW_ROWS:
+        return kernels.first_bad_id(ids_BC, sizes_C)
+    outside_P = ((ids_BC < 0) | (ids_BC >= sizes_C)).reshape(-1)
+    return int(outside_P.argmax()) if outside_P.any() else -1
 
 
 def bad_id(row: int, column: int, found: int, size: int, names: Sequence[str] | None) -> DataError:
@@ -263,6 +270,8 @@ def _gather(source: Source, num_numeric: int, widths: Sequence[int], dtype: torc
     index, offsets, rows = source.arrays()
     firsts_T, widths_T = np.array([0, *accumulate(widths)]), np.array(widths)
     num_positions = num_rows * num_fields
+    if num_rows <= FEW_ROWS:
+        return _gather_few(index + offsets, rows, widths, num_fields, numpy_dtype(dtype))
     flat = np.empty(num_positions * int(firsts_T[-1]), numpy_dtype(dtype))
 
     def copy(start: int, stop: int) -> None:
@@ -276,6 +285,18 @@ def _gather(source: Source, num_numeric: int, widths: Sequence[int], dtype: torc
         else torch.empty(num_rows, num_fields, width, dtype=dtype)
         for first, width in zip(firsts_T.tolist(), widths, strict=False)
     )
+
+
+def _gather_few(
+    rows_BC: Array, rows: Array, widths: Sequence[int], num_fields: int, dtype: np.dtype[Any]
+) -> tuple[Tensor, ...]:
+    num_rows, num_categorical = rows_BC.shape
+    read_BCS, outputs = rows[rows_BC], []
+    for first, width in zip(accumulate(widths, initial=0), widths, strict=False):
+        output_BFD = np.empty((num_rows, num_fields, width), dtype)
+        output_BFD[:, :num_categorical] = read_BCS[:, :, first : first + width]
+        outputs.append(torch.from_numpy(output_BFD))
+    return tuple(outputs)
 
 
 def sum_of_duplicates(
