@@ -25,7 +25,7 @@ suppress_warnings = [
     "misc.highlighting_failure",  # cells of `%%bash` are no Python
 ]
 
-# Tutorials are executed by `make docs` (again only where they changed) and by tests/docs/test_tutorials.py.
+# Tutorials are executed by `make docs` (again only where they changed) and by tests/test_site.py.
 nb_execution_mode = "cache"
 nb_execution_in_temp = True
 nb_execution_excludepatterns = [] if "DMOE_DATA" in os.environ else ["tutorials/criteo.md"]
@@ -37,9 +37,9 @@ nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_inherit_docstrings = False  # `forward` would be explained as torch explains it
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
 default_role = "code"
 nitpicky = True
 # Types of other libraries, whose inventories would have to be fetched, and names of types that are no page's subject.

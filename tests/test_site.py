@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import dmoe.decorrelation
+
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted(path.stem for path in (ROOT / "docs" / "tutorials").glob("*.md") if path.stem != "index")
 _EXECUTE = """
@@ -69,6 +71,13 @@ def test_the_site_is_whole(tmp_path: Path) -> None:
                 assert target.is_file(), f"{path.relative_to(site)}: {link}"
                 if target in pages and parts.fragment:
                     assert unquote(parts.fragment) in pages[target].ids, f"{path.relative_to(site)}: {link}"
+    reference = {id for path, page in pages.items() if path.parent.name == "reference" for id in page.ids}
+    losses = set(dmoe.decorrelation.__all__)
+    promised = {f"dmoe.decorrelation.{name}" if name in losses else f"dmoe.{name}" for name in dmoe.__all__}
+    assert promised <= reference, promised - reference
+    for text in ((site / "reference" / f"{name}.html").read_text(encoding="utf-8") for name in ("dmoe", "experts")):
+        assert "performed at every call" not in text, "torch's text of forward"
+        assert ">Type<" not in text, "a colon in the text of an attribute is taken for the end of its type"
     assert (site / "external-links.txt").stat().st_size > 0
     assert "cdn." not in (site / "architecture.html").read_text(encoding="utf-8")
 

@@ -79,8 +79,42 @@ def complete_contents(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = source[0].replace("UNLISTED", "\n".join(page for page in pages if page not in listed | {"index"}))
 
 
+class TextOfAttributes:
+    """Keeps the text of attributes from Napoleon, which takes what stands before a colon for their type."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+    def keep(self, _app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+        self.kept = []
+        if what in ("attribute", "property"):
+            self.kept, lines[:] = list(lines), []
+
+    def put_back(
+        self, _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
+    ) -> None:
+        if self.kept:
+            lines[:], self.kept = self.kept, []
+
+
+def skip_what_says_nothing(
+    _app: Sphinx, _what: str, name: str, found: object, _skip: bool, _options: object
+) -> bool | None:
+    """What Python says of a named tuple's fields, and scikit-learn of the methods that it adds to an estimator."""
+    text = getattr(found, "__doc__", None) or ""
+    return True if text.startswith("Alias for field number") or re.fullmatch(r"set_\w+_request", name) else None
+
+
 def lead_words(_app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    led: str | None = None  # the indentation of a paragraph that begins with such a word
     for index, line in enumerate(lines):
+        if found := _LEAD.match(line):
+            led = found[1]
+        elif not line.strip():
+            led = None
+        elif led is not None:
+            # Its further lines are indented, which reStructuredText takes for a definition.
+            line = led + line.lstrip()
         # |r| is a magnitude to us and a substitution to reStructuredText.
         lines[index] = re.sub(r"\|(\w+)\|", r"\|\1\|", _LEAD.sub(r"\1**\2:** ", line))
 
@@ -103,6 +137,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("command-help", CommandHelp)
     app.add_directive("mermaid", Mermaid)
     app.connect("source-read", complete_contents)
-    app.connect("autodoc-process-docstring", lead_words)
+    attributes = TextOfAttributes()
+    app.connect("autodoc-process-docstring", attributes.keep, priority=400)  # Napoleon comes at 500
+    app.connect("autodoc-process-docstring", attributes.put_back, priority=600)
+    app.connect("autodoc-process-docstring", lead_words, priority=700)
+    app.connect("autodoc-skip-member", skip_what_says_nothing)
     app.connect("build-finished", list_external_links)
     return {"parallel_read_safe": True}

@@ -33,7 +33,7 @@ CovNorm = Literal["l1", "l2"]
 
 
 class AlphaScales(NamedTuple):
-    """One weight, said in both scales of the loss."""
+    """One weight, said in both scales of the loss: `paper` and `dimension_free`."""
 
     paper: float
     dimension_free: float

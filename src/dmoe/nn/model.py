@@ -79,8 +79,9 @@ class DMoE(nn.Module):
         foreign: what a gate does with another owner's experts: "hidden", "stopped" or "open"; see `dmoe.nn.heads`.
         gates: "per-head", or "one" for all heads.
         levels: further levels of experts, which read what the level below is mixed to; see `dmoe.nn.levels`.
-        embedding_scale, tower_scale: fields of a row that scale its embeddings, or its towers' layers; see
-            `dmoe.nn.personal`, and for `domain_towers`: towers of a domain by themselves, or "star".
+        embedding_scale: fields of a row that scale its embeddings; see `dmoe.nn.personal`.
+        tower_scale: the same for the layers of its towers.
+        domain_towers: "own", each domain's towers by themselves, or "star", their weights times shared ones.
         world: processes that each hold a part of the tables' rows; by default one.
 
     With one expert there is no gate and no mixture: the "single expert" column of the paper's Table 1.

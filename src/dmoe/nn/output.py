@@ -15,10 +15,10 @@ Location = Literal["output", "pre-activation", "intermediate", "input", "levels"
 class TaskOutput:
     """What one task is predicted to be, and how its gate weighed the experts; of each row in its own domain."""
 
-    logit: Tensor  # (B,)
-    gate_weights: Tensor  # (B, M) over all experts, 0 for those that the gate does not mix; rows sum to 1
-    unit_weights: Tensor | None = None  # (B, M, H) of a per-unit gate
-    linear: Tensor | None = None  # (B,) of the linear part, in evaluation mode
+    logit: Tensor  #: (B,)
+    gate_weights: Tensor  #: (B, M) over all experts, 0 for those that the gate does not mix; rows sum to 1
+    unit_weights: Tensor | None = None  #: (B, M, H) of a per-unit gate
+    linear: Tensor | None = None  #: (B,) of the linear part, in evaluation mode
 
 
 class Group(NamedTuple):
@@ -37,19 +37,19 @@ class DMoEOutput:
     Of a model with levels, what is said of experts is said of those of the last level, which the heads mix.
     """
 
-    logit: Tensor  # (B,)
-    expert_outputs: tuple[Tensor, ...]  # M of (B, H), after the alignment ReLU
-    gate_weights: Tensor  # (B, M), rows sum to 1; of a per-unit gate, the means over units
-    pre_activations: tuple[Tensor, ...]  # M of (B, H), before that ReLU
-    intermediates: tuple[tuple[Tensor, ...], ...]  # per expert, the inner layers that it names
-    inputs: tuple[Tensor, ...]  # M of (B, F * D): each expert's own embeddings, flattened
-    unit_weights: Tensor | None = None  # (B, M, H) of a per-unit gate
-    gate_loss: Tensor | None = None  # scalar: what balanced gates add to the loss while training
-    linear: Tensor | None = None  # (B,) of the linear part, in evaluation mode
+    logit: Tensor  #: (B,)
+    expert_outputs: tuple[Tensor, ...]  #: M of (B, H), after the alignment ReLU
+    gate_weights: Tensor  #: (B, M), rows sum to 1; of a per-unit gate, the means over units
+    pre_activations: tuple[Tensor, ...]  #: M of (B, H), before that ReLU
+    intermediates: tuple[tuple[Tensor, ...], ...]  #: per expert, the inner layers that it names
+    inputs: tuple[Tensor, ...]  #: M of (B, F * D): each expert's own embeddings, flattened
+    unit_weights: Tensor | None = None  #: (B, M, H) of a per-unit gate
+    gate_loss: Tensor | None = None  #: scalar: what balanced gates add to the loss while training
+    linear: Tensor | None = None  #: (B,) of the linear part, in evaluation mode
     tasks: tuple[TaskOutput, ...] = ()
-    domain: Tensor | None = None  # (B,) int64, the domain of each row, of a model that is told the domains
-    scales: tuple[tuple[Tensor, ...], ...] = ()  # for each head those of its tower's layers, of a model that has them
-    levels: tuple[tuple[Tensor, ...], ...] = ()  # of each level what `expert_outputs` is of the last
+    domain: Tensor | None = None  #: (B,) int64, the domain of each row, of a model that is told the domains
+    scales: tuple[tuple[Tensor, ...], ...] = ()  #: for each head those of its tower's layers, of a model that has them
+    levels: tuple[tuple[Tensor, ...], ...] = ()  #: of each level what `expert_outputs` is of the last
 
     def layers(self, location: Location) -> list[tuple[Tensor, ...]]:
         """The layers of `groups`."""
