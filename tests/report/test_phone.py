@@ -41,7 +41,11 @@ def test_a_report_fits_a_phone(make_run: MakeRun, tmp_path: Path, several: bool)
         page = browser.new_page(viewport={"width": 390, "height": 800}, is_mobile=True)
         page.goto(f"file://{tmp_path / 'report.html'}")
         width, right, smallest = page.evaluate(MEASURE)
+        captions = page.evaluate(
+            "[...document.querySelectorAll('caption')].map(one => one.getBoundingClientRect().width)"
+        )
         browser.close()
     assert width <= 390
     assert right <= 391
     assert smallest >= 8
+    assert max(captions) <= 390, "what is said above a table is cut off where the table goes on"
