@@ -105,6 +105,20 @@ def test_the_suggestion_works_as_it_is(
     assert fields == taken | {"hour", "weekday", "weekend"}
 
 
+def test_the_id_of_a_session_is_no_field(tmp_path: Path) -> None:
+    """It comes in two rows that follow each other and never again; the ids of users who come back stay."""
+    table = columns(3000)
+    table["session"] = [f"s{10**6 + 7919 * (index // 2)}" for index in range(3000)]
+    table["number"] = [str(10**6 + 7919 * (index // 2 * 17 % 1500)) for index in range(3000)]
+    draw = np.random.default_rng(2)
+    table["user"] = [f"u{one}" for one in draw.integers(3000, size=3000)]
+    found = inspect_log([str(write(tmp_path / "log.csv", table))], label="click", max_rows=10**6)
+    kinds = {one.name: one.kind for one in found.columns}
+    assert [kinds[name] for name in ("session", "number", "user")] == ["row id", "row id", "categorical"]
+    assert "session: 100% of later rows have a value that no earlier row has" in found.yaml()
+    assert not {"session", "number"} & {one.field for one in found.warnings}
+
+
 def test_a_label_may_be_named_and_the_first_rows_be_enough(tmp_path: Path) -> None:
     table = columns(2000)
     table["other"] = [str(1 - int(one)) for one in table["click"]]

@@ -213,13 +213,16 @@ def test_fields_mostly_unseen_are_named_also_after_an_update(tmp_path: Path) -> 
 
 def test_rare_values_are_not_called_new() -> None:
     """Where most of train's values have no token either, it is the least count that took it."""
-    rare = unseen_suspicion("x", "test", 0.62, 1000, 0.6)
-    new = unseen_suspicion("x", "test", 0.62, 1000, 0.05)
+    rare = unseen_suspicion("x", "test", 0.62, 1000, 0.6, in_order=False)
+    new = unseen_suspicion("x", "test", 0.62, 1000, 0.05, in_order=False)
+    later = unseen_suspicion("x", "test", 0.62, 1000, 0.05, in_order=True)
     assert rare is not None
     assert new is not None
     assert "not far above the 60.0% of train; they are rare rather than new" in rare.text
     assert ", far above the 5.0% of train; split by time" in new.text
-    assert unseen_suspicion("x", "test", 0.49, 1000, 0.0) is None
+    assert later is not None
+    assert ", far above the 5.0% of train; give it hash_buckets" in later.text
+    assert unseen_suspicion("x", "test", 0.49, 1000, 0.0, in_order=False) is None
 
 
 def test_the_command_says_them_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,8 @@ from dmoe.values.coded_columns import pc
 
 MISSING_WORDS = ("NA", "N/A", "null", "NULL", "None", "nan", "NaN", "\\N")
 MIN_COUNTS = (1, 2, 5, 10)
+# Of a session's or request's id: values that come in few rows, nearly none of them in later ones.
+_FRESH_DISTINCT, _FRESH = 0.4, 0.95
 _FEW_VALUES = 20
 _FEW_DECIMALS = 100
 _NUMBER_GROUPS = 50
@@ -94,6 +96,10 @@ class Reader:
         gains: dict[int, float] = {}
         if choice.kind == "categorical" or choice.also_categorical:
             unseen, gains = self._unseen(column)
+        fresh = len(column.texts) > _FRESH_DISTINCT * rows and unseen.get(1, 0) > _FRESH
+        if choice.kind == "categorical" and choice.note is None and fresh:
+            choice = _Choice("row id", note=f"{unseen[1]:.0%} of later rows have a value that no earlier row has")
+            unseen, gains = {}, {}
         facts = ColumnFacts(
             column.name,
             choice.kind,

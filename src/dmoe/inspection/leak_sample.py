@@ -201,8 +201,9 @@ def _unseen(data: DataFolder, field: AnyField) -> list[Suspicion]:
     entry: dict[str, Any] = data.summary["fields"][field.name]
     unseen, values = entry["unseen"], entry["values"]
     train_rows, train = data.summary["splits"]["train"]["rows"], unseen.get("train", 0.0)
+    in_order = data.schema.source.get("split", {}).get("kind") in ("time", "ordered")
     found = [
-        unseen_suspicion(field.name, split, unseen.get(split, 0.0), values.get(split, 0), train)
+        unseen_suspicion(field.name, split, unseen.get(split, 0.0), values.get(split, 0), train, in_order=in_order)
         for split in ("test", "valid")
     ]
     distinct = entry.get("distinct_in_train")

@@ -34,7 +34,8 @@ _BLOCKS = 20
 _CHANCE = 1e-6
 _COPIES = 0.01
 _FINE_BUCKETS = 256
-_NEW = "split by time to see what later days bring, give it hash_buckets, or train against unseen tokens"
+_NEW = "give it hash_buckets, or train against unseen tokens"
+_OF_LATER = "split by time to see what later days bring, "
 _RARE = "they are rare rather than new: a lower min_count or hash_buckets gives them one"
 
 
@@ -227,9 +228,11 @@ def order_suspicions(column: SampleColumn, train_N: npt.NDArray[np.bool_]) -> li
     ]
 
 
-def unseen_suspicion(name: str, split: str, share: float, values: int, in_train: float) -> Suspicion | None:
+def unseen_suspicion(
+    name: str, split: str, share: float, values: int, in_train: float, *, in_order: bool
+) -> Suspicion | None:
     """A field of whose `values` in rows that were not fitted on at least half have no token: new ones if that is far
-    above the share of train's own (`dmoe.tokens.unseen`), else rare ones."""
+    above the share of train's own (`dmoe.tokens.unseen`), else rare ones. `in_order`: these rows are later ones."""
     if share < _UNSEEN or not values:
         return None
     new = is_far_above(round(share * values), values, in_train)
@@ -239,7 +242,7 @@ def unseen_suspicion(name: str, split: str, share: float, values: int, in_train:
         name,
         round(share, 4),
         f"'{name}': {share:.1%} of the values of {split} have no token, {above} {in_train:.1%} of train; "
-        f"{_NEW if new else _RARE}",
+        f"{('' if in_order else _OF_LATER) + _NEW if new else _RARE}",
     )
 
 

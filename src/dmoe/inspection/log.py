@@ -188,7 +188,7 @@ def _suspicions(
             continue
         order, told = order_suspicions(sample, judge.fit_N), telling_suspicions(sample, judge)
         later = int((~judge.fit_N).sum())
-        new = unseen_suspicion(facts.name, "later rows", facts.unseen.get(1, 0.0), later, 0.0)
+        new = unseen_suspicion(facts.name, "later rows", facts.unseen.get(1, 0.0), later, 0.0, in_order=True)
         yield from [*order, *(found.of_label(name) for found in told)] or ([new] if new is not None else [])
 
 
