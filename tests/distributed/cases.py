@@ -54,6 +54,8 @@ class Case:
     clip_norm: float | None = 0.2
     scales: bool = False
     sizes: tuple[int, ...] = (3,)
+    shrinkage: float = 0.0
+    host_tables: bool = False
     on_device: bool = False  # in the form that a step has on devices: the next batch is known, no value is read
 
 
@@ -84,6 +86,23 @@ CASES = {
         fields=BANKS,
         model={"expert_fields": [[0, 1, 2, 6], None]},
         on_device=True,
+    ),
+    # Rows are read, asked for and updated on the host, the next batch's ahead; the rest is where a device would be.
+    "host tables": Case({"embedding_l2": 1e-3}, terms=_corr, sizes=(2, 3), on_device=True, host_tables=True),
+    "host tables, row clip, banks": Case(
+        {"embedding_l2": 1e-4, "embedding_clip": {"r": 0.1, "zeta": 1e-4}},
+        fields=BANKS,
+        model={"expert_fields": [[0, 1, 2, 6], None]},
+        host_tables=True,
+    ),
+    "shrinkage": Case({"embedding_l2": 1e-3}, sizes=(2, 4), shrinkage=4.0),
+    "shrinkage, banks": Case(
+        {"embedding_l2": 1e-3},
+        fields=BANKS,
+        model={"expert_fields": [[0, 1, 2, 6], None]},
+        shrinkage=4.0,
+        on_device=True,
+        host_tables=True,
     ),
     "dense": Case({"embedding": "dense", "embedding_l2": 1e-3}, terms=_corr),
     "deferred": Case({"embedding": "deferred", "embedding_l2": 1e-3}, terms=_corr, sizes=(2, 3, 4)),
@@ -152,6 +171,10 @@ def train(case: Case, world: World) -> dict[str, torch.Tensor]:
         if isinstance(one, TokenField) and one.frozen and one.width is not None:
             vectors = np.random.default_rng(1).normal(size=(one.rows, one.width))
             model.embedding.set_vectors(number, torch.from_numpy(vectors))
+    if case.shrinkage:
+        generator = np.random.default_rng(2)
+        sizes = [one if isinstance(one, int) else one.rows for one in case.fields]
+        model.embedding.shrink([generator.integers(0, 9, size) for size in sizes], case.shrinkage)
     scales = None
     if case.scales:
         scales = [torch.linspace(0.5, 1.5, table.num_rows) for table in model.embedding.row_tables()]
@@ -162,6 +185,7 @@ def train(case: Case, world: World) -> dict[str, torch.Tensor]:
         clip_norm=case.clip_norm,
         device=torch.device("cpu"),
         l2_scales=scales,
+        host_tables=case.host_tables,
         world=world,
     )
     engine.at_once = not case.on_device
@@ -172,7 +196,7 @@ def train(case: Case, world: World) -> dict[str, torch.Tensor]:
     layouts = table_layouts(model)
     return {
         name: torch.cat(list(rows_in_order(value, layouts[name], world))) if name in layouts else value.detach()
-        for name, value in model.state_dict().items()
+        for name, value in model.embedding.folded(model.state_dict(), "embedding.").items()
     }
 
 

@@ -28,7 +28,6 @@ from dmoe.training.loop import train
 from dmoe.training.step_values import StepLoss
 from tests.small_runs import small_config
 from tests.training.test_loop import StopAt, assert_same_bits
-from tests.training.test_waits_for_nothing import RefusesToWait
 
 needs_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,32 +159,6 @@ def test_fields_of_every_kind_are_looked_up_alike(kernels: Any, shrunk: bool) ->
     assert len(found[0]) > 6
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-def test_a_step_with_kernels_waits_for_nothing(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels()
-    if DEVICE.type == "cuda":
-        pytest.skip("the device itself is asked below")
-    # The interpreter reads what a kernel computes with; what launches it must not.
-    from triton.runtime import interpreter
-
-    launched = 0
-
-    def launch(*_: Any, **__: Any) -> None:
-        nonlocal launched
-        launched += 1
-
-    engine = engine_of(OptimiserConfig(lr=0.01, embedding_l2=1e-3), on_device=True)
-    first, second = batches(2)
-    engine.step(first, 0)
-    ids_BC, _ = engine.model.embedding.in_range(first.ids_BC)
-    assert torch.equal(ids_BC, first.ids_BC)
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
-    monkeypatch.setattr(engine.model.embedding, "check_ids", lambda _: None)
-    with RefusesToWait():
-        engine.model.embedding.in_range(second.ids_BC)
-        engine.step(second, 1)
-    assert launched > 8
 
 
 def test_ids_out_of_range_are_read_as_0_and_reported() -> None:

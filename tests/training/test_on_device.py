@@ -247,15 +247,13 @@ def test_each_process_of_a_machine_takes_a_device_of_its_own(monkeypatch: pytest
         training_device(recipe, World(4, 8))
 
 
-def test_several_processes_need_nccl_and_tables_where_they_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_need_nccl_on_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
     with pytest.raises(ConfigError, match="need NCCL on CUDA devices"):
-        check_together(small_config(), torch.device("cuda", 0))
-    check_together(small_config(), CPU)
+        check_together(torch.device("cuda", 0))
+    check_together(CPU)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
-    check_together(small_config(), torch.device("cuda", 0))
-    with pytest.raises(ConfigError, match=r"training.tables: several processes hold a part"):
-        check_together(small_config("training.tables=host"), CPU)
+    check_together(torch.device("cuda", 0))
 
 
 def test_the_random_stream_of_the_device_that_trains_is_saved_and_put_back(

@@ -23,7 +23,9 @@ def resolve(group: ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def global_rows(rows: int, group: dist.ProcessGroup, device: torch.device) -> int:
-    count = torch.tensor(rows, device=device)
+    """The rows of all ranks. Hosts tell each other, if the group can: on `device` the sum would be waited for."""
+    hosts = "cpu:" in dist.get_backend_config(group)
+    count = torch.tensor(rows, device="cpu" if hosts else device)
     dist.all_reduce(count, group=group)
     return int(count)
 

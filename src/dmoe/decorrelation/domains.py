@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from dmoe.decorrelation.checks import ProcessGroup, resolve
 
@@ -24,7 +23,7 @@ def centred_in_domains(
     """
     group = resolve(process_group)
     with torch.autocast(domain_B.device.type, enabled=False):
-        domains_BS = functional.one_hot(domain_B.long(), num_domains)
+        domains_BS = membership(domain_B, num_domains)
         return [
             cast(
                 Tensor,
@@ -33,6 +32,11 @@ def centred_in_domains(
             for output_BD in outputs
             for dtype in [torch.promote_types(torch.float32, output_BD.dtype)]
         ]
+
+
+def membership(domain_B: Tensor, num_domains: int) -> Tensor:
+    """(B, S) bool: which domain each row is of."""
+    return domain_B.unsqueeze(1) == torch.arange(num_domains, device=domain_B.device)
 
 
 class _Centred(torch.autograd.Function):

@@ -172,11 +172,35 @@ def spectral_norm(matrix_PQ: Tensor) -> Tensor:
     """
     matrix_PQ = matrix_PQ if matrix_PQ.shape[0] <= matrix_PQ.shape[1] else matrix_PQ.T
     gram_PP = matrix_PQ.detach() @ matrix_PQ.detach().T
-    if not torch.isfinite(gram_PP).all():
+    if eigensolver_waits(gram_PP):
+        left_P = top_by_squaring(gram_PP)
+    elif torch.isfinite(gram_PP).all():
+        left_P = torch.linalg.eigh(gram_PP).eigenvectors[:, -1]
+    else:
         return matrix_PQ.sum() * math.nan  # an eigensolver would raise; a NaN loss is for the caller to see
-    left_P = torch.linalg.eigh(gram_PP).eigenvectors[:, -1]
     norm: Tensor = torch.linalg.vector_norm(left_P @ matrix_PQ)
     return norm
+
+
+def eigensolver_waits(matrix: Tensor) -> bool:
+    """Whether an eigensolver would hold the host up until the device is done: off the CPU."""
+    return matrix.device.type != "cpu"
+
+
+def top_by_squaring(gram_PP: Tensor) -> Tensor:
+    """An eigenvector (P,) of the largest eigenvalue of a positive semidefinite matrix, by products alone.
+
+    Squared k times, Gᵏ' with k' = 2ᵏ is λ₁ᵏ' times the projection to its eigenvectors, up to (λ₂/λ₁)ᵏ', and k is such
+    that eigenvalues which that does not part are equal up to rounding. Zeros for zeros, NaN for what is not finite.
+    """
+    found = torch.finfo(gram_PP.dtype)
+    for _ in range(3 - round(math.log2(found.eps))):
+        gram_PP = gram_PP / gram_PP.diagonal().sum().clamp_min(found.tiny)
+        gram_PP = gram_PP @ gram_PP
+    sizes_P = torch.linalg.vector_norm(gram_PP, dim=0)
+    column_P = gram_PP.index_select(1, sizes_P.argmax().reshape(1)).squeeze(1)
+    top_P: Tensor = column_P / torch.linalg.vector_norm(column_P).clamp_min(found.tiny)
+    return top_P
 
 
 def rows_are_cheaper(columns: Sequence[Tensor], pairs: Pairs) -> bool:

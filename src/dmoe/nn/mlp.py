@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmoe.decorrelation.checks import global_rows
 from dmoe.distributed.sums import sum_over_ranks
 from dmoe.nn import arguments
 
@@ -51,13 +52,12 @@ class BatchNorm(nn.BatchNorm1d):
         assert self.momentum is not None
         dtype = torch.promote_types(input_BD.dtype, torch.float32)
         wide_BD = input_BD.to(dtype)
-        count = wide_BD.new_tensor([len(input_BD)])
-        sums_D1 = sum_over_ranks(torch.cat([wide_BD.sum(0), count]), group)
-        rows = int(sums_D1[-1])
+        rows = global_rows(len(input_BD), group, input_BD.device)
+        sums_D = sum_over_ranks(wide_BD.sum(0), group)
         if rows < 2:
             mean_D, variance_D = self.running_mean.to(dtype), self.running_var.to(dtype)
         else:
-            mean_D = sums_D1[:-1] / rows
+            mean_D = sums_D / rows
             variance_D = sum_over_ranks((wide_BD - mean_D).square().sum(0), group) / rows
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)

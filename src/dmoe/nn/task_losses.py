@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmoe.decorrelation.domains import membership
+
 Balance = Literal["fixed", "uncertainty"]
 DomainWeights = Literal["rows", "equal"]
 
@@ -65,6 +67,11 @@ def joint_losses(logits: Sequence[Tensor], labels_B: Tensor) -> Tensor:
     return -(labels_B * log_p_B + (1 - labels_B) * torch.where(small_B, below_B, above_B))
 
 
+def _columns(values_BT: Tensor, chain: Sequence[int]) -> Tensor:
+    """(B, K). Not by an index, which a device would have to be sent first."""
+    return torch.stack([values_BT[:, link] for link in chain], dim=1)
+
+
 class TaskLosses(nn.Module):
     """`Σ_t w_t L_t`, L_t the weighted mean logloss over the rows that know task t; a task without any adds exactly 0.
 
@@ -114,8 +121,8 @@ class TaskLosses(nn.Module):
         sums, totals = [], []
         for number, task in enumerate(self.tasks):
             if len(task.chain) > 1:
-                chain = list(task.chain)
-                labels_B, known_B = joint_labels(labels_BT[:, chain], known_BT[:, chain])
+                chain = task.chain
+                labels_B, known_B = joint_labels(_columns(labels_BT, chain), _columns(known_BT, chain))
                 losses_B = joint_losses([logits[link] for link in chain], labels_B)
             else:
                 labels_B, known_B = labels_BT[:, number], known_BT[:, number]
@@ -137,7 +144,7 @@ class TaskLosses(nn.Module):
         if self.domain_weights == "rows" or domains_B is None:
             return values_B.sum().unsqueeze(0)
         # A product and a sum: adding up by index has no fixed order on a device.
-        return (functional.one_hot(domains_B.long(), self.num_domains) * values_B.unsqueeze(1)).sum(dim=0)
+        return (membership(domains_B, self.num_domains) * values_B.unsqueeze(1)).sum(dim=0)
 
     def _balanced(self, losses_T: Tensor, known_T: Tensor) -> Tensor:
         if self.s_T is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmoe.optim.base import EmbeddingOptimiser
-from dmoe.optim.deferred import check_betas
+from dmoe.optim.deferred import DeferredAdam, check_betas
 from dmoe.optim.deferred_triton import DeferredRows
 
 # Steps between two looks at the norm of a whole table.
@@ -26,8 +26,10 @@ class DeferredAdamOnDevice(EmbeddingOptimiser):
     Raises: ConfigError if β1 ≥ √β2.
     """
 
-    kind: ClassVar[str] = "deferred"
-    growing = frozenset({"history"})
+    kind: ClassVar[str] = DeferredAdam.kind
+    growing = DeferredAdam.growing
+    by_row = DeferredAdam.by_row
+    over_rows = DeferredAdam.over_rows
 
     def _begin(self) -> None:
         check_betas(self.betas)

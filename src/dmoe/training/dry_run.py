@@ -150,7 +150,7 @@ def dry_run(config: RunConfig, data: Path, *, start: Run | None = None, world: W
         config = resolved(config, facts)
     device = training_device(config.training, world)
     if world.several:
-        check_together(config, device)
+        check_together(device)
     parameters = parameters_of(config, schema)
     rows = {split: read_once(data, split, batch_size=1).num_rows for split in SPLITS if (data / split).is_dir()}
     in_train = rows.pop("train")

@@ -24,7 +24,7 @@ from dmoe.nn.mlp import BatchNorm
 from dmoe.nn.model import DMoE
 from dmoe.nn.objective import Losses, Objective
 from dmoe.nn.tables.bank import Bank
-from dmoe.nn.tables.lookup import BatchRows, TableRows
+from dmoe.nn.tables.lookup import BatchRows, TableRows, copied
 from dmoe.nn.tables.table import MultiTableEmbedding
 from dmoe.nn.task_losses import RowLabels
 from dmoe.optim import EmbeddingOptimiser, Numbering, RowClip, make_embedding_optimiser
@@ -73,7 +73,8 @@ class Engine:
         self.asks = self.asked = Asked()
         self.model, self.objective, self.device, self.clip_norm = model, objective, device, clip_norm
         self.autocast, self.tf32, self.host_tables = autocast, tf32, host_tables
-        self._lane = Lane(device)
+        # Tables on the host: rows of other processes come there, by the host's own work.
+        self._lane = Lane(torch.device("cpu") if host_tables else device)
         # Reading a value costs nothing on the CPU; elsewhere it would wait for all that was asked for so far.
         self.at_once = device.type == "cpu"
         # The next batch, its rows and what they are asked for with, where the host works ahead.
@@ -156,7 +157,7 @@ class Engine:
         moved = batch.to(self.device)
         looked_up, requests = self._looked_up(batch if self.takes_host_batches else moved)
         batch = moved
-        if requests is not None:
+        if requests is not None and not self.host_tables:
             requests = [one.placed_on(self.device) for one in requests]
         rows = self._rows(looked_up, requests)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
@@ -201,7 +202,8 @@ class Engine:
         held = [store.read(one.rows_L) for one, store in zip(requests, self.embeddings, strict=True)]
         came = self._lane.start([*held, *_tensors(requests)], lambda: exchange.fetch(requests, held))
         placed = [one.placed_on(self.device) for one in looked_up] if self.takes_host_batches else looked_up
-        return [TableRows(one, values_US.requires_grad_()) for one, values_US in zip(placed, came(), strict=True)]
+        values = [copied(values_US, self.device) for values_US in came()] if self.host_tables else came()
+        return [TableRows(one, values_US.requires_grad_()) for one, values_US in zip(placed, values, strict=True)]
 
     def _gradients(
         self, looked_up: Sequence[BatchRows], rows: Sequence[TableRows], requests: list[Request] | None
@@ -216,7 +218,7 @@ class Engine:
                 self._gradient(one, read, store)
                 for one, read, store in zip(looked_up, rows, self.embeddings, strict=True)
             ]
-        given = [read.gradient_US for read in rows]
+        given = [self._where_tables_are(read.gradient_US) for read in rows]
         came = self._lane.start([*given, *_tensors(requests)], lambda: exchange.give_back(requests, given))
         return lambda: [
             RowGradient(one.rows_L, store.clipped(one.rows_L, gradient_LS, one.counts_L))
@@ -274,7 +276,8 @@ class Engine:
         parts = [values, weights, *(torch.zeros_like(one) if one.grad is None else one.grad for one in self.dense)]
         flat = world.total(torch.cat([one.reshape(-1).to(like.dtype) for one in parts]))
         losses, others, *summed = torch.split(flat, [one.numel() for one in parts])
-        self._elsewhere = list(others.double() - weights)
+        elsewhere = others.double() - weights
+        self._elsewhere = elsewhere.tolist() if self.host_tables else list(elsewhere)
         for parameter, gradient, ranks in zip(self.dense, summed, told[2:], strict=True):
             if ranks:
                 parameter.grad = gradient.div_(world.size).view_as(parameter)
@@ -283,26 +286,29 @@ class Engine:
     def _read(self, batch_rows: BatchRows, store: EmbeddingOptimiser) -> TableRows:
         if not self.host_tables:
             return TableRows.read(batch_rows, store)
-        values_US = _copied(store.read(batch_rows.rows_U), self.device)
+        values_US = copied(store.read(batch_rows.rows_U), self.device)
         return TableRows(batch_rows.placed_on(self.device), values_US.requires_grad_())
 
     def _gradient(self, batch_rows: BatchRows, read: TableRows, store: EmbeddingOptimiser) -> RowGradient:
         """What the backward pass left at the rows that were read, where their table is, bounded if the store bounds."""
-        gradient_US = read.gradient_US
-        if self.host_tables:
-            gradient_US = gradient_US.to("cpu", copy=True)
+        gradient_US = self._where_tables_are(read.gradient_US)
         if store.clip is not None:
             gradient_US = store.clipped(batch_rows.rows_U, gradient_US, batch_rows.counts_U())
         return RowGradient(batch_rows.rows_U, gradient_US)
 
+    def _where_tables_are(self, gradient_US: Tensor) -> Tensor:
+        return gradient_US.to("cpu", copy=True) if self.host_tables else gradient_US
+
     def _work_ahead(self, batch: Batch) -> None:
         """Finds the rows of a batch to come; those of tables on the host take the steps so far: one is left then."""
-        self._ahead = batch, *self._looked_up(batch)
+        looked_up, requests = self._looked_up(batch)
+        self._ahead = batch, looked_up, requests
         if not self.host_tables:
             return
-        for table, batch_rows, store in zip(self.tables, self._ahead[1], self.embeddings, strict=True):
+        rows = [one.rows_U for one in looked_up] if requests is None else [one.rows_L for one in requests]
+        for table, rows_U, store in zip(self.tables, rows, self.embeddings, strict=True):
             if table.weight.dtype not in HALF_DTYPES:  # which each write rounds once more
-                store.catch_up(batch_rows.rows_U)
+                store.catch_up(rows_U)
 
     def _update(self, rows: Sequence[RowGradient]) -> Tensor:
         """Clips and steps; the norm of the gradient."""
@@ -325,6 +331,8 @@ class Engine:
             gradients = [parameter.grad for parameter in self.of_model if parameter.grad is not None]
             torch._foreach_mul_(gradients, clip)
         self.adam.step()
+        if self.host_tables and isinstance(clip, Tensor):
+            clip = clip.cpu()  # where the rows are; the gradients beside it were waited for already
         for optimiser, one in zip(self.embeddings, rows, strict=True):
             optimiser.write(one.rows_U, one.gradient_US, clip)
         return norm
@@ -423,13 +431,6 @@ def _tensors(requests: Sequence[Request]) -> list[Tensor]:
 
 def _values(losses: Losses) -> Tensor:
     return torch.stack([losses.total, losses.logloss, losses.decorrelation]).detach().double()
-
-
-def _copied(values_US: Tensor, device: torch.device) -> Tensor:
-    """A copy on `device`, which from pinned memory it takes by itself."""
-    if device.type == "cuda":
-        return values_US.pin_memory().to(device, non_blocking=True)
-    return values_US.to(device, copy=True)
 
 
 def _numbering(layout: RowLayout) -> Numbering:

@@ -94,7 +94,7 @@ def train(
         config = resolved(config, facts)
     device = training_device(config.training, world)
     if world.several:
-        check_together(config, device)
+        check_together(device)
     run = world.first(lambda: open_run(config, schema, data, output, resume, overwrite, start, splits))
     run = run or Run.open(output)
     watcher = watcher or Silent()

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmoe.kernels.row_access import rows_of
 from dmoe.nn.model import DMoE
-from dmoe.nn.tables.lookup import TableRows
 from dmoe.nn.task_losses import RowLabels, TaskLoss, TaskLosses
 from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
@@ -63,17 +61,9 @@ def task_gradients(model: DMoE, data: Path, schema: Schema, batch_size: int, dev
 
 def _gradients(model: DMoE, losses: TaskLosses, batch: Batch) -> list[list[Tensor | None]]:
     """Of each task's loss at what tasks may share."""
-    embedding = model.embedding
-    if embedding.exchange is not None:
-        rows = embedding.fetched(batch.ids_BC, embedding.exchange)
-        for one in rows:
-            one.values_US.requires_grad_()
-    else:
-        looked_up = embedding.batch_rows(batch.ids_BC)
-        rows = [
-            TableRows(one, rows_of(table.weight.detach(), one.rows_U).float().requires_grad_())
-            for one, table in zip(looked_up, embedding.row_tables(), strict=True)
-        ]
+    rows = model.embedding.as_they_are(batch.ids_BC)
+    for one in rows:
+        one.values_US.requires_grad_()
     output = model(batch.ids_BC, batch.numeric_BN, rows)
     labels = RowLabels(batch.labels_BT, batch.known_BT, batch.weights_B, output.domain)
     losses_T, _ = losses.means([task.logit for task in output.tasks], labels)

@@ -70,6 +70,7 @@ class Bank(nn.Module):
         columns = [column for number in numbers for column in range(firsts[number], firsts[number + 1])]
         self._every_column = columns == list(range(firsts[-1]))
         self.register_buffer("columns_P", torch.tensor(columns), persistent=False)
+        self._columns_on_host_P = torch.tensor(columns)
         owners = [fields[number].shares if fields[number].shares is not None else number for number in numbers]
         places = [self.vocabularies.index(cast(int, owner)) for owner in owners]
         vocabulary_of_column = [place for place, field in zip(places, own, strict=True) for _ in range(field.length)]
@@ -124,7 +125,11 @@ class Bank(nn.Module):
 
     def ids_of(self, ids_BC: Tensor) -> Tensor:
         """The columns (B, P) of its own fields."""
-        return ids_BC if self._every_column else ids_BC.index_select(1, self.columns_P)
+        if self._every_column:
+            return ids_BC
+        # Ids are on the host also of a model elsewhere, where rows are found there.
+        is_near = ids_BC.device.type == self.columns_P.device.type
+        return ids_BC.index_select(1, self.columns_P if is_near else self._columns_on_host_P)
 
     def read_ids(self, ids_BP: Tensor) -> Tensor:
         """The ids that are looked up for those of a batch."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dmoe.distributed.exchange import RowExchange
 from dmoe.distributed.world import World
 from dmoe.errors import DataError
+from dmoe.kernels.row_access import rows_of
 from dmoe.kernels.row_parallel import HALF_DTYPES, compiled_loops_serve
 from dmoe.nn.tables.assembly import Lookup, Order, Part, Places, assemble
 from dmoe.nn.tables.bank import Bank, NumericVectors, TokenField
@@ -143,8 +144,10 @@ class FieldEmbedding(nn.Module):
     def forward(
         self, ids_BC: Tensor, numeric_BN: Tensor | None = None, rows: Sequence[TableRows] | None = None
     ) -> tuple[Tensor, ...]:
-        if rows is None and self.exchange is not None:
-            rows = self.fetched(ids_BC, self.exchange)
+        if rows is None and not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):
+            self.check_ids(ids_BC)  # those of given vectors too
+            if self.exchange is not None:
+                rows = self.fetched(ids_BC, self.exchange)
         read = iter(rows) if rows is not None else None
         rows_of_bank = [
             next(read) if read is not None and isinstance(bank.tables, MultiTableEmbedding) else None
@@ -163,20 +166,38 @@ class FieldEmbedding(nn.Module):
         return tuple(order(found) for order, found in zip(self._orders, parts, strict=True))
 
     @torch.no_grad()
+    def as_they_are(self, ids_BC: Tensor) -> list[TableRows]:
+        """What a batch reads of each of `row_tables`, wherever they are; ids must be known to be in range."""
+        if self.exchange is not None:
+            return self.fetched(ids_BC, self.exchange)
+        tables = list(self.row_tables())
+        there = tables[0].weight.device if tables else ids_BC.device
+        found = []
+        for one, table in zip(self.batch_rows(ids_BC.to(there)), tables, strict=True):
+            values_US = rows_of(table.weight, one.rows_U).to(ids_BC.device, table.numeric_weight.dtype)
+            found.append(TableRows(one if there == ids_BC.device else one.placed_on(ids_BC.device), values_US))
+        return found
+
+    @torch.no_grad()
     def fetched(self, ids_BC: Tensor, exchange: RowExchange) -> list[TableRows]:
-        """What a batch reads of each of `row_tables` as they are, from the processes that hold it."""
-        device, ids_BC = ids_BC.device, ids_BC.cpu()
-        self.check_ids(ids_BC)
-        batch, tables = self.batch_rows(ids_BC), list(self.row_tables())
+        """The same from the processes that hold it; all of them must call."""
+        device, batch = ids_BC.device, self.batch_rows(ids_BC.cpu())
+        values = self._values_of([one.rows_U for one in batch], exchange)
+        return [
+            TableRows(one.placed_on(device), values_US.to(device)) for one, values_US in zip(batch, values, strict=True)
+        ]
 
-        def read(table: int, rows_L: Tensor) -> Tensor:
-            values_LS = tables[table].weight.index_select(0, rows_L)
-            return values_LS.float() if values_LS.dtype in HALF_DTYPES else values_LS
-
-        asked = exchange.request([one.rows_U for one in batch], [None] * len(batch))
-        requests = [one.placed_on(device) for one in asked]
-        values = exchange.fetch(requests, [read(table, one.rows_L) for table, one in enumerate(requests)])
-        return [TableRows(one.placed_on(device), values_US) for one, values_US in zip(batch, values, strict=True)]
+    def _values_of(self, rows: Sequence[Tensor], exchange: RowExchange) -> list[Tensor]:
+        """The values of distinct rows (U,) of each of `row_tables`, where the tables are."""
+        tables = list(self.row_tables())
+        requests = [
+            one.placed_on(table.weight.device)
+            for one, table in zip(exchange.request(rows, [None] * len(rows)), tables, strict=True)
+        ]
+        held = [table.weight.index_select(0, one.rows_L) for one, table in zip(requests, tables, strict=True)]
+        return exchange.fetch(
+            requests, [values_LS.float() if values_LS.dtype in HALF_DTYPES else values_LS for values_LS in held]
+        )
 
     def _at_once(
         self, ids_BC: Tensor, numeric_BN: Tensor | None, rows_of_bank: Sequence[TableRows | None]
@@ -279,16 +300,28 @@ class FieldEmbedding(nn.Module):
             if isinstance(bank.tables, MultiTableEmbedding):
                 bank.shrinkage = Shrinkage(bank.tables, [counts[number] for number in bank.vocabularies], k)
 
+    @torch.no_grad()
     def folded(self, weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         """A state of the model with rows that need no shrinkage: the same outputs without what `shrink` began.
 
-        `prefix`: the name of this module in the state.
+        `prefix`: the name of this module in the state. Of several processes all must call, each with the rows it holds.
         """
         found = dict(weights)
-        for name, bank in zip(self.table_names(), self.each_bank(), strict=True):
-            if bank.shrinkage is not None:
-                tables = cast(MultiTableEmbedding, bank.tables)
-                found[prefix + name] = bank.shrinkage.folded(tables, weights[prefix + name])
+        if all(bank.shrinkage is None for bank in self.each_bank()):
+            return found
+        shrunk = [
+            (prefix + name, bank.shrinkage, bank.tables)
+            for name, bank in zip(self.table_names(), self.each_bank(), strict=True)
+            if isinstance(bank.tables, MultiTableEmbedding)
+        ]
+        unseen = [torch.from_numpy(tables.unseen_rows()) for _, _, tables in shrunk]
+        if self.exchange is not None:
+            values = self._values_of(unseen, self.exchange)
+        else:
+            values = [weights[name][rows_K] for (name, _, _), rows_K in zip(shrunk, unseen, strict=True)]
+        for (name, shrinkage, tables), unseen_KS in zip(shrunk, values, strict=True):
+            if shrinkage is not None:
+                found[name] = shrinkage.folded(tables, weights[name], unseen_KS)
         return found
 
     def end_shrinkage(self) -> None:

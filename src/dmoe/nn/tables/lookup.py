@@ -58,9 +58,10 @@ class BatchRows:
 
     def placed_on(self, device: torch.device) -> "BatchRows":
         """The same with the places of positions on `device`; the rows stay where their table is."""
-        moved = BatchRows(self.ids_BC, self.offsets_C.to(device), self.num_rows, self.room, self.columns_apart)
+        nowhere_C = torch.zeros(len(self.offsets_C), dtype=torch.int64, device=device)  # rows are found already
+        moved = BatchRows(self.ids_BC, nowhere_C, self.num_rows, self.room, self.columns_apart)
         moved.on_device = None  # the values that come there have no spare places
-        moved._distinct = self.rows_U, self.inverse_BC.to(device, non_blocking=True)
+        moved._distinct = self.rows_U, copied(self.inverse_BC, device)
         return moved
 
     def counts_U(self) -> Tensor:
@@ -96,6 +97,13 @@ class BatchRows:
 
         map_chunks(len(ids), _ROWS_PER_CHUNK, fill)
         return torch.from_numpy(rows), torch.from_numpy(inverse)
+
+
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of a tensor of the host on `device`, which from pinned memory it takes by itself: nobody waits for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, copy=True)
 
 
 class RowStore(Protocol):

@@ -7,6 +7,7 @@ Shape suffixes: B rows, P id columns of one bank, V table rows, D width of a tab
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,15 +63,21 @@ class Shrinkage(nn.Module):
         return tuple(outputs)
 
     @torch.no_grad()
-    def folded(self, tables: MultiTableEmbedding, weight_VS: Tensor) -> Tensor:
-        """Rows that give by themselves what `forward` gives, made of the `weight_VS` of `tables`."""
-        found_VS = weight_VS.clone()
-        for vocabulary in range(len(tables.vocabulary_sizes)):
+    def folded(self, tables: MultiTableEmbedding, weight_LS: Tensor, unseen_KS: Tensor) -> Tensor:
+        """Rows that give by themselves what `forward` gives, made of those that this process holds of `tables` and of
+        the row of unseen values of each of their K vocabularies."""
+        found_LS = weight_LS.clone()
+        for vocabulary, own_S in enumerate(unseen_KS.to(torch.get_default_dtype())):
             rows = tables.field_rows(vocabulary)
             tokens = slice(min(rows.start + FIRST_TOKEN_ID, rows.stop), rows.stop)
-            if bool((self.kept_V[tokens] < 1).any()):
-                unseen_S = weight_VS[rows.start + OOV_ID].to(torch.get_default_dtype())
-                kept_V1 = self.kept_V[tokens].unsqueeze(1).to(unseen_S)
-                own_VS = weight_VS[tokens].to(unseen_S.dtype)
-                found_VS[tokens] = (kept_V1 * own_VS + (1 - kept_V1) * unseen_S).to(weight_VS.dtype)
-        return found_VS
+            if not bool((self.kept_V[tokens] < 1).any()):
+                continue
+            held_U: Any = tokens
+            if tables.layout.size > 1:
+                rows_U, held_U = map(torch.from_numpy, tables.layout.held_of(tokens.start, tokens.stop))
+                kept_U1 = self.kept_V[rows_U.to(self.kept_V.device)].unsqueeze(1).to(own_S)
+            else:
+                kept_U1 = self.kept_V[tokens].unsqueeze(1).to(own_S)
+            own_US = weight_LS[held_U].to(own_S.dtype)
+            found_LS[held_U] = (kept_U1 * own_US + (1 - kept_U1) * own_S).to(weight_LS.dtype)
+        return found_LS

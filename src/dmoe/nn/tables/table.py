@@ -14,12 +14,14 @@ from contextvars import ContextVar
 from itertools import accumulate
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from dmoe.distributed.layout import RowLayout
 from dmoe.kernels.row_parallel import HALF_DTYPES, compiled_loops_serve, empty_table
 from dmoe.nn.tables.lookup import BatchRows, Source, TableRows, check_ids, look_up, look_up_in_torch
+from dmoe.schema import OOV_ID
 
 INITIAL_STD = 1e-4
 # Rows drawn at once of a table of which other processes hold a part; a multiple of 16, as torch draws normal numbers.
@@ -105,6 +107,7 @@ class MultiTableEmbedding(nn.Module):
         self._offsets = np.array((0, *accumulate(vocabulary_sizes)), dtype=np.int64)
         columns_C = np.array(vocabulary_of_column, dtype=np.int64)
         self.register_buffer("offsets_C", torch.from_numpy(self._offsets[:-1][columns_C]), persistent=False)
+        self._offsets_on_host_C = torch.from_numpy(self._offsets[:-1][columns_C])
         self._column_sizes = np.diff(self._offsets)[columns_C]
         self._columns_of_vocabulary = np.bincount(columns_C, minlength=len(vocabulary_sizes)).tolist()
         self._columns_apart = len(set(vocabulary_of_column)) == len(vocabulary_of_column)
@@ -162,6 +165,11 @@ class MultiTableEmbedding(nn.Module):
         """The rows of vocabulary `field` in `weight`."""
         return slice(int(self._offsets[field]), int(self._offsets[field + 1]))
 
+    def unseen_rows(self) -> npt.NDArray[np.int64]:
+        """For each vocabulary the row of its unseen values; the only one of a vocabulary that has no such."""
+        rows_K: npt.NDArray[np.int64] = self._offsets[:-1] + np.minimum(OOV_ID, np.diff(self._offsets) - 1)
+        return rows_K
+
     @property
     def num_rows(self) -> int:
         """Rows V of all vocabularies, here or elsewhere."""
@@ -182,7 +190,8 @@ class MultiTableEmbedding(nn.Module):
 
     def batch_rows(self, ids_BC: Tensor) -> BatchRows:
         """The rows of `weight` that a batch reads; ids must be known to be in range."""
-        offsets_C = self.offsets_C.to(ids_BC.device)
+        is_near = ids_BC.device.type == self.offsets_C.device.type
+        offsets_C = self.offsets_C if is_near else self._offsets_on_host_C
         places = zip(self._columns_of_vocabulary, self.vocabulary_sizes, strict=True)
         room = sum(min(len(ids_BC) * columns, size) for columns, size in places)
         return BatchRows(ids_BC.contiguous(), offsets_C, self.num_rows, room, self._columns_apart)
