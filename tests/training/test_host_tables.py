@@ -11,7 +11,7 @@ from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
 from dmoe.training.engine import Engine
 from dmoe.training.loop import train
-from tests.small_runs import small_config
+from tests.small_runs import small_config, with_tasks
 from tests.training.test_loop import StopAt, assert_same_bits, weights
 
 
@@ -30,6 +30,28 @@ def test_host_tables_train_to_the_same_bits(small_data, tmp_path, embedding, sto
         train(host, small_data, tmp_path / "cut", watcher=StopAt(9))
     assert_same_bits(here, train(host, small_data, tmp_path / "cut", resume=True))
     assert weights(here)["embedding.banks.0.tables.weight"].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.embedding_storage=float16", "model.shrinkage=5", "optimiser.embedding_l2_rarity=0.5"],
+        ["optimiser.embedding_clip={r: 0.1}", "optimiser.embedding_l2=1e-3", "training.clip_norm=0.01"],
+    ],
+)
+def test_tables_of_several_labels_and_banks_train_to_the_same_bits(small_data, tmp_path, overrides):
+    """Fields that one expert alone reads, and a domain's towers scaled by its field."""
+    data = with_tasks(small_data, tmp_path / "tasks", domain=True, weight=True)
+    several = [
+        *("training.epochs=1", "training.batch_size=200", "model.heads=task-and-domain", "training.unseen=auto"),
+        "model.experts=[{kind: cin, units: [6], fields: [site, hour]}, {kind: crossnet, layers: 2}]",
+        *("model.tasks={buy: {loss: entire-space}}", "model.tower_scale={fields: [device]}"),
+    ]
+    here = train(small_config(*several, *overrides), data, tmp_path / "here")
+    host = small_config(*several, *overrides, "training.tables=host")
+    with pytest.raises(Interrupted):
+        train(host, data, tmp_path / "host", watcher=StopAt(3))
+    assert_same_bits(here, train(host, data, tmp_path / "host", resume=True))
 
 
 @pytest.mark.parametrize("clip", [False, True])

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="triton runs on Linux only")
+
 import dmoe
 from dmoe.disk.files import read_json, read_json_lines
 from dmoe.errors import DataError, Interrupted
@@ -29,6 +31,7 @@ from tests.training.test_loop import StopAt, assert_same_bits, weights
 BASE = ["training.epochs=1", "training.batch_size=40"]
 ADAGRAD = ["optimiser.embedding=rowwise-adagrad", "optimiser.embedding_l2=0"]
 HOST = "training.tables=host"
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +80,11 @@ def on_both(
     [
         ["decorrelation=[{alpha: 2, norm: spectral}]"],
         ["model.shrinkage=5", "training.unseen=auto", "optimiser.embedding_l2_rarity=0.5"],
-        ["model.embedding_storage=bfloat16", "training.clip_norm=null"],
+        pytest.param(["model.embedding_storage=bfloat16", "training.clip_norm=null"], marks=SLOW),
         [HOST, "optimiser.embedding=dense"],
         [HOST, *ADAGRAD, "training.clip_norm=0.01"],
         [HOST, "model.shrinkage=5", "model.linear=true", "training.calibration=auto"],
-        [HOST, "optimiser.embedding_clip={r: 0.1}", "optimiser.embedding_l2=1e-3"],
+        pytest.param([HOST, "optimiser.embedding_clip={r: 0.1}", "optimiser.embedding_l2=1e-3"], marks=SLOW),
     ],
     ids=lambda one: " ".join(one),
 )

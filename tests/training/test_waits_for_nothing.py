@@ -126,6 +126,7 @@ EVERY_LOSS = [
     [f"decorrelation=[{{loss: {loss}, location: {location}, alpha: 1, norm: {norm}}}]"]
     for loss in get_args(DecorrelationConfig.model_fields["loss"].annotation)
     for location, norm in product(("output", "input", "intermediate"), NORMS.get(loss, ("null",)))
+    if location == "output" or norm in ("null", "frobenius", "l2")
 ]
 EVERY_GATE = [
     ["model.gate.kind=top-k", "model.gate.k=1", "model.gate.balance=switch", "model.gate.balance_weight=0.1"],
