@@ -19,20 +19,27 @@ import dmoe
 from dmoe.baselines.folder import Baseline, evaluate_baseline, fit_baseline
 from dmoe.cli.main import main
 from dmoe.config.run import load_config
+from dmoe.disk.files import write_json
 from dmoe.errors import DataError, Interrupted, UserError
 from dmoe.evaluation.baseline import run_faults
 from dmoe.evaluation.evaluate import evaluate_run
 from dmoe.experiments.folder import Folder, describe_data
+from dmoe.experiments.results import write_results
+from dmoe.experiments.summary import ExperimentSummary
+from dmoe.export.card import model_card
 from dmoe.export.manifest import MANIFEST, checksums
 from dmoe.inspection.contents import groups_of, read_contents
 from dmoe.machine.limits import peak_memory_bytes
 from dmoe.report.runs import read_run
+from dmoe.report.tuning import write_study_report
+from dmoe.runs.folder import RunFolder
 from dmoe.serving.served import Served
 from dmoe.shards.folder import DataFolder
 from dmoe.shards.reader import read_once
 from dmoe.tokens.vectors import read_vectors
 from dmoe.tokens.vocabulary import read_counts, read_vocabulary
 from dmoe.training.loop import train
+from dmoe.tuning.folder import ASKED, Asked, Record, StudyFolder
 from dmoe.weights.run import Run
 from tests import harms
 from tests.experiments.fake import fake_folder
@@ -63,6 +70,7 @@ def read_a_run(folder: Path) -> None:
     run_faults(folder)
     dmoe.load(folder).predict_proba(folder.parent / "log.csv")
     evaluate_run(Run.open(folder), splits=["valid"])
+    model_card(Run.open(folder), folder.parent / "data", "name")
 
 
 def resume(folder: Path) -> None:
@@ -83,11 +91,18 @@ def read_a_model(folder: Path) -> None:
 def read_an_experiment(folder: Path) -> None:
     experiment = Folder.open(folder)
     _ = experiment.asked, experiment.finished(), experiment.failed()
+    write_results(ExperimentSummary(experiment))
+
+
+def read_a_study(folder: Path) -> None:
+    study = StudyFolder.open(folder)
+    _ = study.readings(), study.attempt(1, 0)
+    write_study_report(folder, folder.parent / "study.html")
 
 
 READ: dict[str, Callable[[Path], None]] = {
     "data": read_data, "run": read_a_run, "unfinished": resume, "logistic": read_a_baseline,
-    "lightgbm": read_a_baseline, "model": read_a_model, "experiment": read_an_experiment,
+    "lightgbm": read_a_baseline, "model": read_a_model, "experiment": read_an_experiment, "study": read_a_study,
 }  # fmt: skip
 
 
@@ -103,7 +118,31 @@ def folders(run: Run, looked_up: Path, tmp_path_factory: pytest.TempPathFactory)
     with pytest.raises(Interrupted):
         train(load_config(None, [*SMALL, "training.epochs=2"]), root / "data", root / "unfinished", watcher=StopAt(3))
     fake_folder(root / "experiment", ("alpha",), seeds=1)
+    make_study(root / "study", run)
     return root
+
+
+def make_study(path: Path, run: Run) -> None:  # noqa: F811
+    """A study of two trials, the second of which was given up; the run of the first is kept."""
+    space = {"rate": {"key": "optimiser.lr", "kind": "float", "low": 1e-3, "high": 1e-2, "log": True}}
+    path.mkdir()
+    asked = Asked(
+        id="0", name="study", data="data", data_digest="0", config=run.config.values(), space=space, seed=1,
+        sampler="tpe", pruning=True,
+    )  # fmt: skip
+    write_json(path / ASKED, asked.model_dump(mode="json"))
+    shutil.copytree(run.path, path / "best")
+    RunFolder(path / "best").update_environment(trial=0)
+    valid = json.loads((run.path / "metrics.json").read_text())["valid"]
+    ended = {"number": 0, "state": "complete", "value": 0.7, "valid": valid, "parameters": 10, "best_epoch": 1}
+    given_up = {"number": 1, "state": "pruned", "reason": "out of memory", "evaluations": [{"done": 25, "value": 0.5}]}
+    study = StudyFolder(path)
+    for number in (0, 1):
+        study.trial(number).mkdir(parents=True)
+    for facts in (ended, given_up):
+        study.end(Record.model_validate(facts | {"params": {"rate": 0.002}, "seconds": 1.5}))
+    study.attempt(1, 0)
+    study.note_reading(0, 2)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pyarrow import parquet
 from dmoe.config.run import RunConfig
 from dmoe.disk.files import write_json
 from dmoe.experiments import plan
-from dmoe.experiments.cell import CELL_FORMAT
 from dmoe.experiments.folder import Asked, Folder, SplitSize
+from dmoe.experiments.stored import CELL_FORMAT
 from dmoe.training.recipe import sized
 
 ROWS = 800

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoe.report import figures
-from dmoe.report.records import CalibrationBinRecord, CorrelationRecord
 from dmoe.report.svg import drawing
+from dmoe.runs.records import CalibrationBinRecord, CorrelationRecord
 
 VALUES = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), min_size=1, max_size=700)
 

@@ -15,7 +15,7 @@ from dmoe.evaluation.evaluate import evaluate_run
 from dmoe.report import write_report
 from dmoe.training.loop import train
 from dmoe.tuning import finish
-from dmoe.tuning.folder import StudyFolder, best_of
+from dmoe.tuning.folder import Reading, StudyFolder, best_of
 from dmoe.tuning.space import Space
 from dmoe.tuning.study import Study
 from dmoe.tuning.trial import Trials
@@ -93,7 +93,7 @@ def test_the_best_run_is_an_ordinary_one(whole, small_data, tmp_path):
 def test_trials_never_see_test_and_the_best_run_does_once(whole, small, monkeypatch, capsys):
     assert not list(whole.glob("trials/*/run/evaluation/test.json"))
     assert all("test" not in read_json(path) for path in whole.glob("trials/*/run/metrics.json"))
-    assert StudyFolder(whole).readings() == [{"trial": best_of(outcomes(whole)).number, "trials": 5}]
+    assert StudyFolder(whole).readings() == (Reading(trial=best_of(outcomes(whole)).number, trials=5),)
     # Only the best run keeps its weights.
     assert [path.parent.parent.name for path in whole.glob("trials/*/run/model.safetensors")] == [
         f"{best_of(outcomes(whole)).number:04d}"

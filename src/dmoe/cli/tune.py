@@ -129,7 +129,7 @@ def command(
     order = Order(str(output), storage, str(data), limits, tuple(track or ()))
     if folder.readings() and not reopen and (trials is None or study.counted() < trials):
         raise ConfigError(
-            f"{output}: its test split was read after {folder.readings()[-1]['trials']} trials, which ended the study; "
+            f"{output}: its test split was read after {folder.readings()[-1].trials} trials, which ended the study; "
             "begin another one, or add trials with --reopen"
         )
     if jobs > 1:

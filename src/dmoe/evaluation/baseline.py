@@ -15,7 +15,8 @@ from dmoe.errors import ConfigError, DataError
 from dmoe.evaluation.compare import SharedRows
 from dmoe.evaluation.scored import ScoredRows, score_rows
 from dmoe.evaluation.verdict import faults_of_run
-from dmoe.validation import validate, validate_stored
+from dmoe.runs.records import read_evaluations
+from dmoe.validation import validate
 from dmoe.weights.run import Run
 
 FILE = "comparison.json"
@@ -28,6 +29,8 @@ class Pair(BaseModel):
     first: float
     second: float
     difference: float
+    low: float
+    high: float
     p: float
 
 
@@ -47,25 +50,6 @@ class Beside(BaseModel):
     splits: dict[str, PairedScores]
     tasks: dict[str, dict[str, PairedScores]] = Field(default={})
     unseen: dict[str, dict[str, Any] | None]
-
-
-class Ratio(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    predicted_to_observed: float | None = None
-
-
-class JudgedTask(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    logloss: float | None = None
-    positives: int = 0
-    relative_information_gain: float | None = None
-    calibration: Ratio | None = None
-
-
-class Judged(JudgedTask):
-    """What `dmoe.evaluation.verdict` reads of `evaluation/<split>.json`."""
-
-    tasks: dict[str, JudgedTask] = Field(default={})
 
 
 def stand_beside(run: Run, data: Path, *, memory_gb: float = 4.0, tell: Tell = lambda _: None) -> dict[str, Any]:
@@ -126,9 +110,5 @@ def run_faults(run: Path) -> list[str]:
 
     Raises: DataError if a file is damaged.
     """
-    evaluations = {}
-    for split in HELD_OUT:
-        path = run / "evaluation" / f"{split}.json"
-        if path.is_file():
-            evaluations[split] = validate_stored(Judged, read_json(path), str(path)).model_dump()
+    evaluations = {split: one.model_dump() for split, one in read_evaluations(run).items()}
     return faults_of_run(evaluations, read_beside(run))

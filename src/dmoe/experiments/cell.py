@@ -21,11 +21,11 @@ from dmoe.errors import DmoeError
 from dmoe.evaluation.watch import CorrelationWatch
 from dmoe.experiments.analysis import analyse
 from dmoe.experiments.planted import Truth
+from dmoe.experiments.stored import CELL_FORMAT
 from dmoe.machine.allocator import keep_freed_memory
 from dmoe.training.loop import train
 from dmoe.weights.run import Run
 
-CELL_FORMAT = 2
 DONE = "cell.json"
 
 

@@ -22,12 +22,14 @@ from dmoe.config.run import RunConfig
 from dmoe.disk.files import check_links, read_json, remove_leftovers, write_json, write_text
 from dmoe.errors import ConfigError, DataError
 from dmoe.experiments import grid
-from dmoe.experiments.cell import CELL_FORMAT, DONE
+from dmoe.experiments.cell import DONE
 from dmoe.experiments.families import FAMILIES, Slice, family_arms, family_grid, slices
 from dmoe.experiments.grid import Arm, Cell, Grid
+from dmoe.experiments.stored import CELL_FORMAT, CellRecord, FailedRecord
 from dmoe.schema import Schema
 from dmoe.shards.latest import write_latest
-from dmoe.validation import validate, validate_stored
+from dmoe.shards.summary import read_summary
+from dmoe.validation import validate_stored
 
 FORMAT_VERSION: Literal[2] = 2
 ASKED = "experiment.json"
@@ -171,8 +173,8 @@ class Folder:
     def figures(self, key: str) -> dict[str, Any] | None:
         """The content of `cell.json`, None while the cell is not finished.
 
-        Raises: DataError if it was written by another format version, or is of another configuration than its name
-        says, as when a default has changed since.
+        Raises: DataError if it is damaged, was written by another format version, or is of another configuration than
+        its name says, as when a default has changed since.
         """
         path = self.cell(key) / DONE
         if not path.is_file():
@@ -180,9 +182,11 @@ class Folder:
         found = read_json(path)
         if found.get("format_version") != CELL_FORMAT:
             raise DataError(f"{path}: written by another version of dmoe; remove the cell's folder to run it again")
-        if Cell.of(validate(RunConfig, found["config"], str(path)), found["part"]).key != key:
+        record = validate_stored(CellRecord, found, str(path))
+        validate_stored(RunConfig, record.resolved, str(path))
+        if Cell.of(validate_stored(RunConfig, record.config, str(path)), record.part).key != key:
             raise DataError(f"{path}: its configuration is not that of its folder; remove the folder to run it again")
-        return found
+        return record.model_dump(exclude_unset=True)
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Figures of every finished cell, by key."""
@@ -196,7 +200,7 @@ class Folder:
     def failed(self) -> dict[str, str]:
         """Why cells failed, by key."""
         return {
-            path.parent.name: str(read_json(path).get("reason", ""))
+            path.parent.name: validate_stored(FailedRecord, read_json(path), str(path)).reason
             for path in sorted((self.path / "cells").glob(f"*/{FAILED}"))
         }
 
@@ -211,20 +215,18 @@ def describe_data(data: Path) -> tuple[Schema, dict[str, SplitSize]]:
     Raises: DataError if it is no data set folder, or lacks a split that experiments need.
     """
     schema = Schema.read(data)
-    summary_path = data / "summary.json"
-    summary = read_json(summary_path) if summary_path.is_file() else {}
+    splits = read_summary(data)["splits"] if (data / "summary.json").is_file() else {}
     found = {}
     for split in ("train", "valid", "test"):
         if not (data / split).is_dir():
             raise DataError(f"{data}: has no {split} split; prepare it with all three: train, valid and test")
-        found[split] = _split_size(data / split, schema.label, summary)
+        found[split] = _split_size(data / split, schema.label, splits.get(split))
     return schema, found
 
 
-def _split_size(folder: Path, label: str, summary: dict[str, Any]) -> SplitSize:
-    known = summary.get("splits", {}).get(folder.name, {})
-    if isinstance(known, dict) and {"rows", "positives"} <= known.keys():
-        return SplitSize(rows=int(known["rows"]), positives=int(known["positives"]))
+def _split_size(folder: Path, label: str, known: dict[str, Any] | None) -> SplitSize:
+    if known is not None:
+        return SplitSize(rows=known["rows"], positives=known["positives"])
     from pyarrow.dataset import dataset
 
     labels = dataset(folder, format="parquet").to_table(columns=[label])[0]

@@ -46,10 +46,13 @@ class Search:
 
 
 def score(figures: Mapping[str, Any]) -> float:
-    """What a search maximises, of several labels their mean; reads the validation split alone."""
+    """What a search maximises, of several labels their mean; reads the validation split alone.
+
+    A figure that valid cannot tell, as the AUC of one class, is so for every run and decides nothing.
+    """
     valid = figures["metrics"]["valid"]
     tasks = valid.get("tasks", {"": valid}).values()
-    return float(sum(one["auc"] - one["logloss"] for one in tasks) / len(tasks))
+    return float(sum((one["auc"] or 0.0) - (one["logloss"] or 0.0) for one in tasks) / len(tasks))
 
 
 def search(arm: Arm, seed: int, finished: Finished, failed: Sequence[str] = ()) -> Search | None:

@@ -9,9 +9,16 @@ from typing import Any
 import yaml
 
 from dmoe.config.data import HELD_OUT
-from dmoe.disk.files import read_json
 from dmoe.errors import ConfigError, DataError
 from dmoe.evaluation.baseline import read_beside, run_faults
+from dmoe.runs.records import (
+    EvaluationRecord,
+    FinalMetrics,
+    TaskRecord,
+    read_evaluations,
+    read_final_metrics,
+    read_warnings,
+)
 from dmoe.shards.folder import DataFolder
 from dmoe.weights.run import Run
 
@@ -34,9 +41,8 @@ def model_card(run: Run, data: Path, name: str, license_name: str = UNKNOWN_LICE
 
     Raises: DataError if the run has not been evaluated.
     """
-    evaluations = {
-        split: read_json(path) for split in HELD_OUT if (path := run.path / "evaluation" / f"{split}.json").is_file()
-    }
+    found = read_evaluations(run.path)
+    evaluations = {split: found[split] for split in HELD_OUT if split in found}
     if not evaluations:
         raise DataError(f"{run.path}: has no evaluation; `dmoe evaluate {run.path}` makes one")
     source = Path(str(run.environment.get("data") or data)).name
@@ -62,31 +68,34 @@ def auc_interval(auc: float, positives: int, negatives: int) -> tuple[float, flo
     return max(0.0, auc - half), min(1.0, auc + half)
 
 
-def _labels(run: Run, evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each label, joint ones too, with its figures."""
-    yield from (evaluation.get("tasks") or {run.schema.label: evaluation}).items()
+Evaluations = Mapping[str, EvaluationRecord]
 
 
-def _results(run: Run, evaluations: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+def _labels(run: Run, evaluation: EvaluationRecord) -> Iterator[tuple[str, EvaluationRecord | TaskRecord]]:
+    """Each label with its figures."""
+    yield from evaluation.tasks.items() if evaluation.tasks else [(run.schema.label, evaluation)]
+
+
+def _results(run: Run, evaluations: Evaluations, source: str) -> list[dict[str, Any]]:
     kind = re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-") or "log"
     return [
         {
             "task": {"type": "tabular-classification", "name": label},
             "dataset": {"name": source, "type": kind, "split": split},
             "metrics": [
-                {"type": metric, "name": shown, "value": round(float(found[key]), 6)}
-                for metric, shown, key in (("roc_auc", "AUC", "auc"), ("log_loss", "logloss", "logloss"))
-                if found.get(key) is not None
+                {"type": metric, "name": shown, "value": round(value, 6)}
+                for metric, shown, value in (("roc_auc", "AUC", found.auc), ("log_loss", "logloss", found.logloss))
+                if value is not None
             ],
         }
         for split, evaluation in evaluations.items()
         for label, found in _labels(run, evaluation)
-        if found.get("auc") is not None
+        if found.auc is not None
     ]
 
 
 def _body(
-    run: Run, data: DataFolder, evaluations: Mapping[str, Any], name: str, license_name: str, source: str
+    run: Run, data: DataFolder, evaluations: Evaluations, name: str, license_name: str, source: str
 ) -> Iterator[str]:
     config, schema = run.config, run.schema
     labels = ", ".join(_plain(task.name) for task in schema.tasks)
@@ -122,35 +131,40 @@ def _body(
         "wrong: `dmoe drift` and `dmoe evaluate` show it."
     )
     last = list(evaluations.values())[-1]
-    share = last["unseen"]["any"]["with"]["rows"] / last["rows"]
-    yield f"- {share:.1%} of the last held-out rows have a value that training never saw or kept."
+    if last.unseen is not None:
+        share = last.unseen.any.with_unseen.rows / max(last.rows, 1)
+        yield f"- {share:.1%} of the last held-out rows have a value that training never saw or kept."
     yield from (f"- {_plain(fault)}." for fault in run_faults(run.path))
-    if (run.path / "warnings.json").is_file():
-        yield from (f"- {_plain(one['text'])}." for one in read_json(run.path / "warnings.json")["warnings"])
+    yield from (f"- {_plain(text)}." for text in read_warnings(run.path) or ())
     yield "- What the log does not hold, the model does not know: whom it shows worse or better was not examined.\n"
     yield "## Training\n"
-    found = read_json(run.path / "metrics.json")
-    versions = run.environment.get("versions", {})
-    yield (
-        f"{found['parameters']:,} parameters, {found['steps']:,} steps of {config.training.batch_size:,} rows in "
-        f"{found['seconds']:,.0f} s, best epoch {found['best_epoch']}, seed {config.training.seed}; "
-        f"{', '.join(f'{key} {value}' for key, value in versions.items())}.\n"
-    )
+    final = read_final_metrics(run.path) or FinalMetrics(splits={})
+    went = [
+        *([] if final.parameters is None else [f"{final.parameters:,} parameters"]),
+        *([] if final.steps is None else [f"{final.steps:,} steps of {config.training.batch_size:,} rows"]),
+        *([] if final.seconds is None else [f"{final.seconds:,.0f} s"]),
+        *([] if final.best_epoch is None else [f"best epoch {final.best_epoch:g}"]),
+        f"seed {config.training.seed}",
+        *(f"{_plain(str(key))} {_plain(str(value))}" for key, value in run.environment.get("versions", {}).items()),
+    ]
+    yield f"{', '.join(went)}.\n"
     yield "## Licence\n"
     yield "Not named." if license_name == UNKNOWN_LICENSE else f"{license_name}"
 
 
-def _metrics_row(label: str, split: str, found: Mapping[str, Any]) -> str:
-    auc, positives = found.get("auc"), int(found.get("positives") or 0)
-    ratio = found.get("predicted_to_observed", (found.get("calibration") or {}).get("predicted_to_observed"))
-    interval = None if auc is None else auc_interval(auc, positives, found["rows"] - positives)
+def _metrics_row(label: str, split: str, found: EvaluationRecord | TaskRecord) -> str:
+    ratio = found.predicted_to_observed if isinstance(found, TaskRecord) else None
+    if ratio is None and found.calibration is not None:
+        ratio = found.calibration.predicted_to_observed
+    auc, positives = found.auc, found.positives
+    interval = None if auc is None else auc_interval(auc, positives, found.rows - positives)
     cells = [
         _plain(label),
         split,
-        f"{found['rows']:,}",
+        f"{found.rows:,}",
         "-" if auc is None else f"{auc:.4f}",
         "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
-        "-" if found.get("logloss") is None else f"{found['logloss']:.4f}",
+        "-" if found.logloss is None else f"{found.logloss:.4f}",
         "-" if ratio is None else f"{ratio:.3f}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -171,20 +185,19 @@ def _beside(run: Run) -> Iterator[str]:
             yield f"| {_plain(label)} | {split} | {cells[0]} | {cells[1]} |"
 
 
-def _calibration(run: Run, evaluations: Mapping[str, Any]) -> Iterator[str]:
+def _calibration(run: Run, evaluations: Evaluations) -> Iterator[str]:
     split, evaluation = list(evaluations.items())[-1]
     yield "\n## Calibration"
     for label, found in _labels(run, evaluation):
-        calibration = found.get("calibration")
-        if not calibration:
+        calibration = found.calibration
+        if calibration is None or calibration.expected_calibration_error is None:
             continue
-        yield (
-            f"\n{_plain(label)} on {split}, expected calibration error "
-            f"{calibration['expected_calibration_error']:.4f}:\n"
-        )
+        error = calibration.expected_calibration_error
+        yield f"\n{_plain(label)} on {split}, expected calibration error {error:.4f}:\n"
         yield "| predicted | observed | rows |\n|---|---|---|"
-        for one in calibration["bins"]:
-            yield f"| {one['mean_predicted']:.4f} | {one['click_rate']:.4f} | {one['rows']:,} |"
+        for one in calibration.bins:
+            if one.mean_predicted is not None and one.click_rate is not None:
+                yield f"| {one.mean_predicted:.4f} | {one.click_rate:.4f} | {one.rows:,} |"
 
 
 def _plain(text: str) -> str:

@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from dmoe.report import numbers
-from dmoe.report.records import CalibrationBinRecord, CorrelationRecord
 from dmoe.report.svg import DASHES, GRID, GROUND, HEAT, INK, MARKERS, MUTED, SERIES, inline, label
+from dmoe.runs.records import CalibrationBinRecord, CorrelationRecord
 
 PANEL_INCHES = (4.3, 2.7)
 # Opacity of the fullest heat-map cell: the ink on it keeps a contrast of 4.5 to 1 on either ground.

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dmoe.report import numbers
-from dmoe.report.records import CalibrationRecord, LabelRecord, PartRecord, TaskRecord
 from dmoe.report.runs import ReportedRun
 from dmoe.report.tables import Line, compared
+from dmoe.runs.records import CalibrationRecord, LabelRecord, PartRecord, TaskRecord
 from dmoe.schema import links
 
 MAX_DOMAINS = 20

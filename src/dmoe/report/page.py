@@ -13,9 +13,9 @@ from markupsafe import Markup
 from dmoe.disk.files import written_aside
 from dmoe.errors import ConfigError
 from dmoe.report import figures, labels, numbers, sentences, tables
-from dmoe.report.records import EpochLine, GateField
 from dmoe.report.runs import ReportedRun, read_runs
 from dmoe.report.svg import drawing
+from dmoe.runs.records import EpochLine, GateField
 
 # The gate weights of a few fields say where it acts; the rest are in the evaluation file.
 MAX_GATE_FIELDS = 4

@@ -15,7 +15,8 @@ from dmoe.disk.files import check_links, read_json, read_json_lines
 from dmoe.errors import ConfigError, DataError
 from dmoe.evaluation.baseline import read_beside
 from dmoe.evaluation.verdict import faults_of_run
-from dmoe.report.records import (
+from dmoe.runs.folder import RunFolder
+from dmoe.runs.records import (
     CalibrationMap,
     EpochLine,
     EvaluationRecord,
@@ -23,15 +24,13 @@ from dmoe.report.records import (
     LinearShare,
     ScoresRecord,
     StepLine,
-    Warnings,
+    read_evaluations,
+    read_final_metrics,
+    read_warnings,
+    split_rank,
 )
-from dmoe.runs.folder import RunFolder
 from dmoe.schema import Schema
 from dmoe.validation import validate_stored
-
-EVALUATION_FORMAT_VERSION = 1
-# Of several evaluated splits the first in this order is shown in detail.
-SPLIT_ORDER = ("test", "valid", "train")
 
 PartT = TypeVar("PartT", bound=BaseModel)
 
@@ -68,9 +67,9 @@ class ReportedRun:
 
     @property
     def splits(self) -> list[str]:
-        """Every split that has scores, in the order of SPLIT_ORDER."""
+        """Every split that has scores, in the order of `split_rank`."""
         known = set(self.evaluations) | (set(self.metrics.splits) if self.metrics else set())
-        return sorted(known, key=_split_rank)
+        return sorted(known, key=split_rank)
 
     @property
     def detail(self) -> EvaluationRecord | None:
@@ -137,7 +136,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         run = RunFolder.open(folder)
         baseline, settings, schema, config = None, "config.yaml", run.schema, run.config
         values = config.values()
-    evaluations = _evaluations(folder / "evaluation")
+    evaluations = read_evaluations(folder)
     for split, evaluation in evaluations.items():
         _check_experts(evaluation, len(config.model.mixed(schema)), folder / "evaluation" / f"{split}.json")
     return ReportedRun(
@@ -149,12 +148,12 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         schema=schema,
         epochs=tuple(_lines(EpochLine, folder / "metrics.jsonl")),
         steps=tuple(_lines(StepLine, folder / "steps.jsonl")),
-        metrics=_final_metrics(folder / "metrics.json"),
+        metrics=read_final_metrics(folder),
         evaluations=evaluations,
-        environment=_read_optional(folder / "environment.json"),
+        environment=RunFolder(folder).environment or None,
         baseline=baseline,
         beside=read_beside(folder),
-        warnings=_warnings(folder / "warnings.json"),
+        warnings=read_warnings(folder),
         calibration=_optional_part(CalibrationMap, folder / "calibration.json"),
         linear=_optional_part(LinearShare, folder / "linear.json"),
     )
@@ -169,53 +168,13 @@ def _names(folders: list[Path]) -> list[str]:
         depth += 1  # ends: the folders differ, so their whole paths do
 
 
-def _split_rank(split: str) -> tuple[int, str]:
-    return (SPLIT_ORDER.index(split) if split in SPLIT_ORDER else len(SPLIT_ORDER), split)
-
-
 def _lines(model: type[PartT], path: Path) -> Iterable[PartT]:
     for number, values in enumerate(read_json_lines(path), start=1):
         yield validate_stored(model, values, f"{path}:{number}")
 
 
-def _read_optional(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
-
-
-def _warnings(path: Path) -> tuple[str, ...] | None:
-    """What preparing the data warned of, None if the run does not say."""
-    values = _read_optional(path)
-    return None if values is None else tuple(one.text for one in validate_stored(Warnings, values, str(path)).warnings)
-
-
-def _final_metrics(path: Path) -> FinalMetrics | None:
-    values = _read_optional(path)
-    if values is None:
-        return None
-    splits = {key: value for key, value in values.items() if isinstance(value, dict) and "auc" in value}
-    return validate_stored(FinalMetrics, values | {"splits": splits}, str(path))
-
-
 def _optional_part(model: type[PartT], path: Path) -> PartT | None:
-    values = _read_optional(path)
-    return None if values is None else validate_stored(model, values, str(path))
-
-
-def _evaluations(folder: Path) -> dict[str, EvaluationRecord]:
-    found = {}
-    for path in sorted(folder.glob("*.json"), key=lambda path: _split_rank(path.stem)):
-        values = read_json(path)
-        version = values.get("format_version")
-        if version != EVALUATION_FORMAT_VERSION:
-            raise DataError(
-                f"{path}: format version {version}, but this dmoe reads version {EVALUATION_FORMAT_VERSION}; "
-                "run `dmoe evaluate` again"
-            )
-        evaluation = validate_stored(EvaluationRecord, values, str(path))
-        if evaluation.split != path.stem:
-            raise DataError(f"{path}: holds split '{evaluation.split}'; run `dmoe evaluate` again")
-        found[path.stem] = evaluation
-    return found
+    return validate_stored(model, read_json(path), str(path)) if path.is_file() else None
 
 
 def _check_experts(evaluation: EvaluationRecord, num_experts: int, path: Path) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmoe.report import numbers
-from dmoe.report.records import CalibrationMap, CorrelationRecord, EvaluationRecord, GateRecord, ScoresRecord
 from dmoe.report.runs import ReportedRun
+from dmoe.runs.records import CalibrationMap, CorrelationRecord, EvaluationRecord, GateRecord, ScoresRecord
 from dmoe.schema import Schema
 
 _LOCATIONS = {

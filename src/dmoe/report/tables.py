@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dmoe.report import numbers, sentences
-from dmoe.report.records import Apart, CorrelationRecord, EvaluationRecord, ExpertScores
 from dmoe.report.runs import ReportedRun
+from dmoe.runs.records import Apart, CorrelationRecord, EvaluationRecord, ExpertScores
 
 MAX_UNSEEN_FIELDS = 12
 

@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from dmoe.config.run import RunConfig
-from dmoe.disk.files import read_json, written_aside
+from dmoe.disk.files import written_aside
 from dmoe.errors import ConfigError
 from dmoe.report import numbers, tuning_figures
 from dmoe.report.page import page_environment
 from dmoe.report.svg import drawing
 from dmoe.report.text_table import Emphasis, Text, TextTable
+from dmoe.runs.folder import RunFolder
+from dmoe.runs.records import FinalMetrics, FinalScores, read_final_metrics
 from dmoe.tuning.folder import Asked, Record, StudyFolder, best_of
 from dmoe.tuning.importance import LEAST_TRIALS, importances
 from dmoe.tuning.space import Parameter, Space
@@ -76,12 +77,11 @@ def _render(folder: StudyFolder) -> str:
     )  # fmt: skip
 
 
-def _kept(folder: StudyFolder, best: Record | None) -> dict[str, Any]:
-    """The figures of the run that is kept, empty while none is, or of an earlier best one."""
-    path = folder.best / "environment.json"
-    if best is None or not path.is_file() or read_json(path).get("trial") != best.number:
-        return {}
-    return read_json(folder.best / "metrics.json")
+def _kept(folder: StudyFolder, best: Record | None) -> FinalMetrics | None:
+    """The figures of the run that is kept, None while none is, or an earlier best one is."""
+    if best is None or RunFolder(folder.best).environment.get("trial") != best.number:
+        return None
+    return read_final_metrics(folder.best)
 
 
 def _lead(asked: Asked, records: Sequence[Record], objective: str) -> str:
@@ -114,10 +114,10 @@ def _notices(folder: StudyFolder, best: Record | None) -> list[str]:
     last = readings[-1]
     found = []
     if len(readings) > 1:
-        times = ", ".join(f"after {one['trials']} trials for trial {one['trial']}" for one in readings)
+        times = ", ".join(f"after {one.trials} trials for trial {one.trial}" for one in readings)
         found.append(f"The test split was read {len(readings)} times: {times}.")
-    if last["trial"] != best.number:
-        found.append(f"The test split was read for trial {last['trial']}, which is no longer the best.")
+    if last.trial != best.number:
+        found.append(f"The test split was read for trial {last.trial}, which is no longer the best.")
     return found
 
 
@@ -134,19 +134,19 @@ def _parameters(space: Space, records: Sequence[Record], best: Record) -> TextTa
     return TextTable("best", "What the best trial is", head, rows, frozenset(range(1, len(head))))
 
 
-def _figures(best: Record | None, kept: dict[str, Any]) -> TextTable:
+def _figures(best: Record | None, kept: FinalMetrics | None) -> TextTable:
     rows = []
-    if best is not None:
-        by_split = {"valid": best.valid} | ({"test": kept["test"]} if "test" in kept else {})
-        for split, found in by_split.items():
-            for name, one in (found or {}).get("tasks", {"": found}).items():
+    if best is not None and best.valid is not None:
+        test = None if kept is None else kept.splits.get("test")
+        for split, found in {"valid": best.valid, **({} if test is None else {"test": test})}.items():
+            for name, one in found.by_label().items():
                 where = f"{split}, {name}" if name else split
                 rows.append(
                     [
                         Text(where),
-                        Text(numbers.whole(one["rows"])),
-                        Text(numbers.score(one["auc"])),
-                        Text(numbers.score(one["logloss"])),
+                        Text(numbers.whole(one.rows)),
+                        Text(numbers.score(one.auc)),
+                        Text(numbers.score(one.logloss)),
                     ]
                 )
     return TextTable("figures", "Figures of the best trial", ["Split", "Rows", "AUC", "Logloss"], rows)
@@ -156,14 +156,14 @@ def _trials(space: Space, records: Sequence[Record], best: Record | None) -> Tex
     names = [one.name for one in space.parameters]
     rows = []
     for one in sorted(records, key=lambda one: (-(one.value if one.value is not None else -1e9), one.number)):
-        valid = one.valid or {}
+        valid = one.valid or FinalScores()
         mark: Emphasis = "bold" if best is not None and one.number == best.number else ""
         rows.append(
             [
                 Text(f"{one.number}"),
                 Text(numbers.score(one.value), _reached(one), emphasis=mark),
-                Text(numbers.score(valid.get("auc"))),
-                Text(numbers.score(valid.get("logloss"))),
+                Text(numbers.score(valid.auc)),
+                Text(numbers.score(valid.logloss)),
                 Text(numbers.whole(one.parameters)),
                 Text(numbers.duration(one.seconds)),
                 Text(one.reason or numbers.ABSENT),

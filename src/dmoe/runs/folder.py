@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import BaseModel, ConfigDict
+
 from dmoe.config.run import RunConfig
 from dmoe.disk.files import check_links, read_json, write_json, write_text, written_aside
 from dmoe.disk.replaced import check_in_place, replaced_path
@@ -26,8 +28,21 @@ from dmoe.errors import ConfigError, DataError
 from dmoe.schema import Schema
 from dmoe.shards.files import digest_of
 from dmoe.shards.remote import address_of, folder_of
-from dmoe.validation import validate
+from dmoe.shards.summary import read_summary
+from dmoe.validation import validate, validate_stored
 from dmoe.yaml_text import read_yaml
+
+
+class Environment(BaseModel):
+    """environment.json, as far as anything but a table of facts reads it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    data: str | None = None
+    data_digest: str | None = None
+    versions: dict[str, str | None] = {}
+    hardware: dict[str, Any] = {}
+    peak_memory_bytes: int | None = None
+    trial: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +90,13 @@ class RunFolder:
 
     @property
     def environment(self) -> dict[str, Any]:
+        """environment.json, empty if there is none. Raises: DataError if it is damaged."""
         path = self.path / "environment.json"
-        return read_json(path) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        values = read_json(path)
+        validate_stored(Environment, values, str(path))
+        return values
 
     def update_environment(self, **facts: Any) -> None:
         write_json(self.path / "environment.json", {**self.environment, **facts})
@@ -145,7 +165,7 @@ def create_folder(
         if (data / "vocabulary").is_dir():
             shutil.copytree(data / "vocabulary", aside / "vocabulary")
         if (data / "summary.json").is_file():
-            write_json(aside / "warnings.json", {"warnings": read_json(data / "summary.json").get("warnings", [])})
+            write_json(aside / "warnings.json", {"warnings": read_summary(data).get("warnings", [])})
         write_text(aside / "config.yaml", config.to_yaml())
         facts: dict[str, Any] = {"data": address_of(data), "data_digest": digest_of(data)}
         write_json(aside / "environment.json", facts | write_more(aside))

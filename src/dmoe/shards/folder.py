@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmoe.config.data import SPLITS, DataConfig
-from dmoe.disk.files import read_json
 from dmoe.schema import AnyField, CategoricalField, Schema
+from dmoe.shards.summary import read_summary
 from dmoe.validation import validate_stored
 
 
@@ -28,7 +28,7 @@ class DataFolder:
     @staticmethod
     def read(folder: Path) -> "DataFolder":
         """Raises: DataError if the folder is not a whole data set."""
-        return DataFolder(folder, Schema.read(folder), read_json(folder / "summary.json"))
+        return DataFolder(folder, Schema.read(folder), read_summary(folder))
 
     def config(self) -> DataConfig:
         """What the data set was prepared with.

@@ -17,8 +17,11 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
+from dmoe.config.run import RunConfig
 from dmoe.disk.files import check_links, read_json, write_json
 from dmoe.errors import DataError
+from dmoe.runs.records import FinalScores
+from dmoe.tuning.space import Space
 from dmoe.validation import validate_stored
 
 FORMAT_VERSION: Literal[1] = 1
@@ -44,7 +47,7 @@ class Asked(BaseModel):
     data: str
     data_digest: str
     config: dict[str, Any]
-    space: dict[str, Any]
+    space: dict[str, dict[str, Any]]
     seed: int
     sampler: Literal["tpe", "random"]
     pruning: bool
@@ -98,12 +101,33 @@ class Record(BaseModel):
     params: dict[str, int | float | str]
     value: float | None = None
     reason: str | None = None
-    valid: dict[str, Any] | None = None
+    valid: FinalScores | None = None
     evaluations: list[Evaluation] = Field(default=[])
     seconds: float = 0.0
     threads: int = 1
     parameters: int | None = None
     best_epoch: int | None = None
+
+
+class Reading(BaseModel):
+    """A time that the test split was read: for which trial, of how many."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    trial: int
+    trials: int
+
+
+class Readings(BaseModel):
+    """`test.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    readings: tuple[Reading, ...]
+
+
+class _Attempts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    reached: tuple[int, int]
+    count: int
 
 
 @dataclass(frozen=True)
@@ -127,7 +151,10 @@ class StudyFolder:
     @property
     def asked(self) -> Asked:
         path = self.path / ASKED
-        return validate_stored(Asked, read_json(path), str(path))
+        asked = validate_stored(Asked, read_json(path), str(path))
+        validate_stored(RunConfig, asked.config, f"{path}: config")
+        Space.of_facts(f"{path}: space", asked.space)
+        return asked
 
     @property
     def best(self) -> Path:
@@ -158,8 +185,8 @@ class StudyFolder:
         path = self.trial(number) / ATTEMPTS
         saved = self.run(number) / "checkpoint"
         reached = [evaluations, saved.stat().st_mtime_ns if saved.is_dir() else 0]
-        earlier = read_json(path) if path.is_file() else {}
-        count = earlier.get("count", 0) + 1 if earlier.get("reached") == reached else 1
+        earlier = validate_stored(_Attempts, read_json(path), str(path)) if path.is_file() else None
+        count = earlier.count + 1 if earlier is not None and list(earlier.reached) == reached else 1
         write_json(path, {"reached": reached, "count": count})
         return bool(count <= MOST_ATTEMPTS)
 
@@ -169,7 +196,7 @@ class StudyFolder:
 
     def end(self, record: Record) -> None:
         """Notes that a trial has ended."""
-        write_json(self.trial(record.number) / DONE, record.model_dump(mode="json"))
+        write_json(self.trial(record.number) / DONE, record.model_dump(mode="json", exclude_unset=True))
         self.forget_attempts(record.number)
 
     def record(self, number: int) -> Record | None:
@@ -195,13 +222,14 @@ class StudyFolder:
             for name in ("vocabulary", "checkpoint"):
                 shutil.rmtree(run / name, ignore_errors=True)
 
-    def readings(self) -> list[dict[str, int]]:
-        """Each time that the test split was read: the trial, and how many trials there were."""
+    def readings(self) -> tuple[Reading, ...]:
+        """Each time that the test split was read. Raises: DataError if the file is damaged."""
         path = self.path / TEST
-        return list(read_json(path)["readings"]) if path.is_file() else []
+        return validate_stored(Readings, read_json(path), str(path)).readings if path.is_file() else ()
 
     def note_reading(self, trial: int, trials: int) -> None:
-        write_json(self.path / TEST, {"readings": [*self.readings(), {"trial": trial, "trials": trials}]})
+        noted = Readings(readings=(*self.readings(), Reading(trial=trial, trials=trials)))
+        write_json(self.path / TEST, noted.model_dump(mode="json"))
 
 
 def best_of(records: list[Record]) -> Record | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,7 @@ from dmoe.config.run import RunConfig, set_key
 from dmoe.config.tasks import Strict
 from dmoe.errors import ConfigError, nearest
 from dmoe.nn.experts.options import check_experts
-from dmoe.validation import validate
+from dmoe.validation import validate, validate_stored
 from dmoe.yaml_text import parse_yaml, read_yaml
 
 Number: TypeAlias = int | float
@@ -82,6 +82,31 @@ class SpaceFile(Strict):
     """The whole file."""
 
     parameters: dict[str, Written] = Field(min_length=1)
+
+
+class ParameterFacts(Strict):
+    """What `Parameter.facts` says, as it is stored."""
+
+    kind: Literal["float", "int", "choice"] = "choice"
+    key: str = ""
+    low: Number = 0
+    high: Number = 0
+    log: bool = False
+    step: Annotated[Number, Field(gt=0)] | None = None
+    choices: dict[str, dict[str, Any]] = Field(default={})
+    when: dict[str, tuple[str, ...]] = Field(default={})
+
+    @model_validator(mode="after")
+    def _draws(self) -> Self:
+        if bool(self.choices) != (self.kind == "choice"):
+            raise ValueError("needs choices, or a range of a kind of number")
+        if not self.choices and (self.low >= self.high or (self.log and self.low <= 0)):
+            raise ValueError(f"is no range, from {self.low} to {self.high}")
+        return self
+
+    def parameter(self, name: str) -> "Parameter":
+        choices, when = tuple(self.choices.items()), tuple(self.when.items())
+        return Parameter(name, self.kind, self.key, self.low, self.high, self.log, self.step, choices, when)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,16 +211,9 @@ class Space:
 
     @staticmethod
     def of_facts(source: str, facts: Mapping[str, Mapping[str, Any]]) -> "Space":
-        """The space that gave these facts."""
-        found = []
-        for name, one in facts.items():
-            values = {key: value for key, value in one.items() if key not in ("choices", "when")}
-            choices, when = one.get("choices", {}), one.get("when", {})
-            conditions = tuple((other, tuple(labels)) for other, labels in when.items())
-            if choices:
-                values["kind"] = "choice"
-            found.append(Parameter(name, changes=tuple(choices.items()), when=conditions, **values))
-        return Space(source, tuple(found))
+        """The space that gave these facts. Raises: DataError if none did."""
+        read = {name: validate_stored(ParameterFacts, one, f"{source}: '{name}'") for name, one in facts.items()}
+        return Space(source, tuple(one.parameter(name) for name, one in read.items()))
 
 
 def spaces() -> list[str]:

@@ -143,7 +143,7 @@ class Study:
     def _tell(self, trial: "optuna.Trial", record: Record) -> None:
         shown = {"run": str(self.folder.run(record.number)), "seconds": record.seconds, "reason": record.reason}
         if record.valid:
-            shown |= {"valid auc": record.valid["auc"], "valid logloss": record.valid["logloss"]}
+            shown |= {"valid auc": record.valid.auc, "valid logloss": record.valid.logloss}
         for key, value in shown.items():
             if value is not None:
                 trial.set_user_attr(key, value)

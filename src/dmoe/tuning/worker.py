@@ -79,12 +79,15 @@ def line_of(record: Record, records: list[Record]) -> str:
     best = best_of(records)
     params = ", ".join(f"{name} {_short(value)}" for name, value in record.params.items())
     if record.state == "complete" and record.valid is not None:
-        valid = record.valid
-        what = f"valid AUC {valid['auc']:.4f}  logloss {valid['logloss']:.4f}"
+        what = f"valid AUC {_score(record.valid.auc)}  logloss {_score(record.valid.logloss)}"
     else:
         what = f"given up: {record.reason}"
     leader = "" if best is None else "  best so far" if best.number == record.number else f"  best: trial {best.number}"
     return f"trial {record.number}: {params}\n  {what}  {record.seconds:.0f} s{leader}"
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _short(value: float | int | str) -> str:

@@ -1,15 +1,25 @@
-"""What the result files of a run hold, as far as the report shows it.
+"""What the result files of a run hold, as far as pages, cards and verdicts show it.
 
 Keys that are not listed are left unread on purpose: a run written by a later dmoe that adds a figure
 still gets its page. Figures that cannot be computed (the AUC of one class) are null in the files.
 """
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dmoe.disk.files import read_json
+from dmoe.errors import DataError
+from dmoe.validation import validate_stored
+
+EVALUATION_FORMAT_VERSION = 1
+# Of several evaluated splits the first in this order is shown in detail.
+SPLIT_ORDER = ("test", "valid", "train")
 
 Number = float | None
+Count = Annotated[int, Field(strict=True, ge=0)]
 
 
 class _Record(BaseModel):
@@ -25,6 +35,18 @@ class TaskScoresRecord(ScoresRecord):
     """Scores, and with several labels those of each."""
 
     tasks: dict[str, ScoresRecord] = Field(default_factory=dict)
+
+
+class FinalScores(ScoresRecord):
+    """Of a split in metrics.json, all of them or those of a label; further figures are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    rows: Count | None = None
+    tasks: "dict[str, FinalScores]" = Field(default_factory=dict)
+
+    def by_label(self) -> "dict[str, FinalScores]":
+        """Those of each label; of one label, by no name."""
+        return self.tasks or {"": self}
 
 
 class EpochLine(_Record):
@@ -83,11 +105,12 @@ class TaskGradients(_Record):
 class FinalMetrics(_Record):
     """metrics.json: scores by split, and how the training went."""
 
-    splits: dict[str, ScoresRecord]
+    splits: dict[str, FinalScores]
     best_epoch: Number = None
     seconds: Number = None
     rows_per_second: Number = None
     parameters: int | None = None
+    steps: int | None = None
     own_best: dict[str, OwnBest] = Field(default_factory=dict)
     task_gradients: TaskGradients = TaskGradients()
 
@@ -95,7 +118,7 @@ class FinalMetrics(_Record):
 class CalibrationBinRecord(_Record):
     low: float
     high: float
-    rows: int
+    rows: Count
     mean_predicted: Number = None
     click_rate: Number = None
 
@@ -119,7 +142,7 @@ class CorrelationRecord(_Record):
     matrix: tuple[tuple[Number, ...], ...]
     total: Number = None
     noise_floor: Number = None
-    rows: int | None = None
+    rows: Count | None = None
     columns: tuple[int, ...] = ()
     dead_columns: tuple[int, ...] = ()
 
@@ -151,7 +174,7 @@ class CorrelationRecord(_Record):
 
 class GateValue(_Record):
     value: Any = None
-    rows: int
+    rows: Count
     click_rate: Number = None
     mean_weights: tuple[Number, ...]
 
@@ -179,7 +202,7 @@ class ExpertScores(ScoresRecord):
 class UnseenScores(ScoresRecord):
     """Of the rows with an unseen value, or of those without."""
 
-    rows: int
+    rows: Count
     predicted_to_observed: Number = None
 
 
@@ -194,8 +217,8 @@ class UnseenField(_Record):
     """`with_missing`: its unseen values cannot be told from missing ones."""
 
     field: str
-    values: int
-    unseen: int
+    values: Count
+    unseen: Count
     with_missing: bool = False
     scores: Apart | None = None
 
@@ -209,11 +232,22 @@ class UnseenRecord(_Record):
     fields: tuple[UnseenField, ...] = ()
 
 
-class PartRecord(ScoresRecord):
+class _Counted(ScoresRecord):
+    """Scores of so many rows, of which so many are positive."""
+
+    rows: Count = 0
+    positives: Count = 0
+
+    @model_validator(mode="after")
+    def _no_more_positives(self) -> "_Counted":
+        if self.positives > self.rows:
+            raise ValueError(f"has {self.positives} positives in {self.rows} rows")
+        return self
+
+
+class PartRecord(_Counted):
     """Scores of the rows of a label, all of them or those of a domain."""
 
-    rows: int = 0
-    positives: int = 0
     observed: Number = None
     predicted_to_observed: Number = None
 
@@ -236,15 +270,15 @@ class LabelRecord(PartRecord):
 class TaskRecord(LabelRecord):
     """`unknown`: rows of the split that do not know it."""
 
-    unknown: int = 0
+    unknown: Count = 0
     given: str | None = None
     joint: LabelRecord | None = None
 
 
 class GroupRecord(_Record):
     auc: Number = None
-    groups: int = 0
-    rows: int = 0
+    groups: Count = 0
+    rows: Count = 0
 
 
 class GroupedRecord(_Record):
@@ -254,14 +288,12 @@ class GroupedRecord(_Record):
     tasks: dict[str, GroupRecord | None] = Field(default_factory=dict)
 
 
-class EvaluationRecord(_Record):
+class EvaluationRecord(_Counted):
     """evaluation/<split>.json."""
 
     split: str
-    rows: int
-    positives: int
-    auc: Number = None
-    logloss: Number = None
+    rows: Count
+    positives: Count
     relative_information_gain: Number = None
     calibration: CalibrationRecord | None = None
     unseen: UnseenRecord | None = None
@@ -302,8 +334,8 @@ class CalibrationMap(_Record):
 
     asked: str
     kind: str
-    rows: int
-    valid_rows: int
+    rows: Count
+    valid_rows: Count
     splits: dict[str, Change] = Field(default_factory=dict)
     tasks: "dict[str, CalibrationMap]" = Field(default_factory=dict)
 
@@ -334,3 +366,53 @@ class LinearShare(_Record):
     encoding: str
     fields: tuple[LinearField, ...] = ()
     splits: dict[str, LinearScores] = Field(default_factory=dict)
+
+
+def split_rank(split: str) -> tuple[int, str]:
+    """Sorts splits: SPLIT_ORDER, then others by name."""
+    return (SPLIT_ORDER.index(split) if split in SPLIT_ORDER else len(SPLIT_ORDER), split)
+
+
+def read_evaluations(run: Path) -> dict[str, EvaluationRecord]:
+    """evaluation/<split>.json of a run folder, by split as `split_rank` sorts them.
+
+    Raises: DataError if one is damaged, or of another version or split than it should be.
+    """
+    found = {}
+    for path in sorted((run / "evaluation").glob("*.json"), key=lambda path: split_rank(path.stem)):
+        values = read_json(path)
+        version = values.get("format_version")
+        if version != EVALUATION_FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format version {version}, but this dmoe reads version {EVALUATION_FORMAT_VERSION}; "
+                "run `dmoe evaluate` again"
+            )
+        evaluation = validate_stored(EvaluationRecord, values, str(path))
+        if evaluation.split != path.stem:
+            raise DataError(f"{path}: holds split '{evaluation.split}'; run `dmoe evaluate` again")
+        found[path.stem] = evaluation
+    return found
+
+
+def read_final_metrics(run: Path) -> FinalMetrics | None:
+    """metrics.json of a run folder, None while it is not finished.
+
+    Raises: DataError if it is damaged.
+    """
+    path = run / "metrics.json"
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    splits = {key: value for key, value in values.items() if isinstance(value, dict) and "auc" in value}
+    return validate_stored(FinalMetrics, values | {"splits": splits}, str(path))
+
+
+def read_warnings(run: Path) -> tuple[str, ...] | None:
+    """What preparing the data of a run warned of, None if its folder does not say.
+
+    Raises: DataError if warnings.json is damaged.
+    """
+    path = run / "warnings.json"
+    if not path.is_file():
+        return None
+    return tuple(one.text for one in validate_stored(Warnings, read_json(path), str(path)).warnings)
