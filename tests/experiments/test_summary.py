@@ -258,7 +258,7 @@ def test_dmoe_report_knows_an_experiment_folder(better_loss: ExperimentSummary, 
     assert "Claims" in (tmp_path / "page.html").read_text()
     assert run("report", folder, tmp_path, "-o", tmp_path / "page.html") == 2
     assert "stands alone" in capfd.readouterr().err
-    with pytest.raises(ConfigError, match=r"name it \.html or \.md"):
+    with pytest.raises(ConfigError, match=r"ends in \.html or \.md"):
         write_experiment_report(folder, tmp_path / "page.pdf")
 
 

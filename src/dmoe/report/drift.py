@@ -8,10 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from dmoe.disk.files import written_aside
-from dmoe.errors import ConfigError, DataError
+from dmoe.errors import DataError
 from dmoe.inspection.contents import Contents, FieldDrift, drift, far_above, groups_of, read_contents
 from dmoe.report.figures import Curve, bars, curves
 from dmoe.report.page import page_environment
+from dmoe.report.place import check_page
 from dmoe.report.svg import drawing
 from dmoe.shards.folder import DataFolder
 
@@ -42,10 +43,7 @@ def write_drift_report(folder: Path, output: Path) -> dict[str, Any]:
     Raises: DataError if the folder is no whole data set or has one group of rows only; ConfigError if `output`
     cannot be an HTML page.
     """
-    if output.suffix not in (".html", ".htm") or output.is_dir():
-        raise ConfigError(f"{output}: the drift report is an HTML page; give a file name that ends in .html")
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output}: folder {output.parent} does not exist; make it first")
+    check_page(output)
     data = DataFolder.read(folder)
     groups = groups_of(data)
     if len(groups) < 2:

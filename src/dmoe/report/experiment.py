@@ -10,13 +10,13 @@ from typing import Any
 from markupsafe import Markup
 
 from dmoe.disk.files import write_text, written_aside
-from dmoe.errors import ConfigError
 from dmoe.experiments.folder import Folder
 from dmoe.experiments.paper import paper
 from dmoe.experiments.summary import ExperimentSummary, Table
 from dmoe.report import experiment_tables, numbers
 from dmoe.report.experiment_figures import Drawn, figures, over_training
 from dmoe.report.page import page_environment
+from dmoe.report.place import HTML, check_page
 from dmoe.report.svg import drawing, inline, write_figure
 from dmoe.report.text_table import TextTable
 
@@ -44,10 +44,7 @@ def write_experiment_report(folder: Path, output: Path, summary: ExperimentSumma
 
     Raises: DataError if the folder is no experiment folder; ConfigError if `output` is no name of either kind.
     """
-    if output.is_dir() or output.suffix not in (".html", ".htm", ".md"):
-        raise ConfigError(f"{output}: the report is an HTML page or Markdown; name it .html or .md")
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output}: folder {output.parent} does not exist; make it first")
+    check_page(output, (*HTML, ".md"))
     summary = summary or ExperimentSummary(Folder.open(folder))
     written = [output]
     for name in ("tables", "figures"):

@@ -11,8 +11,8 @@ import yaml
 from markupsafe import Markup
 
 from dmoe.disk.files import written_aside
-from dmoe.errors import ConfigError
 from dmoe.report import figures, labels, numbers, sentences, tables
+from dmoe.report.place import check_page
 from dmoe.report.runs import ReportedRun, read_runs
 from dmoe.report.svg import drawing
 from dmoe.runs.records import EpochLine, GateField
@@ -42,13 +42,8 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     Raises: DataError if a folder is no run folder or a file in it is damaged; ConfigError if `output` is a
     folder or is not named .html, no run is given, or one is given twice.
     """
-    if output.is_dir():
-        raise ConfigError(f"{output}: is a folder; name a file, for example {output / 'report.html'}")
-    if output.suffix not in (".html", ".htm"):
-        raise ConfigError(f"{output}: the report is an HTML page; give it a name that ends in .html")
+    check_page(output)
     page = render(read_runs(runs))
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output}: folder {output.parent} does not exist; make it first")
     with written_aside(output) as aside:
         aside.write_bytes(page.encode("utf-8"))
 

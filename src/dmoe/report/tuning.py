@@ -8,9 +8,9 @@ import yaml
 
 from dmoe.config.run import RunConfig
 from dmoe.disk.files import written_aside
-from dmoe.errors import ConfigError
 from dmoe.report import numbers, tuning_figures
 from dmoe.report.page import page_environment
+from dmoe.report.place import check_page
 from dmoe.report.svg import drawing
 from dmoe.report.text_table import Emphasis, Text, TextTable
 from dmoe.runs.folder import RunFolder
@@ -29,10 +29,7 @@ def write_study_report(folder: Path, output: Path) -> None:
     Raises: DataError if the folder is no study folder; ConfigError if `output` is not named .html or has no folder;
     MissingExtraError without Optuna, which says how much each parameter mattered.
     """
-    if output.is_dir() or output.suffix not in (".html", ".htm"):
-        raise ConfigError(f"{output}: the report is an HTML page; give it a name that ends in .html")
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output}: folder {output.parent} does not exist; make it first")
+    check_page(output)
     page = _render(StudyFolder.open(folder))
     with written_aside(output) as aside:
         aside.write_bytes(page.encode("utf-8"))
