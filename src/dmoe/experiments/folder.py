@@ -16,11 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from dmoe.config.data import SPLITS
 from dmoe.config.run import RunConfig
 from dmoe.disk.files import check_links, read_json, remove_leftovers, write_json, write_text
-from dmoe.errors import ConfigError, DataError
+from dmoe.errors import ConfigError, DataError, nearest
 from dmoe.experiments import grid
 from dmoe.experiments.cell import DONE
 from dmoe.experiments.families import FAMILIES, Slice, family_arms, family_grid, slices
@@ -43,8 +44,8 @@ def all_names() -> list[str]:
 
 class SplitSize(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    rows: int
-    positives: int
+    rows: int = Field(strict=True, ge=0)
+    positives: int = Field(strict=True, ge=0)
 
 
 class Asked(BaseModel):
@@ -54,6 +55,7 @@ class Asked(BaseModel):
     format_version: Literal[2] = FORMAT_VERSION
     data: str
     splits: dict[str, SplitSize]
+    """Of each of the three."""
     fields: int
     tokens: int
     size: str
@@ -63,6 +65,21 @@ class Asked(BaseModel):
     """Training rows of each part that `growth` takes."""
     changes: tuple[str, ...] = ()
     truth: str | None = None
+
+    @field_validator("splits")
+    @classmethod
+    def _all_three(cls, splits: dict[str, SplitSize]) -> dict[str, SplitSize]:
+        if set(splits) != set(SPLITS):
+            raise ValueError(f"must be of {', '.join(SPLITS)}")
+        return splits
+
+    @field_validator("names")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in all_names():
+                raise ValueError(f"no experiment '{name}'{nearest(name, all_names())}")
+        return names
 
     @property
     def seed_numbers(self) -> list[int]:
@@ -183,10 +200,10 @@ class Folder:
         if found.get("format_version") != CELL_FORMAT:
             raise DataError(f"{path}: written by another version of dmoe; remove the cell's folder to run it again")
         record = validate_stored(CellRecord, found, str(path))
-        validate_stored(RunConfig, record.resolved, str(path))
-        if Cell.of(validate_stored(RunConfig, record.config, str(path)), record.part).key != key:
+        resolved = validate_stored(RunConfig, record.resolved, f"{path}: resolved")
+        if Cell.of(validate_stored(RunConfig, record.config, f"{path}: config"), record.part).key != key:
             raise DataError(f"{path}: its configuration is not that of its folder; remove the folder to run it again")
-        return record.model_dump(exclude_unset=True)
+        return record.model_dump(exclude_unset=True) | {"resolved": resolved.model_dump(mode="json")}
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Figures of every finished cell, by key."""
