@@ -15,7 +15,7 @@ from dmoe.errors import ConfigError, DataError
 from dmoe.evaluation.compare import SharedRows
 from dmoe.evaluation.scored import ScoredRows, score_rows
 from dmoe.evaluation.verdict import faults_of_run
-from dmoe.runs.records import read_evaluations
+from dmoe.runs.records import Figure, read_evaluations
 from dmoe.validation import validate
 from dmoe.weights.run import Run
 
@@ -26,12 +26,12 @@ class Pair(BaseModel):
     """A figure of both on the same rows, as `dmoe.evaluation.compare` has it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    first: float
-    second: float
-    difference: float
-    low: float
-    high: float
-    p: float
+    first: Figure
+    second: Figure
+    difference: Figure
+    low: Figure
+    high: Figure
+    p: Figure
 
 
 class PairedScores(BaseModel):

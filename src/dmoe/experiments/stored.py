@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Number = float | None
+from dmoe.runs.records import Count, Figure, Number
+
 CELL_FORMAT: Literal[2] = 2
 
 
@@ -15,8 +16,8 @@ class _Stored(BaseModel):
 class _Scores(_Stored):
     """Of the rows that know a label, all of them or those of a domain."""
 
-    rows: int = Field(strict=True, ge=0)
-    positives: int = Field(strict=True, ge=0)
+    rows: Count
+    positives: Count
     auc: Number
     logloss: Number
     predicted_to_observed: Number
@@ -54,7 +55,7 @@ class _Metrics(_Scores):
     cka: Number = None
     dead_columns: list[int] = []
     dead_share: Number = None
-    gate_mean: list[float] = []
+    gate_mean: list[Figure] = []
     gate_entropy: Number = None
     gate_fields: list[_GateField] = []
     alone_auc: list[Number] = []
@@ -72,7 +73,7 @@ class _Splits(_Stored):
 
 class _Planted(_Stored):
     parts: list[str]
-    r_squared: list[list[float]]
+    r_squared: list[list[Figure]]
     separation: Number = None
 
 
@@ -87,7 +88,7 @@ class _Table(_Stored):
 
 class _Evaluation(_Stored):
     step: int
-    epoch: float
+    epoch: Figure
     train_logloss: Number
     valid_auc: Number
     valid_logloss: Number
@@ -108,7 +109,7 @@ class CellRecord(_Stored):
     tables: list[_Table]
     training: list[_Evaluation]
     parameters: int
-    seconds: float = Field(ge=0)
+    seconds: Figure = Field(ge=0)
     steps: int
     best_epoch: Number
     rows_per_second: Number

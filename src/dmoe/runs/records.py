@@ -18,7 +18,9 @@ EVALUATION_FORMAT_VERSION = 1
 # Of several evaluated splits the first in this order is shown in detail.
 SPLIT_ORDER = ("test", "valid", "train")
 
-Number = float | None
+# No figure that dmoe computes is further from 0; what is has been harmed, and no axis holds it.
+Figure = Annotated[float, Field(ge=-1e15, le=1e15)]
+Number = Figure | None
 Count = Annotated[int, Field(strict=True, ge=0)]
 
 
@@ -52,7 +54,7 @@ class FinalScores(ScoresRecord):
 class EpochLine(_Record):
     """One line of metrics.jsonl."""
 
-    epoch: float
+    epoch: Figure
     step: int
     rows_per_second: Number = None
     lr: Number = None
@@ -116,8 +118,8 @@ class FinalMetrics(_Record):
 
 
 class CalibrationBinRecord(_Record):
-    low: float
-    high: float
+    low: Figure
+    high: Figure
     rows: Count
     mean_predicted: Number = None
     click_rate: Number = None
@@ -362,7 +364,7 @@ class LinearShare(_Record):
     """linear.json."""
 
     used: bool
-    share: float
+    share: Figure
     encoding: str
     fields: tuple[LinearField, ...] = ()
     splits: dict[str, LinearScores] = Field(default_factory=dict)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dmoe.config.run import RunConfig
 from dmoe.disk.files import check_links, read_json, write_json
 from dmoe.errors import DataError
-from dmoe.runs.records import FinalScores
+from dmoe.runs.records import Figure, FinalScores, Number
 from dmoe.tuning.space import Space
 from dmoe.validation import validate_stored
 
@@ -84,7 +84,7 @@ class Evaluation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     done: int
-    value: float
+    value: Figure
 
 
 class Record(BaseModel):
@@ -99,11 +99,11 @@ class Record(BaseModel):
     number: int
     state: Literal["complete", "pruned", "abandoned"]
     params: dict[str, int | float | str]
-    value: float | None = None
+    value: Number = None
     reason: str | None = None
     valid: FinalScores | None = None
     evaluations: list[Evaluation] = Field(default=[])
-    seconds: float = 0.0
+    seconds: Figure = 0.0
     threads: int = 1
     parameters: int | None = None
     best_epoch: int | None = None
