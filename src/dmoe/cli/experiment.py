@@ -41,7 +41,7 @@ def command(
     ],
     data: Annotated[Path, typer.Option(help="Data set folder made by `dmoe prepare`, with all three splits.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, or to continue.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 1 to N for every cell.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Seeds 1 to N for every cell.")] = 5,
     size: Annotated[
         str,
         typer.Option(

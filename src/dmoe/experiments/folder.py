@@ -35,6 +35,7 @@ from dmoe.validation import validate_stored
 FORMAT_VERSION: Literal[2] = 2
 ASKED = "experiment.json"
 FAILED = "failed.json"
+MOST_SEEDS = 10_000
 
 
 def all_names() -> list[str]:
@@ -59,7 +60,7 @@ class Asked(BaseModel):
     fields: int
     tokens: int
     size: str
-    seeds: int = Field(ge=1)
+    seeds: int = Field(ge=1, le=MOST_SEEDS)
     names: tuple[str, ...]
     parts: tuple[int, ...] = ()
     """Training rows of each part that `growth` takes."""
@@ -72,6 +73,13 @@ class Asked(BaseModel):
         if set(splits) != set(SPLITS):
             raise ValueError(f"must be of {', '.join(SPLITS)}")
         return splits
+
+    @field_validator("size")
+    @classmethod
+    def _known_size(cls, size: str) -> str:
+        if size not in grid.sizes():
+            raise ValueError(f"no size '{size}'{nearest(size, grid.sizes())}")
+        return size
 
     @field_validator("names")
     @classmethod

@@ -164,7 +164,7 @@ class EmbeddingOptimiser(ABC):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what `state_dict` gave; `weight` must be loaded as it was at that moment.
 
-        Raises: DataError if a tensor is missing, unknown or of another shape.
+        Raises: DataError if a tensor is missing, unknown or of another shape or type.
         """
         own = self._state()
         if set(own) != set(state):
@@ -181,6 +181,8 @@ class EmbeddingOptimiser(ABC):
                     f"optimiser state '{name}' has shape {tuple(tensor.shape)}, "
                     f"the saved one {tuple(state[name].shape)}; the model or its vocabularies differ"
                 )
+            if tensor.dtype != state[name].dtype:
+                raise DataError(f"optimiser state '{name}' is of {tensor.dtype}, the saved one of {state[name].dtype}")
         self._load(state)
 
     @abstractmethod

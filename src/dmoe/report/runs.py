@@ -1,6 +1,6 @@
 """Reads a run folder for the report: what is there is shown, what is damaged is an error."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from dmoe.baselines.folder import MARK as BASELINE_MARK
 from dmoe.baselines.folder import Baseline
 from dmoe.baselines.models import NAMES
 from dmoe.config.run import RunConfig
-from dmoe.disk.files import check_links, read_json, read_json_lines
+from dmoe.disk.files import check_links, read_json
 from dmoe.errors import ConfigError, DataError
 from dmoe.evaluation.baseline import read_beside
 from dmoe.evaluation.verdict import faults_of_run
@@ -26,6 +26,7 @@ from dmoe.runs.records import (
     StepLine,
     read_evaluations,
     read_final_metrics,
+    read_lines,
     read_warnings,
     split_rank,
 )
@@ -146,8 +147,8 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         config_values=values,
         config=config,
         schema=schema,
-        epochs=tuple(_lines(EpochLine, folder / "metrics.jsonl")),
-        steps=tuple(_lines(StepLine, folder / "steps.jsonl")),
+        epochs=tuple(one for _, one in read_lines(EpochLine, folder / "metrics.jsonl")),
+        steps=tuple(one for _, one in read_lines(StepLine, folder / "steps.jsonl")),
         metrics=read_final_metrics(folder),
         evaluations=evaluations,
         environment=RunFolder(folder).environment or None,
@@ -166,11 +167,6 @@ def _names(folders: list[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
         depth += 1  # ends: the folders differ, so their whole paths do
-
-
-def _lines(model: type[PartT], path: Path) -> Iterable[PartT]:
-    for number, values in enumerate(read_json_lines(path), start=1):
-        yield validate_stored(model, values, f"{path}:{number}")
 
 
 def _optional_part(model: type[PartT], path: Path) -> PartT | None:

@@ -5,12 +5,13 @@ still gets its page. Figures that cannot be computed (the AUC of one class) are 
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dmoe.disk.files import read_json
+from dmoe.disk.files import read_json, read_json_lines
 from dmoe.errors import DataError
 from dmoe.validation import validate_stored
 
@@ -51,11 +52,19 @@ class FinalScores(ScoresRecord):
         return self.tasks or {"": self}
 
 
-class EpochLine(_Record):
+class Line(_Record):
+    """What a line says of the training it is of, whatever else."""
+
+    step: int
+
+
+LineT = TypeVar("LineT", bound=Line)
+
+
+class EpochLine(Line):
     """One line of metrics.jsonl."""
 
     epoch: Figure
-    step: int
     rows_per_second: Number = None
     lr: Number = None
     train_loss: Number = None
@@ -65,10 +74,9 @@ class EpochLine(_Record):
     best: bool = False
 
 
-class StepLine(_Record):
+class StepLine(Line):
     """One line of steps.jsonl."""
 
-    step: int
     loss: Number = None
     logloss: Number = None
     decorrelation: Number = None
@@ -368,6 +376,15 @@ class LinearShare(_Record):
     encoding: str
     fields: tuple[LinearField, ...] = ()
     splits: dict[str, LinearScores] = Field(default_factory=dict)
+
+
+def read_lines(model: type[LineT], path: Path) -> Iterator[tuple[dict[str, Any], LineT]]:
+    """The lines of metrics.jsonl or steps.jsonl, as they stand and as records; none if it is absent.
+
+    Raises: DataError if one is damaged.
+    """
+    for number, values in enumerate(read_json_lines(path), start=1):
+        yield values, validate_stored(model, values, f"{path}:{number}")
 
 
 def split_rank(split: str) -> tuple[int, str]:

@@ -407,16 +407,21 @@ class Engine:
         ]
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`. Raises: LookupError, RuntimeError, ValueError or DataError for that of another."""
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "objective": {}, "adam": {}, "embedding": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
-        self.model.load_state_dict(parts["model"])
-        self.objective.load_state_dict(parts["objective"])
+        for module, part in ((self.model, "model"), (self.objective, "objective")):
+            for name, own in module.state_dict().items():
+                if name in parts[part] and parts[part][name].dtype != own.dtype:
+                    raise ValueError(f"{name} is of {parts[part][name].dtype}, not of {own.dtype}")
+            module.load_state_dict(parts[part])
         for key, value in parts["adam"].items():
             kind, _, name = key.partition(".")
             parameter = self.dense[self.names.index(name)]
+            if value.dtype != parameter.dtype and kind != "step":
+                raise ValueError(f"the optimiser's {kind} of {name} is of {value.dtype}, not of {parameter.dtype}")
             # The step counter of fused Adam lives on the parameter's device, in float32, like the moments.
             self.adam.state[parameter][kind] = value.to(parameter.device)
         for number, optimiser in enumerate(self.embeddings):

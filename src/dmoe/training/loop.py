@@ -16,7 +16,6 @@ from dmoe.disk.files import (
     append_json_line,
     only_writer,
     read_json,
-    read_json_lines,
     remove_leftovers,
     write_json_lines,
 )
@@ -27,6 +26,7 @@ from dmoe.evaluation.evaluate import quick_metrics
 from dmoe.machine.device import on_device
 from dmoe.machine.stopping import StopRequest, stop_requests
 from dmoe.nn.model import DMoE
+from dmoe.runs.records import EpochLine, Line, StepLine, read_lines
 from dmoe.schema import Schema
 from dmoe.shards.files import HeldData
 from dmoe.training.assembly import assemble, training_batches
@@ -171,7 +171,8 @@ class _Trainer:
         checkpoint = load_checkpoint(self.run.path, self.world, rows, sums)
         if checkpoint is not None:
             try:
-                self.at = Position.read(checkpoint.position, self.recipe.epochs)
+                lr = self.optimiser.lr
+                self.at = Position.read(checkpoint.position, self.recipe.epochs, self.reader.num_batches, lr)
                 if not self.at.finished:
                     self.engine.load_state(checkpoint.tensors)
             except (RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -184,10 +185,11 @@ class _Trainer:
         if not self.world.is_first:
             return
         # Lines after the checkpoint will be written again.
-        for name in ("metrics.jsonl", "steps.jsonl"):
+        records: list[tuple[str, type[Line]]] = [("metrics.jsonl", EpochLine), ("steps.jsonl", StepLine)]
+        for name, record in records:
             path = self.run.path / name
             if path.is_file():
-                kept = [line for line in read_json_lines(path) if line["step"] <= self.at.step]
+                kept = [line for line, said in read_lines(record, path) if said.step <= self.at.step]
                 write_json_lines(path, kept[: self.at.evaluations] if name == "metrics.jsonl" else kept)
 
     def _epoch(self, every: int, requests: StopRequest) -> None:

@@ -34,13 +34,15 @@ class Position:
     all_training_seconds: float = 0.0
 
     @staticmethod
-    def read(values: dict[str, Any], epochs: int) -> "Position":
-        """Raises: TypeError or ValueError for what no training of so many epochs wrote."""
+    def read(values: dict[str, Any], epochs: int, batches: int, most_lr: float) -> "Position":
+        """Raises: TypeError or ValueError for what no training of so many epochs and batches in each wrote."""
         found = Position(**values)
         TypeAdapter(Position).validate_json(json.dumps(asdict(found)), strict=True)
         counts = (value for name, value in asdict(found).items() if name != "best")
-        if min(counts) < 0 or found.epoch > epochs:
-            raise ValueError("its state.json counts below 0, or beyond the last epoch")
+        if min(counts) < 0 or found.epoch > epochs or found.batch > batches or found.step > epochs * batches:
+            raise ValueError("its state.json counts below 0, or beyond the last step")
+        if found.lr > most_lr:
+            raise ValueError(f"its state.json has a learning rate of {found.lr:g}, above the {most_lr:g} to start with")
         return found
 
     def add(self, loss: StepLoss, rows: int) -> None:
