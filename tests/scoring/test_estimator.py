@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import has_fit_parameter
 
-from dmoe import DMoEClassifier, FewRowsWarning, UnseenValuesWarning
+from dmoe import Callback, DMoEClassifier, FewRowsWarning, UnseenValuesWarning
 from dmoe.errors import ConfigError, DataError, Interrupted, NonFiniteLossError
 from dmoe.scoring.estimator_input import labels_of, split_rows
 
@@ -456,3 +456,46 @@ def test_a_pickle_needs_nothing_of_the_original(fitted, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), want)
+
+
+class Seen(Callback):
+    """Notes what it is told; fails where it is asked to."""
+
+    def __init__(self, failing: bool = False) -> None:
+        self.told: list[str] = []
+        self.failing = failing
+
+    def on_start(self, start):
+        self.told.append(f"start {start.step}")
+        if self.failing:
+            raise ConnectionError("no route")
+
+    def on_evaluation(self, metrics):
+        self.told.append(f"evaluation {'cec' in metrics}")
+
+    def on_end(self, metrics, run):
+        self.told.append(f"end {(run / 'metrics.json').is_file()} {'valid' in metrics}")
+
+
+def test_callbacks_see_each_fit_and_change_nothing_of_it(fitted):
+    rows, labels = table()
+    seen = Seen()
+    model = DMoEClassifier(overrides=QUICK, callbacks=[seen]).fit(rows, labels)
+    assert seen.told[0] == "start 0"
+    assert seen.told[-1] == "end True True"
+    assert set(seen.told[1:-1]) == {"evaluation True"}
+    assert np.array_equal(model.predict_proba(rows), fitted.predict_proba(rows))
+    copy = clone(model)
+    assert copy.callbacks[0] is not seen
+    assert copy.callbacks[0].told == seen.told
+    assert pickle.loads(pickle.dumps(model)).callbacks[0].told == seen.told  # noqa: S301
+
+
+def test_a_callback_that_fails_is_warned_of_and_what_is_none_refused():
+    rows, labels = table(200)
+    failing = DMoEClassifier(overrides=[*QUICK, "training.epochs=1"], callbacks=[Seen(failing=True)])
+    with pytest.warns(UserWarning, match=r"callback Seen failed \(ConnectionError: no route\); training goes on"):
+        failing.fit(rows, labels)
+    for wrong in ("tensorboard", [Seen], [print], 3):
+        with pytest.raises(ValueError, match=r"callbacks must be a list of dmoe\.Callback, got "):
+            DMoEClassifier(overrides=QUICK, callbacks=wrong).fit(rows, labels)

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from dmoe.config.data import DataConfig
 from dmoe.config.run import RunConfig, load_config
 from dmoe.errors import DataError, Interrupted, NonFiniteLossError
+from dmoe.evaluation.watch import CorrelationWatch
 from dmoe.nn.experts.options import check_experts
 from dmoe.prepare.prepare import prepare
 from dmoe.schema import UNKNOWN
@@ -37,6 +38,7 @@ from dmoe.scoring.estimator_labels import Targets, split_targets, targets_of
 from dmoe.scoring.predictor import Predictor
 from dmoe.sources.pieces import table_rows
 from dmoe.tokens.fields import convert
+from dmoe.training.callbacks import Callback
 from dmoe.training.loop import train
 from dmoe.validation import validate
 from dmoe.weights.run import Run
@@ -65,6 +67,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         given: of several labels, those that have no meaning without another, as in {"sale": "click"}.
         label: of several labels, which one `predict_proba` and `predict` are about, also "click+sale" for both, or a
             list of them; by default all in the order of y. It may be set after `fit`.
+        callbacks: `dmoe.Callback`s, which are told how each training goes (docs/tracking.md), and change nothing of it.
 
     Attributes:
         classes_: the two labels, ascending, (2,); of several labels a list with those of each.
@@ -94,6 +97,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         warm_start: bool = False,
         given: Mapping[str, str] | None = None,
         label: str | Sequence[str] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config = config
         self.overrides = overrides
@@ -104,6 +108,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.warm_start = warm_start
         self.given = given
         self.label = label
+        self.callbacks = callbacks
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, eval_set: Any = None) -> Self:
         """Prepares the rows and trains.
@@ -119,7 +124,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises: InputError, a DataError and ValueError, if y does not hold exactly two classes, labels are missing,
             there are fewer than four rows, or a value cannot be read; ConfigError; NonFiniteLossError.
         """
-        check_parameters(self.overrides, self.validation_fraction)
+        check_parameters(self.overrides, self.validation_fraction, self.callbacks)
         configuration = load_config(self.config, self.overrides)
         check_experts(configuration.model.experts, str(self.config or "configuration"))
         if self.run_folder is not None and Path(self.run_folder).exists():
@@ -173,7 +178,8 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with _as_of_the_estimator(folder):
             self._prepare(given, targets, weights, watched, configuration.training.seed, folder)
             start = None if earlier is None else Run.open(earlier.folder)
-            train(configuration, folder / "data", run, start=start)
+            watch = CorrelationWatch(folder / "data") if self.callbacks else None
+            train(configuration, folder / "data", run, start=start, callbacks=self.callbacks, on_evaluation=watch)
             predictor = Predictor.open(run, configuration.training.device)
         # All at once: a fit that fails leaves an earlier one whole.
         self.classes_: Any = targets.classes[0] if targets.names is None else targets.classes

@@ -21,6 +21,7 @@ from sklearn.utils.multiclass import type_of_target
 
 from dmoe.errors import ConfigError, DataError
 from dmoe.sources.tables import NoTableError, as_arrow, is_missing, objects
+from dmoe.training.callbacks import Callback
 
 # What the figures of held-out rows need: the unbiased CKA of two experts is one of them.
 LEAST_ROWS = 4
@@ -276,12 +277,17 @@ def _is_number(column: Any) -> bool:
     return len(present) == len(values) or not bool((present == np.floor(present)).all())
 
 
-def check_parameters(overrides: Any, fraction: Any) -> None:
-    """Raises: ConfigError for `overrides` that are no list; InputError for a share that is none."""
+def check_parameters(overrides: Any, fraction: Any, callbacks: Any) -> None:
+    """Raises: ConfigError for `overrides` that are no list; InputError for a share or callbacks that are none."""
     if isinstance(overrides, str) or not isinstance(overrides, Collection):
         raise ConfigError(f"overrides must be a list of key.path=value texts, got {overrides!r}")
     if not isinstance(fraction, float | np.floating) or not 0 < fraction < 1:
         raise InputError(f"validation_fraction must lie between 0 and 1, both excluded, got {fraction!r}")
+    if isinstance(callbacks, str) or not isinstance(callbacks, Collection):
+        raise InputError(f"callbacks must be a list of dmoe.Callback, got {callbacks!r}")
+    for one in callbacks:
+        if isinstance(one, type) or not isinstance(one, Callback):
+            raise InputError(f"callbacks must be a list of dmoe.Callback, got {one!r} in it")
 
 
 def check_rows(rows: int) -> None:

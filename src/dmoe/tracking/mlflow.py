@@ -45,11 +45,13 @@ class MLflow(Callback):
 
     def __init__(self, uri: str | None) -> None:
         self._uri = uri
+        self._client: Any = None
+        self._id: str | None = None
 
     def on_start(self, start: TrainingStart) -> None:
         from mlflow.tracking import MlflowClient
 
-        self._client: Any = MlflowClient(self._uri)
+        self._client = MlflowClient(self._uri)
         self._run, self._step, self._logged = start.run, last_evaluation(start.run), 0
         if start.step and (earlier := self._earlier()) is not None:
             self._id = earlier
@@ -81,11 +83,15 @@ class MLflow(Callback):
             self._client.log_artifact(self._id, str(page))
         for path in (run / "config.yaml", run / "metrics.json"):
             self._client.log_artifact(self._id, str(path))
-        self._client.set_terminated(self._id, "FINISHED")
+        self._end("FINISHED")
 
     def on_stop(self, error: BaseException) -> None:
-        if hasattr(self, "_id"):
-            self._client.set_terminated(self._id, "KILLED" if isinstance(error, Interrupted) else "FAILED")
+        if self._id is not None:
+            self._end("KILLED" if isinstance(error, Interrupted) else "FAILED")
+
+    def _end(self, status: str) -> None:
+        self._client.set_terminated(self._id, status)
+        self._client = self._id = None  # a connection cannot be copied, and an estimator's callbacks are
 
     def _earlier(self) -> str | None:
         """The run of MLflow that this training began, if it is there."""

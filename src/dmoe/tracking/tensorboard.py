@@ -65,11 +65,15 @@ class TensorBoard(Callback):
         page = self._place / "report.html"
         write_report([run], page)
         self._text("report", f"{page.resolve()}")
-        writer.close()
+        self._close()
 
     def on_stop(self, error: BaseException) -> None:  # noqa: ARG002
         if self._writer is not None:
-            self._writer.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._open().close()
+        self._writer = None  # its threads and locks cannot be copied, and an estimator's callbacks are
 
     def _open(self) -> "SummaryWriter":
         assert self._writer is not None

@@ -1,6 +1,7 @@
 """What a user's own code is told of a training: the `Callback` protocol, and the guard that keeps it from mattering."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,12 +58,12 @@ class Callbacks:
     """Callbacks of one training, guarded.
 
     Args:
-        warn: is given the sentence about a callback that fails.
+        warn: is given the sentence about a callback that fails; by default it is a UserWarning.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], warn: Callable[[str], None]) -> None:
+    def __init__(self, callbacks: Sequence[Callback], warn: Callable[[str], None] | None = None) -> None:
         self._told = list(callbacks)
-        self._warn = warn
+        self._warn = warn or warnings.warn
 
     def start(self, start: TrainingStart) -> None:
         self._tell(lambda one: one.on_start(copy.deepcopy(start)))

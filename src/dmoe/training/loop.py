@@ -97,13 +97,13 @@ def train(
         check_together(device)
     run = world.first(lambda: open_run(config, schema, data, output, resume, overwrite, start, splits))
     run = run or Run.open(output)
+    told = Callbacks(callbacks if world.is_first else (), None if watcher is None else watcher.warn)
     watcher = watcher or Silent()
     with only_writer(output) if world.is_first else nullcontext(), earlier_run_back(run, world), held.in_use():
         if world.is_first:
             watcher.resolved(run.config)
             remove_leftovers(output)
         world.barrier()
-        told = Callbacks(callbacks if world.is_first else (), watcher.warn)
         try:
             with on_device(device), repeatable(run.config.training.deterministic):
                 _Trainer(run, held, watcher, on_evaluation, facts, world, device, told, splits).run_to_end()
