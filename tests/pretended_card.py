@@ -10,6 +10,7 @@ Not shown: what streams order, autocast (that of the CPU is taken), memory, spee
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dmoe.shards import prefetch as ahead
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+CARD_BYTES, PEAK_BYTES = 80 << 30, 3 << 20
 # Operations that need a value, or whose result has a length that depends on values.
 WAITING = (
     *("_local_scalar_dense", "nonzero", "_unique", "unique", "bincount", "masked_select", "is_nonzero", "equal"),
@@ -261,6 +263,9 @@ def _take_the_place_of_torch_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         "is_current_stream_capturing": lambda: False,
         "is_bf16_supported": lambda *_: True,
         "get_device_name": lambda *_: "a pretended card",
+        "get_device_properties": lambda *_: SimpleNamespace(total_memory=CARD_BYTES),
+        "synchronize": lambda *_: None,
+        "max_memory_allocated": lambda *_: PEAK_BYTES,
         "get_rng_state": lambda *_: torch.arange(16, dtype=torch.uint8),
         "set_rng_state": lambda *_: None,
         "device": _Current,

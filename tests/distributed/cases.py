@@ -202,7 +202,7 @@ def train(case: Case, world: World) -> dict[str, torch.Tensor]:
 
 def main(folder: Path) -> None:
     torch.set_default_dtype(torch.float64)
-    world = world_from_environment(60.0)
+    world = world_from_environment(240.0)
     groups = {size: dist.new_group(list(range(size))) for size in SIZES}
     results: dict[str, Any] = {}
     only = sys.argv[2:]

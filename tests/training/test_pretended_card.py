@@ -20,11 +20,12 @@ from dmoe.nn.tables.bank import TokenField
 from dmoe.nn.tables.fields import FieldEmbedding
 from dmoe.prepare.prepare import prepare
 from dmoe.training.callbacks import Callback
+from dmoe.training.dry_run import dry_run
 from dmoe.training.engine import Engine
 from dmoe.training.loop import train
 from tests.prepare.logs import config as log_config
 from tests.prepare.logs import random_rows, write_csv
-from tests.pretended_card import CUDA, Card, OnCard, card
+from tests.pretended_card import CARD_BYTES, CUDA, PEAK_BYTES, Card, OnCard, card
 from tests.small_runs import small_config, with_tasks, write_data
 from tests.training.test_loop import StopAt, assert_same_bits, weights
 
@@ -136,6 +137,15 @@ def test_all_that_belongs_to_a_run_of_several_labels_works_there(
         found = evaluate_run(there, splits=["test"], device="cuda", group="hour")["test"]
         correlate_run(there, split="test", device="cuda")
     assert found["logloss"] == pytest.approx(evaluate_run(there, splits=["test"])["test"]["logloss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("tables", ["device", "host"])
+def test_a_dry_run_measures_there(data: Path, monkeypatch: pytest.MonkeyPatch, tables: str) -> None:
+    with card(monkeypatch, triton=True):
+        found = dry_run(small_config("training.device=cuda", *BASE, f"training.tables={tables}"), data)
+    assert (found.memory.device, found.memory.device_limit) == (PEAK_BYTES, CARD_BYTES)
+    assert found.seconds is not None
+    assert found.seconds.step > 0
 
 
 def test_a_run_from_a_card_scores_rows_there_and_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
