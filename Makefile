@@ -28,7 +28,7 @@ test: setup  ## Run the tests
 test-all: setup .venv/docs  ## Run the tests, the slow ones too
 	$(PYTEST) -m 'not release'
 
-test-dist: .venv/docs  ## Install the wheel into bare environments, core and each extra, and run it there (gigabytes, an hour)
+test-dist: .venv/docs  ## Install the wheel into bare environments, core, each extra, all, and run it there (gigabytes, an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/release -m release -s
 
 test-lowest: .venv/docs  ## Run the quick tests of the core with the lowest versions that pyproject.toml allows

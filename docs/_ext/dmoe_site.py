@@ -38,7 +38,7 @@ class CommandHelp(SphinxDirective):
 
 def help_of(name: str) -> str:
     group = typer.main.get_command(build_app(name))
-    context = group.make_context("dmoe", [name], resilient_parsing=True, max_content_width=96, terminal_width=96)
+    context = group.make_context("dmoe", [name], resilient_parsing=True, max_content_width=84, terminal_width=84)
     command = group.get_command(context, name)
     assert command is not None, name
     return command.get_help(type(context)(command, parent=context, info_name=name))

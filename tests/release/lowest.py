@@ -4,10 +4,11 @@ uv resolves the floors of the core and of what its tests need; pip installs them
 from wherever pip is told to look.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.release.server import outside
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / "build" / "lowest"
@@ -33,9 +34,10 @@ def main() -> None:
     pins.write_text(requirements())
     print(pins.read_text())
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(pins)]
-    subprocess.run([*install, "--editable", ".", *_OF_TESTS], cwd=ROOT, check=True)
+    # Another dmoe on PYTHONPATH would be taken for an installed one.
+    subprocess.run([*install, "--editable", ".", *_OF_TESTS], cwd=ROOT, env=outside(), check=True)
     run = [str(python), "-m", "pytest", "-q", "-m", "not slow", "-W", "default"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**outside(), "OMP_NUM_THREADS": "1"}
     sys.exit(subprocess.run([*run, *(f"tests/{name}" for name in TESTS)], cwd=ROOT, env=environment).returncode)
 
 

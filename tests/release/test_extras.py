@@ -45,7 +45,7 @@ def test_an_absent_extra_is_one_sentence(
     before = {path for path in place.rglob("*") if path.is_file()}
     for module in FEATURES[extra].modules:
         monkeypatch.setitem(sys.modules, module, None)
-    assert run(*FEATURES[extra].command) == 2
+    assert run(*FEATURES[extra].words(place)) == 2
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == FEATURES[extra].sentence
     assert {path for path in place.rglob("*") if path.is_file()} == before

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 
 from dmoe.cli.main import main
+from tests.release.server import outside, probability_of_an_example, served
+from tests.release.sizes import sizes
 from tests.small_runs import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +44,7 @@ def test_the_image_serves_an_exported_model_without_what_trains(tmp_path: Path) 
     build = tmp_path / "build"
     build.mkdir()
     copy_sources(build)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["PATH"] = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+    environment = {**outside(), "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     for step in steps("RUN"):
         # The last one removes the sources and makes a user of the image.
         if step.startswith("pip "):
@@ -52,6 +52,7 @@ def test_the_image_serves_an_exported_model_without_what_trains(tmp_path: Path) 
     found = f"import importlib.util as u; print([m for m in {LEFT_OUT} if u.find_spec(m)])"
     python = str(binaries / "python")
     assert subprocess.run([python, "-c", found], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert sum(sizes(Path(python)).values()) < 450, "docs/install.md says 0.4 GB"
 
     log, data, run = tmp_path / "log.csv", str(tmp_path / "data"), str(tmp_path / "run")
     for words in (
@@ -64,24 +65,6 @@ def test_the_image_serves_an_exported_model_without_what_trains(tmp_path: Path) 
             main(words)
         assert not done.value.code
     (entry,) = steps("ENTRYPOINT")
-    token = tmp_path / "token"
-    token.write_text("0123456789abcdef-token")
     program, *given = json.loads(entry)
-    server = subprocess.Popen(
-        [str(binaries / program), *given, str(tmp_path / "models"), "--token-file", str(token), "--port", "0"],
-        stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path,
-    )  # fmt: skip
-    try:
-        assert server.stderr is not None
-        line = next((one for one in server.stderr if '"ready"' in one), None)
-        assert line is not None, "the server ended"
-        address = f"http://127.0.0.1:{json.loads(line)['port']}/v2/models/dmoe"
-        headers = {"content-type": "application/json", "authorization": f"Bearer {token.read_text()}"}
-        columns = json.load(urlopen(Request(address, headers=headers)))["inputs"]
-        row = [{"name": one["name"], "datatype": one["datatype"], "shape": [1], "data": [one["example"]]}
-               for one in columns]  # fmt: skip
-        answer = json.load(urlopen(Request(f"{address}/infer", json.dumps({"inputs": row}).encode(), headers)))
-        assert 0 < answer["outputs"][0]["data"][0] < 1
-    finally:
-        server.terminate()
-        assert server.wait(60) == 0
+    with served([str(binaries / program), *given, str(tmp_path / "models")], tmp_path) as address:
+        assert 0 < probability_of_an_example(address) < 1
