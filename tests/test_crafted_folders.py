@@ -33,11 +33,13 @@ from dmoe.machine.limits import peak_memory_bytes
 from dmoe.report.runs import read_run
 from dmoe.report.tuning import write_study_report
 from dmoe.runs.folder import RunFolder
+from dmoe.schema import vocabulary_path
 from dmoe.serving.served import Served
 from dmoe.shards.folder import DataFolder
 from dmoe.shards.reader import read_once
+from dmoe.tokens.lookup import open_tokens, tokens_path, write_tokens
 from dmoe.tokens.vectors import read_vectors
-from dmoe.tokens.vocabulary import read_counts, read_vocabulary
+from dmoe.tokens.vocabulary import read_counts
 from dmoe.training.loop import train
 from dmoe.tuning.folder import ASKED, Asked, Record, StudyFolder
 from dmoe.weights.run import Run
@@ -57,7 +59,7 @@ def read_data(folder: Path) -> None:
     describe_data(folder)
     data = DataFolder.read(folder)
     for field in data.schema.categorical:
-        read_vocabulary(folder, field)
+        open_tokens(folder, field)
         read_counts(folder, field)
         if field.vectors is not None:
             read_vectors(folder, field)
@@ -114,6 +116,8 @@ def folders(run: Run, looked_up: Path, tmp_path_factory: pytest.TempPathFactory)
     shutil.copy(made / "log.csv", root / "log.csv")
     for name, source in (("data", made / "data"), ("run", run.path), ("model", looked_up)):
         shutil.copytree(source, root / name)
+    # As a large vocabulary has it.
+    write_tokens(vocabulary_path(root / "run", "site"), tokens_path(root / "run", "site"))
     for kind in ("logistic", "lightgbm"):
         fit_baseline(kind, root / "data", root / kind)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):

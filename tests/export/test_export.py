@@ -182,7 +182,7 @@ def test_tables_are_stored_alike_in_ranges_of_any_length(stored: TableType, monk
         assert torch.equal(torch.cat([part[name] for part in parts]), value)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "schema.json", "vocabulary/site/ids.npy"])
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "schema.json", "vocabulary/site.tokens/ids.npy"])
 def test_a_changed_file_is_refused(looked_up: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(looked_up, tmp_path / "model")
     content = bytearray((tmp_path / "model" / name).read_bytes())

@@ -42,12 +42,12 @@ FEATURES = {
         "dmoe: the lightgbm baseline needs LightGBM: pip install 'dmoe[baselines]'",
     ),
     "export": Feature(
-        ("onnx", "onnxscript", "onnxruntime", "xxhash"),
+        ("onnx", "onnxscript", "onnxruntime"),
         ("export", "runs/first", "--data", "data", "-o", "models/first"),
         "dmoe: onnx is not installed; pip install 'dmoe[export]'",
     ),
     "serve": Feature(
-        ("onnxruntime", "xxhash", "fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client"),
+        ("onnxruntime", "fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client"),
         ("serve", "models/first"),
         "dmoe: fastapi is not installed; pip install 'dmoe[serve]'",
     ),

@@ -6,7 +6,6 @@ metrics.json, evaluation/ as in a run folder
 environment.json          versions, hardware, wall time
 """
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from dmoe.schema import Schema
 from dmoe.shards.batch import Batch
 from dmoe.shards.files import EncodedRows, HeldData
 from dmoe.shards.reader import SplitReader, read_once
+from dmoe.tokens.lookup import copy_vocabularies
 from dmoe.validation import validate_stored
 
 MARK = "baseline.json"
@@ -160,8 +160,7 @@ def fit_baseline(
     with written_aside(output, replace=overwrite) as aside:
         aside.mkdir()
         schema.write(aside)
-        if (data / "vocabulary").is_dir():
-            shutil.copytree(data / "vocabulary", aside / "vocabulary")
+        copy_vocabularies(data, aside, schema)
         model.save(aside)
         write_evaluations(aside, evaluations)
         scores = {split: {key: one[key] for key in _KEPT} for split, one in evaluations.items()}

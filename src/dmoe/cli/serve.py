@@ -54,7 +54,7 @@ def command(
     from dmoe.export.extra import require
     from dmoe.serving.settings import Settings, read_token
 
-    for module in ("fastapi", "uvicorn", "httptools", "orjson", "prometheus_client", "onnxruntime", "xxhash"):
+    for module in ("fastapi", "uvicorn", "httptools", "orjson", "prometheus_client", "onnxruntime"):
         require(module, "serve")
     settings = Settings(
         model=model,

@@ -17,9 +17,9 @@ from dmoe.evaluation.scored import Chain, Floats, Mask, ScoredRows, predicted, s
 from dmoe.evaluation.verdict import faults
 from dmoe.metrics.paired import SIGNIFICANCE, paired_auc, paired_logloss, paired_scores
 from dmoe.metrics.scores import calibration, logloss, probability_of, relative_information_gain
-from dmoe.schema import CategoricalField, MultiValuedField
+from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, CategoricalField, MultiValuedField
+from dmoe.tokens.lookup import open_tokens
 from dmoe.tokens.unseen import ValueCounts
-from dmoe.tokens.vocabulary import read_vocabulary
 from dmoe.weights.run import Run
 
 SEGMENT_VALUES = 12
@@ -189,9 +189,11 @@ def _segment(
     run: Run | Baseline, field: CategoricalField, ids_R: npt.NDArray[np.int32], rows: SharedRows
 ) -> list[dict[str, Any]]:
     """One entry a frequent value, and one for all others together; by falling number of rows."""
-    texts = ["(missing)", "(out of vocabulary)", *read_vocabulary(run.path, field)]
     values, counts = np.unique(ids_R, return_counts=True)
     frequent = values[np.argsort(-counts, kind="stable")][:SEGMENT_VALUES]
+    tokens = frequent[frequent >= FIRST_TOKEN_ID]
+    texts = {MISSING_ID: "(missing)", OOV_ID: "(out of vocabulary)"}
+    texts |= zip(tokens.tolist(), open_tokens(run.path, field).texts(tokens), strict=True)
     groups: Iterable[tuple[str, Mask]] = [
         *((texts[value], ids_R == value) for value in frequent.tolist()),
         ("(all other values)", ~np.isin(ids_R, frequent)),

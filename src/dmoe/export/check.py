@@ -14,10 +14,10 @@ import numpy.typing as npt
 from dmoe.errors import DmoeError
 from dmoe.export.extra import require
 from dmoe.export.fields import Column, Features, FieldInput, text_ids
-from dmoe.export.lookup import TokenTable
 from dmoe.export.onnx_model import Graph
 from dmoe.schema import FIRST_TOKEN_ID, MISSING_ID, OOV_ID, NumericField, Schema
 from dmoe.shards.batch import SCORING_ROWS, Batch
+from dmoe.tokens.lookup import TokenTable
 from dmoe.tokens.vocabulary import read_vocabulary
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -75,7 +75,9 @@ class Decoder:
     ) -> None:
         self._schema, self._inputs, self._tables = schema, inputs, tables
         self._texts: dict[str, list[str]] = {
-            field.name: list(read_vocabulary(vocabularies, field)) for field in schema.categorical
+            field.name: list(read_vocabulary(vocabularies, field))
+            for field in schema.categorical
+            if field.name not in tables
         }
 
     def scorer(self, graph: Graph, outputs: Sequence[str]) -> Scorer:
@@ -101,23 +103,29 @@ class Decoder:
         numeric = {field.name: field for field in self._schema.numeric}
         if one.name in numeric:
             return round(float(_unscaled(numeric[one.name], np.zeros(1))[0]), 3)
+        table = self._tables.get(one.name)
+        if one.made:  # what a token was made of is not kept
+            return None
+        if table is not None:
+            return table.texts(np.array([FIRST_TOKEN_ID]))[0] if len(table) else None
         texts = self._texts[one.name]
-        if not texts or one.made:  # what a token was made of is not kept
+        if not texts:
             return None
         return round(bucket_number(texts[0]), 3) if one.bucket else texts[0]
 
     def _categorical(self, one: FieldInput, ids_B: npt.NDArray[np.int32]) -> Column:
+        if one.kind == "id":
+            table = self._tables[one.name]
+            distinct, inverse = np.unique(ids_B, return_inverse=True)
+            special = [{MISSING_ID: None, OOV_ID: _UNSEEN}[id_] for id_ in distinct[distinct < FIRST_TOKEN_ID].tolist()]
+            words = [*special, *table.texts(distinct[distinct >= FIRST_TOKEN_ID])]
+            return text_ids(table, one, words)[inverse]
         texts = self._texts[one.name]
         if one.bucket:
             # No bucket is as large as that of infinity: unseen.
             by_id: Column = np.array([math.nan, math.inf, *map(bucket_number, texts)])
-        elif one.kind == "text":
-            by_id = np.array([one.null, _UNSEEN, *texts], dtype=object)
         else:
-            distinct, inverse = np.unique(ids_B, return_inverse=True)
-            special = {MISSING_ID: None, OOV_ID: _UNSEEN}
-            words = [special[id_] if id_ in special else texts[id_ - FIRST_TOKEN_ID] for id_ in distinct.tolist()]
-            return text_ids(self._tables[one.name], one, words)[inverse]
+            by_id = np.array([one.null, _UNSEEN, *texts], dtype=object)
         return by_id[ids_B]
 
 

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from dmoe.config.data import DataConfig
 from dmoe.config.fields import CategoricalOptions, MultiValuedOptions, NumericOptions
 from dmoe.errors import DataError
-from dmoe.export.lookup import TokenTable
 from dmoe.schema import MISSING_ID, OOV_ID, CategoricalField, NumericField, Schema
 from dmoe.sources.delimited import RawRows
 from dmoe.tokens.fields import FieldRows, convert, raw_valued, token_of
+from dmoe.tokens.lookup import TokenTable
 from dmoe.tokens.numbers import encode_numbers
 from dmoe.tokens.quantiles import bucket_of, coded_buckets
 from dmoe.tokens.scalars import FLOAT32_MAX, Fault, hasher, missing_numbers, parse_number, token_maker

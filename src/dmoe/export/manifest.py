@@ -14,7 +14,7 @@ from dmoe.validation import validate_stored
 from dmoe.values.spelling import Kind
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
 
 # The ids of a row's values, (rows, id columns) int64, in which a missing one is 0 and an unseen one 1, whatever ids
 # the model takes for them. No field has such a name: those of the graph's own nodes begin so.

@@ -15,17 +15,17 @@ import pyarrow as pa
 from dmoe.errors import DataError, DmoeError
 from dmoe.export.extra import require
 from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
-from dmoe.export.lookup import TokenTable
 from dmoe.export.manifest import VALUES, Manifest
 from dmoe.machine.limits import usable_threads
 from dmoe.machine.ordered_pool import OrderedPool
 from dmoe.outputs import all_outputs, probabilities, task_outputs
-from dmoe.schema import Schema, vocabulary_path
+from dmoe.schema import Schema
 from dmoe.sources.delimited import RawRows
 from dmoe.sources.inputs import expand_inputs
 from dmoe.sources.kept_columns import ScoredRows, set_apart
 from dmoe.sources.pieces import LogFile, needed_columns, table_rows
 from dmoe.sources.tables import as_arrow, as_paths, column_names
+from dmoe.tokens.lookup import TokenTable, tokens_path
 from dmoe.tokens.scorer import Scorer
 from dmoe.tokens.unseen import Tallied, ValueCounts
 
@@ -176,7 +176,7 @@ class OnnxModel(Scorer):
 def token_tables(folder: Path, inputs: Sequence[FieldInput]) -> Mapping[str, TokenTable]:
     """The look-ups of the fields that enter the graph as ids."""
     return {
-        one.name: TokenTable(vocabulary_path(folder, one.vocabulary).with_suffix(""))
+        one.name: TokenTable.mapped(tokens_path(folder, one.vocabulary), "export the run again")
         for one in inputs
         if one.kind == "id"
     }

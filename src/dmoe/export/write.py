@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 
 from dmoe.disk.files import write_json, written_aside
@@ -21,7 +20,6 @@ from dmoe.export.external import write_tables
 from dmoe.export.extra import require
 from dmoe.export.fields import FieldInput, data_config, field_inputs
 from dmoe.export.graph import OPSET, front_graph, joined
-from dmoe.export.lookup import write_tokens
 from dmoe.export.manifest import MANIFEST, MANIFEST_FORMAT, Manifest, TableType, checksums
 from dmoe.export.onnx_model import Graph, token_tables
 from dmoe.export.proof import compare, reference_scores
@@ -29,11 +27,9 @@ from dmoe.export.tables import ScoringModel
 from dmoe.outputs import all_outputs, probabilities, task_outputs
 from dmoe.schema import OOV_ID, Schema, vocabulary_path
 from dmoe.tokens.fields import raw_valued
+from dmoe.tokens.lookup import LARGE_TOKENS, tokens_path, write_tokens
 from dmoe.tokens.vocabulary import read_vocabulary
 from dmoe.weights.run import Run
-
-# The graph keeps a token in some 200 bytes of memory, the memory-mapped look-up in some 30 of a file.
-MAX_GRAPH_TOKENS = 200_000
 
 # Largest difference from the torch model's probabilities that an export with float32 tables may show.
 _TOLERANCE = 1e-5
@@ -44,7 +40,7 @@ def export(
     output: Path,
     *,
     tables: TableType = "float32",
-    max_graph_tokens: int = MAX_GRAPH_TOKENS,
+    max_graph_tokens: int = LARGE_TOKENS,
     data: Path | None = None,
     overwrite: bool = False,
     card: str | None = None,
@@ -59,7 +55,7 @@ def export(
     Raises: DataError if the run or its data set is not whole, or something is at `output` already; DmoeError if
     the export does not give the run's scores; MissingExtraError.
     """
-    for module in ("onnx", "onnxscript", "onnxruntime", "xxhash"):
+    for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "export")
     put_back(output)
     if output.exists() and not (overwrite and (output / MANIFEST).is_file()):
@@ -91,14 +87,10 @@ def _write_model(run: Run, folder: Path, tables: TableType, max_graph_tokens: in
         raise DataError(f"field '{clash[0]}' has the name of an output of the graph; rename it in the data and train")
     tokens: dict[str, dict[str, int]] = {}
     for one, field in zip(inputs, schema.categorical, strict=False):
-        vocabulary = read_vocabulary(run.path, field)
-        if one.kind == "id":
-            table = vocabulary_path(folder, one.vocabulary).with_suffix("")
-            if not table.exists():
-                ids = np.fromiter(vocabulary.values(), np.int32, len(vocabulary))
-                write_tokens(table, list(vocabulary), ids)
-        else:
-            tokens[one.name] = vocabulary
+        if one.kind != "id":
+            tokens[one.name] = read_vocabulary(run.path, field)
+        elif not tokens_path(folder, one.vocabulary).exists():
+            write_tokens(vocabulary_path(run.path, one.vocabulary), tokens_path(folder, one.vocabulary))
     front = front_graph(schema, inputs, tokens)
     check_tokens(front, schema, inputs, tokens)
     graph = joined(front, _model_graph(scoring, schema, folder))

@@ -11,7 +11,6 @@ checkpoint/                             the exact state to resume from, absent o
 """
 
 import errno
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from dmoe.schema import Schema
 from dmoe.shards.files import digest_of
 from dmoe.shards.remote import address_of, folder_of
 from dmoe.shards.summary import read_summary
+from dmoe.tokens.lookup import copy_vocabularies
 from dmoe.validation import validate, validate_stored
 from dmoe.yaml_text import read_yaml
 
@@ -162,8 +162,7 @@ def create_folder(
     with _no_other(path), written_aside(path, replace=replace, keep=True) as aside:
         aside.mkdir()
         schema.write(aside)
-        if (data / "vocabulary").is_dir():
-            shutil.copytree(data / "vocabulary", aside / "vocabulary")
+        copy_vocabularies(data, aside, schema)
         if (data / "summary.json").is_file():
             write_json(aside / "warnings.json", {"warnings": read_summary(data).get("warnings", [])})
         write_text(aside / "config.yaml", config.to_yaml())

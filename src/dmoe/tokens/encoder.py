@@ -25,10 +25,10 @@ from dmoe.sources.kept_columns import Kept, joined, set_apart
 from dmoe.sources.pieces import LogFile, Piece, needed_columns, table_rows
 from dmoe.sources.tables import as_arrow, column_names
 from dmoe.tokens.fields import FieldRows, convert, raw_valued
+from dmoe.tokens.lookup import open_tokens
 from dmoe.tokens.numbers import encode_numbers
 from dmoe.tokens.quantiles import coded_buckets
 from dmoe.tokens.unseen import ValueCounts, missing_rows
-from dmoe.tokens.vocabulary import read_vocabulary
 from dmoe.validation import validate_stored
 from dmoe.values.coded_columns import MISSING, CodedColumn
 
@@ -71,7 +71,9 @@ class RawEncoder:
         lengths = [field.length for field in self.schema.categorical]
         self._merged_C = np.repeat(np.array(merged, dtype=bool), lengths)
         self._forms = {name: self.schema.field(name).values for name in raw_valued(self._config)}
-        self._vocabularies = {field.name: read_vocabulary(folder, field) for field in self.schema.categorical}
+        tables = {field.vocabulary_name: field for field in self.schema.categorical}
+        opened = {name: open_tokens(folder, field) for name, field in tables.items()}
+        self._tokens = {field.name: opened[field.vocabulary_name] for field in self.schema.categorical}
 
     def encode_files(
         self,
@@ -147,11 +149,9 @@ class RawEncoder:
         return RawBatch(torch.from_numpy(ids_BC), torch.from_numpy(numeric_BN), *_labels(rows), _weights(rows))
 
     def _ids(self, name: str, column: CodedColumn) -> npt.NDArray[np.int32]:
-        vocabulary = self._vocabularies[name]
-        by_code = [vocabulary.get(value, OOV_ID) for value in column.values.to_pylist()]
-        by_code.append(MISSING_ID)  # found by the code of a missing value, -1
-        assert MISSING == -1
-        return np.array(by_code, dtype=np.int32)[column.codes_N]
+        by_code = self._tokens[name].ids(column.values.to_pylist()).astype(np.int32)
+        assert MISSING == -1  # the code of what is appended here
+        return np.append(by_code, np.int32(MISSING_ID))[column.codes_N]
 
 
 def _labels(rows: FieldRows) -> tuple[Tensor | None, Tensor | None]:

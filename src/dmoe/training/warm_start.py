@@ -4,20 +4,22 @@ have grown or changed.
 V table rows, S summed width of the tables.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dmoe.errors import ConfigError
 from dmoe.nn.model import DMoE
-from dmoe.schema import FIRST_TOKEN_ID, CategoricalField, Schema
+from dmoe.schema import FIRST_TOKEN_ID, OOV_ID, CategoricalField, Schema
 from dmoe.shards.files import count_rows, find_parts
+from dmoe.tokens.lookup import open_tokens
 from dmoe.tokens.unseen import Finding, is_far_above, source_columns
 from dmoe.tokens.vectors import read_vectors
-from dmoe.tokens.vocabulary import read_counts, read_vocabulary
+from dmoe.tokens.vocabulary import AT_ONCE, read_counts, read_tokens
 from dmoe.weights.run import Run
 
 
@@ -85,10 +87,8 @@ def unknown_values(schema: Schema, data: Path, run: Run) -> list[Finding]:
             continue
         if isinstance(field, CategoricalField) and field.vocabulary_name == field.name:
             old = next(one for one in run.schema.categorical if one.name == field.name)
-            tokens = read_vocabulary(run.path, old)
             counts = read_counts(data, field)
-            is_new = np.array([value not in tokens for value in read_vocabulary(data, field)], dtype=bool)
-            unseen, values = int(counts[is_new].sum()), int(counts.sum())
+            unseen, values = int(counts[_ids_in(run.path, old, data, field) == OOV_ID].sum()), int(counts.sum())
             if is_far_above(unseen, values, known.expected_unseen):
                 column = columns.get(field.name, field.name)
                 found.append(Finding(field.name, column, "unseen", unseen, values, known.expected_unseen))
@@ -106,14 +106,25 @@ def _shape(tensors: Mapping[str, Tensor], name: str, tables: Collection[str]) ->
 
 def _shared_ids(
     new: CategoricalField, data: Path, old: CategoricalField, run: Path
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The ids, now and then, of the tokens that both vocabularies hold."""
-    ids_old = read_vocabulary(run, old)
     # Yesterday's type may be another: its tokens are what it makes of today's.
-    known = ((id_, ids_old.get(old.values.token(token))) for token, id_ in read_vocabulary(data, new).items())
-    pairs = [(id_, id_old) for id_, id_old in known if id_old is not None]
-    both = np.array(pairs, np.int64).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
+    ids_old = _ids_in(run, old, data, new, old.values.token)
+    kept = np.flatnonzero(ids_old != OOV_ID)
+    return kept + FIRST_TOKEN_ID, ids_old[kept]
+
+
+def _ids_in(
+    run: Path,
+    old: CategoricalField,
+    data: Path,
+    new: CategoricalField,
+    token: Callable[[str], str] = str,
+) -> npt.NDArray[np.int64]:
+    """For each token of `data`, of which `token` is taken: its id in the vocabulary of `run`, (K,)."""
+    known, tokens = open_tokens(run, old), read_tokens(data, new)
+    parts = (tokens[start : start + AT_ONCE].to_pylist() for start in range(0, len(tokens), AT_ONCE))
+    return np.concatenate([np.empty(0, np.int64), *(known.ids([token(text) for text in part]) for part in parts)])
 
 
 def _check_fields(schema: Schema, run: Run) -> None:
