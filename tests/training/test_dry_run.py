@@ -99,6 +99,7 @@ def test_faults_are_one_sentence(data: Path, words: list[str], said: str, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_several_processes_say_it_once(data: Path, tmp_path: Path) -> None:
     words = ["train", "d-moe", *SMALL, "--data", str(data), "--dry-run", "--processes", "2", "--json"]
     code = "from dmoe.cli.main import main; main()"
