@@ -35,8 +35,8 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (output / "model.safetensors").read_bytes()
 
 
-def at_step(output: Path, step: int, started: list[subprocess.Popen[str]]) -> None:
-    until = time.monotonic() + 120
+def at_step(output: Path, step: int, started: list[subprocess.Popen[str]], within_s: float = 120) -> None:
+    until = time.monotonic() + within_s
     while time.monotonic() < until and all(one.poll() is None for one in started):
         file = output / "checkpoint" / "latest"
         if file.is_file() and int(file.read_text()[:9] or 0) >= step:

@@ -3,7 +3,8 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,20 @@ def launch_with_ray(arguments: Sequence[str], processes: int, output: Path, time
     ray.init(ignore_reinit_error=True)
     kept = output.absolute().with_name(f"{output.name}.ray")
     words = list(arguments)
+    shutil.rmtree(kept, ignore_errors=True)
     try:
         for attempt in range(_RESTARTS + 1):
+            codes = kept / f"codes-{attempt}"
+            codes.mkdir(parents=True)
             trainer = torch_of_ray.TorchTrainer(
-                _worker_of(train.report),
-                train_loop_config={"arguments": words, "folder": str(Path.cwd())},
+                _work,
+                train_loop_config={"arguments": words, "folder": str(Path.cwd()), "codes": str(codes)},
                 scaling_config=train.ScalingConfig(num_workers=processes),
                 run_config=train.RunConfig(name=f"dmoe-{os.getpid()}-{attempt}", storage_path=str(kept)),
                 torch_config=torch_of_ray.TorchConfig(backend="gloo", timeout_s=int(timeout_s)),
             )
             try:
-                return int(trainer.fit().metrics["code"])
+                trainer.fit()
             except KeyboardInterrupt:
                 raise
             except Exception as error:  # of Ray, which has several kinds for a worker that is gone
@@ -52,24 +56,28 @@ def launch_with_ray(arguments: Sequence[str], processes: int, output: Path, time
                     raise DmoeError(f"Ray Train: {reason}; --resume continues from the last checkpoint") from None
                 sys.stderr.write(f"dmoe: Ray Train lost a process ({reason}); all start anew\n")
                 words = _resumed(words, output)
+            else:
+                # What workers report to Ray it forgets where they report no checkpoint.
+                found = [int(path.read_text()) for path in codes.iterdir()]
+                if len(found) != processes:
+                    raise DmoeError(f"{kept}: {len(found)} of {processes} workers wrote here; do all of them see it?")
+                return max(found)
     finally:
         shutil.rmtree(kept, ignore_errors=True)
         ray.shutdown()
     raise AssertionError("a last attempt ends or raises")
 
 
-def _worker_of(report: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    def work(asked: dict[str, Any]) -> None:
-        if Path(asked["folder"]).is_dir():  # Ray has its own for each worker
-            os.chdir(asked["folder"])
-        code = 0
-        try:
-            import_module("dmoe.cli.main").main(asked["arguments"])
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        report({"code": code})
-
-    return work
+def _work(asked: dict[str, Any]) -> None:
+    if Path(asked["folder"]).is_dir():  # Ray has its own for each worker
+        os.chdir(asked["folder"])
+    code = 0
+    try:
+        import_module("dmoe.cli.main").main(asked["arguments"])
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    with suppress(OSError):  # a folder that is not shared is told by who started this
+        (Path(asked["codes"]) / os.environ["RANK"]).write_text(str(code))
 
 
 def _resumed(words: list[str], output: Path) -> list[str]:
