@@ -204,7 +204,11 @@ class StudyFolder:
         path = self.trial(number) / DONE
         if not path.is_file():
             return None
-        return validate_stored(Record, read_json(path), str(path))
+        record = validate_stored(Record, read_json(path), str(path))
+        fault = Space.of_facts(str(self.path / ASKED), self.asked.space).fault(record.params)
+        if fault is not None:
+            raise DataError(f"{path}: 'params': {fault}")
+        return record
 
     def records(self) -> list[Record]:
         """Of every trial that has ended, in their order."""

@@ -204,6 +204,17 @@ class Space:
         check_experts(found.model.experts, self.source)
         return found
 
+    def fault(self, drawn: Mapping[str, Number | str]) -> str | None:
+        """Why this is no point of the space, None if it is one."""
+        by_name = {one.name: one for one in self.parameters}
+        for name, value in drawn.items():
+            one = by_name.get(name)
+            if one is None:
+                return f"no parameter '{name}'"
+            if value not in one.labels if one.kind == "choice" else isinstance(value, str):
+                return f"{name} is not {value!r}"
+        return None
+
     def facts(self) -> dict[str, Any]:
         """What tells this space from another, as plain values."""
         plain: dict[str, Any] = json.loads(json.dumps({one.name: one.facts() for one in self.parameters}))
