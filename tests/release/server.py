@@ -19,31 +19,32 @@ def served(command: Sequence[str], place: Path) -> Iterator[str]:
     """The model's address, once the server that `command` starts is ready; it must stop when asked to."""
     token = place / "token"
     token.write_text("0123456789abcdef-token")
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--token-file", str(token), "--port", "0"],
         stderr=subprocess.PIPE, text=True, env=outside(), cwd=place,
-    )  # fmt: skip
-    try:
-        assert server.stderr is not None
-        said: list[str] = []
-        for line in server.stderr:
-            said.append(line)
-            if '"ready"' in line:
-                break
-        else:
-            raise AssertionError(f"the server ended: {said}")
-        yield f"http://127.0.0.1:{json.loads(said[-1])['port']}/v2/models/dmoe"
-    finally:
-        server.terminate()
-        code = server.wait(60)
+    ) as server:  # fmt: skip
+        try:
+            assert server.stderr is not None
+            said: list[str] = []
+            for line in server.stderr:
+                said.append(line)
+                if '"ready"' in line:
+                    break
+            else:
+                raise AssertionError(f"the server ended: {said}")
+            yield f"http://127.0.0.1:{json.loads(said[-1])['port']}/v2/models/dmoe"
+        finally:
+            server.terminate()
+            code = server.wait(60)
     assert code == 0
 
 
 def probability_of_an_example(address: str) -> float:
     """What a server says of a row made of the examples that it gives of its columns."""
     headers = {"content-type": "application/json", "authorization": "Bearer 0123456789abcdef-token"}
-    columns = json.load(urlopen(Request(address, headers=headers)))["inputs"]
+    with urlopen(Request(address, headers=headers)) as answered:
+        columns = json.load(answered)["inputs"]
     row = [{"name": one["name"], "datatype": one["datatype"], "shape": [1], "data": [one["example"]]}
            for one in columns]  # fmt: skip
-    answer = json.load(urlopen(Request(f"{address}/infer", json.dumps({"inputs": row}).encode(), headers)))
-    return float(answer["outputs"][0]["data"][0])
+    with urlopen(Request(f"{address}/infer", json.dumps({"inputs": row}).encode(), headers)) as answered:
+        return float(json.load(answered)["outputs"][0]["data"][0])
