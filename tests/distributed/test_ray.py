@@ -15,6 +15,7 @@ import pytest
 
 from dmoe.distributed import ray_launch
 from dmoe.distributed.ray_launch import launch_with_ray
+from dmoe.distributed.world import RESTARTS
 from dmoe.errors import DmoeError, MissingExtraError
 from tests.distributed.test_failures import at_step
 from tests.distributed.test_train import ROWS, words
@@ -33,18 +34,11 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
         launch_with_ray(["train"], 2, tmp_path / "run", 60.0)
 
 
-def test_a_command_that_began_is_resumed(tmp_path: Path) -> None:
-    command = ["train", "a=1", "--from", "runs/old", "--overwrite", "--output", str(tmp_path)]
-    assert ray_launch._resumed(command, tmp_path) == command
-    (tmp_path / "config.yaml").touch()
-    assert ray_launch._resumed(command, tmp_path) == ["train", "a=1", "--output", str(tmp_path), "--resume"]
-
-
 class Fake:
     """Ray as far as it is used, in this process: what a worker reports is nowhere to be read, as no checkpoint is."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lost: int, codes: tuple[int, ...]) -> None:
-        self.asked: list[list[str]] = []
+        self.asked: list[tuple[list[str], str]] = []
         self.lost, self.codes, self.monkeypatch = lost, codes, monkeypatch
         monkeypatch.setattr(ray_launch, "import_module", lambda _: self)
 
@@ -67,7 +61,7 @@ class Fake:
 
     def main(self, arguments: list[str]) -> None:
         if arguments:
-            self.asked.append(arguments)
+            self.asked.append((arguments, os.environ[RESTARTS]))
             raise SystemExit(self.codes[int(os.environ["RANK"])])
 
 
@@ -76,19 +70,19 @@ def test_the_code_is_that_of_the_workers_who_start_anew_when_one_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: tuple[int, ...], lost: int
 ) -> None:
     output = tmp_path / "run"
-    output.mkdir()
-    (output / "config.yaml").touch()
     (tmp_path / "run.ray" / "codes-0").mkdir(parents=True)
     (tmp_path / "run.ray" / "codes-0" / "7").write_text("1")  # of a launcher that was killed
+    monkeypatch.setenv(RESTARTS, "0")
     fake = Fake(monkeypatch, lost, codes)
     assert launch_with_ray(["train", "--overwrite"], 2, output, 60.0) == max(codes)
-    assert fake.asked == [["train", "--resume" if lost else "--overwrite"]] * 2
+    assert fake.asked == [(["train", "--overwrite"], str(lost))] * 2
     assert not (tmp_path / "run.ray").exists()
 
 
 def test_workers_lost_again_and_again_and_a_folder_that_is_not_shared_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(RESTARTS, "0")
     Fake(monkeypatch, 4, (0, 0))
     with pytest.raises(DmoeError, match="Ray Train: a worker died; --resume continues"):
         launch_with_ray(["train"], 2, tmp_path / "run", 60.0)

@@ -9,12 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dmoe.distributed.world import RESTARTS
 from dmoe.errors import DmoeError, MissingExtraError
 
 # How often processes that were lost are started anew.
 _RESTARTS = 3
-# What the resumed run has from the one that began.
-_ONCE = ("--overwrite", "--resume")
 
 
 def launch_with_ray(arguments: Sequence[str], processes: int, output: Path, timeout_s: float) -> int:
@@ -33,7 +32,6 @@ def launch_with_ray(arguments: Sequence[str], processes: int, output: Path, time
         raise MissingExtraError("ray is not installed; pip install 'dmoe[ray]'") from None
     ray.init(ignore_reinit_error=True)
     kept = output.absolute().with_name(f"{output.name}.ray")
-    words = list(arguments)
     shutil.rmtree(kept, ignore_errors=True)
     try:
         for attempt in range(_RESTARTS + 1):
@@ -41,7 +39,12 @@ def launch_with_ray(arguments: Sequence[str], processes: int, output: Path, time
             codes.mkdir(parents=True)
             trainer = torch_of_ray.TorchTrainer(
                 _work,
-                train_loop_config={"arguments": words, "folder": str(Path.cwd()), "codes": str(codes)},
+                train_loop_config={
+                    "arguments": list(arguments),
+                    "folder": str(Path.cwd()),
+                    "codes": str(codes),
+                    "attempt": attempt,
+                },
                 scaling_config=train.ScalingConfig(num_workers=processes),
                 run_config=train.RunConfig(name=f"dmoe-{os.getpid()}-{attempt}", storage_path=str(kept)),
                 torch_config=torch_of_ray.TorchConfig(backend="gloo", timeout_s=int(timeout_s)),
@@ -55,7 +58,6 @@ def launch_with_ray(arguments: Sequence[str], processes: int, output: Path, time
                 if attempt == _RESTARTS:
                     raise DmoeError(f"Ray Train: {reason}; --resume continues from the last checkpoint") from None
                 sys.stderr.write(f"dmoe: Ray Train lost a process ({reason}); all start anew\n")
-                words = _resumed(words, output)
             else:
                 # What workers report to Ray it forgets where they report no checkpoint.
                 found = [int(path.read_text()) for path in codes.iterdir()]
@@ -71,6 +73,8 @@ def launch_with_ray(arguments: Sequence[str], processes: int, output: Path, time
 def _work(asked: dict[str, Any]) -> None:
     if Path(asked["folder"]).is_dir():  # Ray has its own for each worker
         os.chdir(asked["folder"])
+    # As torchrun tells it: what began is gone on with, what was complete is left as it is.
+    os.environ[RESTARTS] = str(asked["attempt"])
     code = 0
     try:
         import_module("dmoe.cli.main").main(asked["arguments"])
@@ -78,14 +82,3 @@ def _work(asked: dict[str, Any]) -> None:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     with suppress(OSError):  # a folder that is not shared is told by who started this
         (Path(asked["codes"]) / os.environ["RANK"]).write_text(str(code))
-
-
-def _resumed(words: list[str], output: Path) -> list[str]:
-    """The command that goes on with what a command began, if it began."""
-    if not (output / "config.yaml").is_file():
-        return words
-    kept = [word for word in words if word not in _ONCE]
-    if "--from" in kept:
-        at = kept.index("--from")
-        del kept[at : at + 2]
-    return [*kept, "--resume"]

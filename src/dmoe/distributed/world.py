@@ -29,6 +29,8 @@ from dmoe.errors import ConfigError, DmoeError, Interrupted
 T = TypeVar("T")
 
 TIMEOUT_S = 600.0
+# Where torchrun says how often it has started the processes anew.
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 # How long a process waits for the others to say what they know of a failure.
 _GRACE_S = 6.0
 _BEAT_S = 1.0
@@ -75,8 +77,8 @@ class World:
 
     @property
     def was_restarted(self) -> bool:
-        """Whether torchrun started this process anew after one of them had failed."""
-        return self.several and _restarts() != "0"
+        """Whether its launcher started this process anew after one of them had failed."""
+        return _restarts() != "0"
 
     @property
     def orphaned(self) -> bool:
@@ -339,8 +341,8 @@ class World:
 
 
 def _restarts() -> str:
-    """How often torchrun has started the processes anew."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    """How often their launcher has started the processes anew."""
+    return os.environ.get(RESTARTS, "0")
 
 
 def _is_echo(error: BaseException) -> bool:
