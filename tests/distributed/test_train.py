@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from dmoe.cli.main import main
 from dmoe.disk.files import read_json_lines
 from dmoe.runs.folder import RunFolder
 from dmoe.training.loop import train
@@ -65,6 +66,14 @@ def test_the_command_starts_processes_whose_run_folder_is_that_of_one(data: Path
     # What is said is said once.
     assert done.stderr.count("epoch 1 ") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_one_process_that_is_asked_for_leaves_the_same_bits(data: Path, alone: Path, tmp_path: Path) -> None:
+    command = words(data, tmp_path / "run", "--processes", "1")[2:]
+    with pytest.raises(SystemExit) as ended_with:
+        main(command)
+    assert ended_with.value.code in (0, None)
+    assert weights(tmp_path / "run") == weights(alone)
 
 
 @pytest.fixture(scope="module")
