@@ -23,7 +23,7 @@ from pydantic import (
 from dmoe.disk.files import read_json, write_text
 from dmoe.disk.replaced import check_in_place
 from dmoe.errors import DataError
-from dmoe.validation import validate_stored
+from dmoe.validation import check_version, validate_stored
 from dmoe.values.canonical import ValueForm
 
 FORMAT_VERSION = 3
@@ -315,12 +315,8 @@ class Schema(BaseModel):
         if not path.is_file():
             raise DataError(f"{folder}: has no schema.json, so it is not a data set or run folder of dmoe")
         values = read_json(path)
-        version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise DataError(
-                f"{path}: format version {version}, but this dmoe reads version {FORMAT_VERSION}; "
-                "prepare (and train) again with this version, or install the dmoe that wrote it"
-            )
+        remedy = "prepare (and train) again with this version, or install the dmoe that wrote it"
+        check_version(values, FORMAT_VERSION, str(path), remedy)
         return validate_stored(Schema, values, str(path))
 
 

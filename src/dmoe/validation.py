@@ -2,14 +2,28 @@
 
 import types
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from dmoe.errors import ConfigError, DataError, nearest
 from dmoe.yaml_text import settled
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class Counted(BaseModel):
+    """So many rows, of which so many are positive."""
+
+    rows: Count
+    positives: Count
+
+    @model_validator(mode="after")
+    def _no_more_positives(self) -> Self:
+        if self.positives > self.rows:
+            raise ValueError(f"has {self.positives} positives in {self.rows} rows")
+        return self
 
 
 def validate(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:
@@ -39,6 +53,13 @@ def validate_stored(model: type[ModelT], values: Mapping[str, Any], source: str)
         return _validated(model, values, source)
     except ConfigError as error:
         raise DataError(str(error)) from None
+
+
+def check_version(values: Mapping[str, Any], version: int, source: str, remedy: str) -> None:
+    """Raises: DataError if what dmoe wrote is of another format version; `remedy` says what to do then."""
+    found = values.get("format_version")
+    if found != version:
+        raise DataError(f"{source}: format version {found}, but this dmoe reads version {version}; {remedy}")
 
 
 def _line(model: type[BaseModel], fault: Any, source: str) -> str:

@@ -14,18 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import ended, start
-from tests.distributed.test_train import ROWS, words
-from tests.small_runs import write_data
+from tests.distributed.test_train import words
 
 pytestmark = pytest.mark.slow
 
 # The state is saved after every step.
 OFTEN = ("training.checkpoint_minutes=1e-9", "training.epochs=6", "training.patience=6")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "data", ROWS)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,7 @@ from dmoe.distributed.ray_launch import launch_with_ray
 from dmoe.distributed.world import RESTARTS
 from dmoe.errors import DmoeError, MissingExtraError
 from tests.distributed.test_failures import at_step
-from tests.distributed.test_train import ROWS, words
-from tests.small_runs import write_data
+from tests.distributed.test_train import words
 
 MARK = "DMOE_TRAINED_BY_RAY_AT"
 OFTEN = ("training.checkpoint_minutes=1e-9", "training.epochs=3", "training.patience=6")
@@ -110,11 +109,6 @@ def workers(output: Path) -> list[int]:
             if b"RayTrainWorker" in title and f"{MARK}={output}\0".encode() in (process / "environ").read_bytes():
                 found.append(int(process.name))
     return sorted(found)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "data", ROWS)
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,12 @@ from dmoe.cli.main import main
 from dmoe.disk.files import read_json_lines
 from dmoe.runs.folder import RunFolder
 from dmoe.training.loop import train
+from tests.distributed.conftest import ROWS
 from tests.distributed.ranks import ended, start
 from tests.small_runs import SMALL, small_config, write_data
 
-ROWS = {"train": 700, "valid": 300, "test": 200}
 # Of a float32 run the weights depend on how sums are cut.
 CLOSE = 2e-3
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "data", ROWS)
 
 
 @pytest.fixture(scope="module")

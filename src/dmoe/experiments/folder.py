@@ -30,7 +30,7 @@ from dmoe.experiments.stored import CELL_FORMAT, CellRecord, FailedRecord
 from dmoe.schema import Schema
 from dmoe.shards.latest import write_latest
 from dmoe.shards.summary import read_summary
-from dmoe.validation import validate_stored
+from dmoe.validation import Count, validate_stored
 
 FORMAT_VERSION: Literal[2] = 2
 ASKED = "experiment.json"
@@ -45,8 +45,8 @@ def all_names() -> list[str]:
 
 class SplitSize(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    rows: int = Field(strict=True, ge=0)
-    positives: int = Field(strict=True, ge=0)
+    rows: Count
+    positives: Count
 
 
 class Asked(BaseModel):

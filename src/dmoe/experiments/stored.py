@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from dmoe.runs.records import Count, Figure, Number
+from dmoe.runs.records import Figure, Number
+from dmoe.validation import Counted
 
 CELL_FORMAT: Literal[2] = 2
 
@@ -13,20 +14,12 @@ class _Stored(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Scores(_Stored):
+class _Scores(_Stored, Counted):
     """Of the rows that know a label, all of them or those of a domain."""
 
-    rows: Count
-    positives: Count
     auc: Number
     logloss: Number
     predicted_to_observed: Number
-
-    @model_validator(mode="after")
-    def _no_more_positives(self) -> "_Scores":
-        if self.positives > self.rows:
-            raise ValueError(f"has {self.positives} positives in {self.rows} rows")
-        return self
 
 
 class _Label(_Scores):

@@ -10,7 +10,7 @@ from dmoe.disk.files import check_links, read_json
 from dmoe.disk.replaced import check_in_place
 from dmoe.errors import DataError
 from dmoe.schema import Task
-from dmoe.validation import validate_stored
+from dmoe.validation import check_version, validate_stored
 from dmoe.values.spelling import Kind
 
 MANIFEST = "manifest.json"
@@ -118,11 +118,7 @@ class Manifest(_Strict):
         if not path.is_file():
             raise DataError(f"{folder}: has no {MANIFEST}, so it is not a model folder of `dmoe export`")
         values = read_json(path)
-        if values.get("format_version") != MANIFEST_FORMAT:
-            raise DataError(
-                f"{path}: format version {values.get('format_version')}, but this dmoe reads version "
-                f"{MANIFEST_FORMAT}; export the run again"
-            )
+        check_version(values, MANIFEST_FORMAT, str(path), "export the run again")
         return validate_stored(Manifest, values, str(path))
 
     def verify(self, folder: Path) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from dmoe.disk.files import read_json, read_json_lines
 from dmoe.errors import DataError
-from dmoe.validation import validate_stored
+from dmoe.validation import Count, Counted, check_version, validate_stored
 
 EVALUATION_FORMAT_VERSION = 1
 # Of several evaluated splits the first in this order is shown in detail.
@@ -22,7 +22,6 @@ SPLIT_ORDER = ("test", "valid", "train")
 # No figure that dmoe computes is further from 0; what is has been harmed, and no axis holds it.
 Figure = Annotated[float, Field(ge=-1e15, le=1e15)]
 Number = Figure | None
-Count = Annotated[int, Field(strict=True, ge=0)]
 
 
 class _Record(BaseModel):
@@ -242,17 +241,9 @@ class UnseenRecord(_Record):
     fields: tuple[UnseenField, ...] = ()
 
 
-class _Counted(ScoresRecord):
-    """Scores of so many rows, of which so many are positive."""
-
+class _Counted(ScoresRecord, Counted):
     rows: Count = 0
     positives: Count = 0
-
-    @model_validator(mode="after")
-    def _no_more_positives(self) -> "_Counted":
-        if self.positives > self.rows:
-            raise ValueError(f"has {self.positives} positives in {self.rows} rows")
-        return self
 
 
 class PartRecord(_Counted):
@@ -400,12 +391,7 @@ def read_evaluations(run: Path) -> dict[str, EvaluationRecord]:
     found = {}
     for path in sorted((run / "evaluation").glob("*.json"), key=lambda path: split_rank(path.stem)):
         values = read_json(path)
-        version = values.get("format_version")
-        if version != EVALUATION_FORMAT_VERSION:
-            raise DataError(
-                f"{path}: format version {version}, but this dmoe reads version {EVALUATION_FORMAT_VERSION}; "
-                "run `dmoe evaluate` again"
-            )
+        check_version(values, EVALUATION_FORMAT_VERSION, str(path), "run `dmoe evaluate` again")
         evaluation = validate_stored(EvaluationRecord, values, str(path))
         if evaluation.split != path.stem:
             raise DataError(f"{path}: holds split '{evaluation.split}'; run `dmoe evaluate` again")

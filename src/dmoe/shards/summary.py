@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from dmoe.disk.files import read_json
-from dmoe.validation import validate_stored
+from dmoe.validation import Count, Counted, validate_stored
 
-Count = Annotated[int, Field(strict=True, ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "valid", "test"]
 
@@ -19,17 +18,9 @@ class _Stored(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class _SplitCounts(_Stored):
-    rows: Count
-    positives: Count
+class _SplitCounts(_Stored, Counted):
     click_rate: Share | None = None
     weight: Annotated[float, Field(ge=0)] | None = None
-
-    @model_validator(mode="after")
-    def _no_more_positives(self) -> "_SplitCounts":
-        if self.positives > self.rows:
-            raise ValueError(f"has {self.positives} positives in {self.rows} rows")
-        return self
 
 
 class _Label(_Stored):

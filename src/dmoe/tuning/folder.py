@@ -202,18 +202,25 @@ class StudyFolder:
     def record(self, number: int) -> Record | None:
         """What came of a trial, None while it has not ended. Raises: DataError if the file is damaged."""
         path = self.trial(number) / DONE
-        if not path.is_file():
-            return None
+        return self._record(path, self._space()) if path.is_file() else None
+
+    def _space(self) -> Space:
+        return Space.of_facts(str(self.path / ASKED), self.asked.space)
+
+    def _record(self, path: Path, space: Space) -> Record:
         record = validate_stored(Record, read_json(path), str(path))
-        fault = Space.of_facts(str(self.path / ASKED), self.asked.space).fault(record.params)
+        fault = space.fault(record.params)
         if fault is not None:
             raise DataError(f"{path}: 'params': {fault}")
         return record
 
     def records(self) -> list[Record]:
         """Of every trial that has ended, in their order."""
-        numbers = sorted(int(path.parent.name) for path in self.path.glob(f"trials/*/{DONE}"))
-        return [record for number in numbers if (record := self.record(number)) is not None]
+        ended = sorted(self.path.glob(f"trials/*/{DONE}"), key=lambda path: int(path.parent.name))
+        if not ended:
+            return []
+        space = self._space()
+        return [self._record(path, space) for path in ended]
 
     def keep_only(self, number: int | None) -> None:
         """Removes the weights of every ended trial but one; what else a run holds stays."""
