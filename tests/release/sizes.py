@@ -29,16 +29,26 @@ def sizes(python: Path) -> dict[str, float]:
 
 def said_of_the_core() -> dict[tuple[str, ...], int]:
     """MB of the packages of each row of the table of the core."""
-    rows = _rows("What the core weighs")
-    known = {tuple(map(name_of, _NAMES.findall(re.sub(r"\b(with|and)\b", "", row[0])))): row[1] for row in rows}
-    return {names: int(size) for names, size in known.items() if size.isdigit()}
+    return _said(_rows("What the core weighs", "package"))
+
+
+def said_to_be_saved() -> dict[tuple[str, ...], int]:
+    """MB of the packages of each row of the table of what the core leaves out."""
+    return _said(_rows("What the core weighs", "left out"))
 
 
 def said_of_extras() -> dict[str, int]:
     """MB of each package that the table of extras names."""
-    return {name: int(size) for row in _rows("Extras") for name, size in re.findall(r"([a-z][a-z0-9-]*) (\d+)", row[2])}
+    rows = _rows("Extras", "extra")
+    return {name: int(size) for row in rows for name, size in re.findall(r"([a-z][a-z0-9-]*) (\d+)", row[2])}
 
 
-def _rows(heading: str) -> list[list[str]]:
+def _said(rows: list[list[str]]) -> dict[tuple[str, ...], int]:
+    return {tuple(map(name_of, _NAMES.findall(re.sub(r"\b(with|and)\b", "", row[0])))): int(row[1]) for row in rows}
+
+
+def _rows(heading: str, first: str) -> list[list[str]]:
+    """The rows of the table under a heading whose first column is called `first`."""
     section = PAGE.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    table = section.partition(f"\n| {first} |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]

@@ -17,7 +17,7 @@ import pytest
 from tests.release.contents import ROOT, build, check, faults
 from tests.release.extras import BROUGHT_ALONG, FEATURES, WITHOUT_A_COMMAND
 from tests.release.server import outside, probability_of_an_example, served
-from tests.release.sizes import said_of_extras, said_of_the_core, sizes
+from tests.release.sizes import said_of_extras, said_of_the_core, said_to_be_saved, sizes
 
 PINS = ROOT / "constraints.txt"
 
@@ -74,8 +74,11 @@ def test_a_wrong_size_is_found() -> None:
     assert differences({("torch", "sympy"): 860}, {"torch": 790.0, "sympy": 69.0}) == []
     (wrong,) = differences({("gone",): 30}, {"torch": 790.0})
     assert wrong == "docs/install.md says 30 MB of gone; it is 0"
-    assert {"torch", "numpy"} <= {name for names in said_of_the_core() for name in names}
     assert {"polars", "onnxruntime"} <= said_of_extras().keys()
+    core, saved = ({name for names in said() for name in names} for said in (said_of_the_core, said_to_be_saved))
+    assert {"torch", "numpy", "duckdb"} <= core
+    assert {"triton", "pandas", "sqlalchemy"} <= saved
+    assert not core & saved
 
 
 @pytest.fixture(scope="module")
@@ -195,4 +198,5 @@ def test_all_extras_together(built: tuple[Path, Path], environment: Path, place:
         does_what_it_is_for(environment, extra, place)
     measured = sizes(environment)
     print("\nall, MB:", ", ".join(f"{name} {size:.0f}" for name, size in measured.items() if size >= 1))
-    assert differences({(name,): size for name, size in said_of_extras().items()}, measured) == []
+    said = {(name,): size for name, size in said_of_extras().items()} | said_to_be_saved()
+    assert differences(said, measured) == []
