@@ -3,6 +3,7 @@
 Blocks of one page share a temporary folder and run in order; ```console blocks show a session and are not run.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from dmoe.validation import validate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MARKED = re.compile(r"(`+)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -51,3 +53,26 @@ def test_configurations_are_valid(page: Path) -> None:
             continue
         kind = DataConfig if {"label", "labels"} & set(values) else RunConfig
         validate(kind, values, f"{page.name}: {text[:40]!r}")
+
+
+def broken_marks(text: str) -> list[str]:
+    """Where `code` of a docstring has no end for Sphinx: a letter follows the mark, or a paragraph ends before it."""
+    found = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        found += [one.group() for one in MARKED.finditer(paragraph) if re.match(r"\w", paragraph[one.end() :])]
+        found += re.findall(r"`.*", MARKED.sub("", paragraph))
+    return found
+
+
+def test_marks_of_docstrings_have_an_end() -> None:
+    assert broken_marks("an `x`, ``y``: and `a\nb`.") == []
+    assert broken_marks("a `Callback`s") == ["`Callback`"]
+    assert broken_marks("a `x\n\nb` c") == ["`x", "` c"]
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = {
+        f"{path.relative_to(ROOT)}, {getattr(node, 'name', 'module')}": broken
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, kinds) and (broken := broken_marks(ast.get_docstring(node) or ""))
+    }
+    assert found == {}

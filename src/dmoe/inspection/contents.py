@@ -32,7 +32,7 @@ NUMBER_BUCKETS = 20
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The shards that came with one preparation, or with the `update`th update, and belong to one split."""
+    """The shards that came with one preparation, or with the update numbered `update`, and belong to one split."""
 
     name: str
     parts: tuple[Path, ...]

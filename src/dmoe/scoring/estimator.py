@@ -67,7 +67,7 @@ class DMoEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         given: of several labels, those that have no meaning without another, as in {"sale": "click"}.
         label: of several labels, which one `predict_proba` and `predict` are about, also "click+sale" for both, or a
             list of them; by default all in the order of y. It may be set after `fit`.
-        callbacks: `dmoe.Callback`s, which are told how each training goes (docs/tracking.md), and change nothing of it.
+        callbacks: each a `dmoe.Callback`, told how each training goes (docs/tracking.md); changes nothing of it.
 
     Attributes:
         classes_: the two labels, ascending, (2,); of several labels a list with those of each.
