@@ -17,6 +17,7 @@ from dmoe.inspection.times import parts_of
 from dmoe.validation import validate
 
 _FEW_UNSEEN = 0.01
+_LEAST_DAYS = 14  # of which each weekday comes twice: with fewer the later rows have weekdays that train has not
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def suggest(
         for one in facts
         if one.kind == "multi-valued"
     }
-    derive = _derived(facts, [name for one in labels for name in (one.name, one.column)])
+    derive = _derived(found, [name for one in labels for name in (one.name, one.column)], comments)
     if not (categorical or numeric or several or derive):
         raise DataError("no column can be a field: all are constant or the number of the row")
     split, why = split_of(columns, found, labels[0].labels_N)
@@ -180,16 +181,21 @@ def _words_of(column: TextColumn) -> set[str]:
     return {word for word in MISSING_WORDS if word in there}
 
 
-def _derived(facts: Sequence[ColumnFacts], labels: Sequence[str]) -> dict[str, Any]:
+def _derived(found: Sequence[Found], labels: Sequence[str], comments: dict[str, str]) -> dict[str, Any]:
     derive: dict[str, Any] = {}
-    taken = {one.name for one in facts} | {*labels}
-    for one in facts:
-        if one.kind == "time":
-            free = set() if one.also_categorical else {one.name}
-            for take in parts_of(str(one.format)):
-                name = next(name for name in _names(take, one.name) if name not in taken - free)
-                taken.add(name)
-                derive[name] = {"column": one.name, "take": take, "format": one.format}
+    taken = {one.facts.name for one in found} | {*labels}
+    for facts, times in ((one.facts, one.times) for one in found if one.times is not None and one.facts.kind == "time"):
+        free = set() if facts.also_categorical else {facts.name}
+        takes = parts_of(times.format)
+        days = len(set(times.days_V))
+        if days < _LEAST_DAYS:
+            takes = tuple(take for take in takes if take == "hour")
+            why = f"{days} {'day is' if days == 1 else 'days are'} too few to learn weekdays from"
+            comments.setdefault(facts.name, why)
+        for take in takes:
+            name = next(name for name in _names(take, facts.name) if name not in taken - free)
+            taken.add(name)
+            derive[name] = {"column": facts.name, "take": take, "format": times.format}
     return derive
 
 
