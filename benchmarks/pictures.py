@@ -1,8 +1,8 @@
 """Draws the pictures of the README and the site into docs/images; `make pictures` runs it.
 
 model.svg and model-tasks.svg come from presets, speed.svg from the table in docs/performance.md, report.png is a
-screen of the report that the README's commands make of a generated log, and drawing-*.svg are the mermaid fences of
-the pages. Chromium takes the last two; mermaid comes from the npm registry, so Node.js is needed for new fences.
+screen of the report that `dmoe quickstart` writes, and drawing-*.svg are the mermaid fences of the pages. Chromium
+takes the last two; mermaid comes from the npm registry, so Node.js is needed for new fences.
 """
 
 import argparse
@@ -24,14 +24,6 @@ _FENCE = re.compile(r"^```mermaid\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\| *([\w-]*) *\| *([^|]+?) *\| *(\d+) \([^|]*\|[^|]*\|[^|]*\|[^|]*\|$", re.MULTILINE)
 _SHOWN = ("cin-crossnet", "dcnv2", "deepfm", "xdeepfm", "dnn")
 _PEERS = ("dmoe", "FuxiCTR", "DeepCTR-Torch", "torch-rechub")
-_REPORT = """
-dmoe generate log.csv --rows 60000 --preset toy --seed 0
-dmoe prepare --config log.data.yaml --input log.csv --output data
-for kind in se-moe me-moe d-moe; do
-  dmoe train $kind training.epochs=3 training.batch_size=1000 model.embedding_dim=8 --data data --output runs/$kind
-done
-dmoe report runs/se-moe runs/me-moe runs/d-moe -o report.html
-"""
 
 
 def models() -> None:
@@ -97,11 +89,13 @@ def browser(width: int, height: int, scale: float = 1) -> Iterator[Any]:
 
 
 def report() -> None:
-    command = f'dmoe() {{ "{sys.executable}" -m dmoe "$@"; }}\n{_REPORT}'
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        made = Path(folder) / "quickstart"
+        subprocess.run(
+            [sys.executable, "-m", "dmoe", "quickstart", "--output", str(made)], check=True, stdout=subprocess.DEVNULL
+        )
         with browser(1100, 900) as page:
-            page.goto((Path(folder) / "report.html").as_uri())
+            page.goto((made / "report.html").as_uri())
             page.screenshot(path=IMAGES / "report.png")
 
 
