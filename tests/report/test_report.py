@@ -105,6 +105,9 @@ def test_labels_chains_and_domains_have_scores_of_their_own(labelled: list[Page]
     assert "mean over domains (macro) – – 0.72000 0.32345 –" in text
     assert "Not in the mean, since all their rows are alike: other." in text
     assert "labels click, watch (given click) and like, 3 domains by hour" in one.text("result")
+    assert "AUC, test, click 0.75000" in one.text("result")
+    assert "On test, click (100,000 rows, 16.98% clicked): AUC 0.75000" in one.text("result")
+    assert "Of several labels these are the scores of the main one" in one.text("scores")
     assert "Validation AUC, watch by epoch. run: from" in one.source
     assert text.count("by domain on test") == 4
     assert "For watch alone the evaluation at step 80 was the best; the kept one is 0.00125 short of it" in text
@@ -117,6 +120,8 @@ def test_labels_chains_and_domains_have_scores_of_their_own(labelled: list[Page]
     alone = domains.text("labels")
     assert "click 100,000 0 16.98%" in alone
     assert "Validation AUC, click" not in domains.source
+    assert "AUC, test 0.75000" in domains.text("result")
+    assert "Of several labels" not in domains.text("scores")
     assert "label click, 3 domains by hour" in domains.text("result")
 
 

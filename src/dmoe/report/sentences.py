@@ -139,7 +139,7 @@ def result(run: ReportedRun) -> list[str]:
     if evaluation is not None:
         rate = evaluation.positives / evaluation.rows if evaluation.rows else None
         of = f" ({numbers.whole(evaluation.rows)} rows, {numbers.percent(rate)} clicked)"
-    first = f"On {split}{of}: AUC {numbers.score(scores.auc)}, "
+    first = f"On {judged(run, split)}{of}: AUC {numbers.score(scores.auc)}, "
     sentences = [first + f"logloss {numbers.score(scores.logloss)}."]
     sentences += [warning for known in run.splits if (warning := _stale(run, known))]
     if evaluation is not None and evaluation.calibration is not None:
@@ -150,6 +150,11 @@ def result(run: ReportedRun) -> list[str]:
     if (detail := run.detail) is not None and run.num_experts > 1:
         sentences += _experts(run, detail)
     return sentences
+
+
+def judged(run: ReportedRun, split: str) -> str:
+    """A split, and of several labels the one that its scores are of."""
+    return f"{split}, {run.schema.label}" if run.schema.labels else split
 
 
 def _stale(run: ReportedRun, split: str) -> str | None:
