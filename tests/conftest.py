@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Before anything imports triton: where there is no device its kernels run in the interpreter.
 if not torch.cuda.is_available():
@@ -12,6 +13,12 @@ if not torch.cuda.is_available():
 
 from tests.several_labels import several, several_in_graph  # noqa: F401
 from tests.small_runs import small_data  # noqa: F401
+
+# How long an example takes says nothing of what is right, and a busy machine is no fault.
+settings.register_profile(
+    "dmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("dmoe")
 
 
 @pytest.fixture(autouse=True)

@@ -211,6 +211,9 @@ class _Stream:
     def wait_stream(self, _: Any) -> None:
         pass
 
+    def is_capturing(self) -> bool:
+        return False
+
 
 class _Current(nullcontext[None]):
     """`torch.cuda.device` and `torch.cuda.stream`."""
@@ -276,6 +279,9 @@ def _take_the_place_of_torch_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, value in replaced.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    # Whether torch was built for CUDA or not.
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: CUDA)  # noqa: ARG005
+    monkeypatch.setattr(torch.accelerator, "current_stream", _Stream)
     monkeypatch.setattr(Tensor, "pin_memory", _pinned)
     monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(torch, "autocast", _autocast_of_the_cpu(torch.autocast))

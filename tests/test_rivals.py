@@ -21,7 +21,7 @@ from benchmarks.environments import ROOT, python_of
 from benchmarks.rival_runs import Rows, RunError, Trainer, check_fields, start_worker
 from benchmarks.rival_search import MODELS, Budget, Run, Setting, goodness, search, spread
 from benchmarks.workers.fitting import Split, summed_l2
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 from sklearn.metrics import log_loss, roc_auc_score
@@ -115,7 +115,6 @@ def test_a_lower_logloss_counts_as_a_higher_auc() -> None:
     assert goodness({"valid": {"auc": 0.7, "logloss": 0.4}}) > goodness({"valid": {"auc": 0.75, "logloss": 0.46}})
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
 def test_spread_is_the_sample_standard_deviation(values: list[float]) -> None:
     found = spread(values)
@@ -130,7 +129,6 @@ def test_the_budget_is_that_of_our_small_size() -> None:
     assert (budget.learning_rate, budget.lr_decay) == (1e-3, 0.3)
 
 
-@settings(deadline=None)
 @given(st.floats(1e-8, 1.0), st.integers(1, 64))
 def test_l2_of_a_summed_loss_pulls_as_hard_as_ours(embedding_l2: float, batch_size: int) -> None:
     generator = torch.Generator().manual_seed(batch_size)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -96,7 +96,6 @@ def test_noise_floor_of_the_papers_batch() -> None:
         noise_floor(1)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     rows=st.integers(2, 300),

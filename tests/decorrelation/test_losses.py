@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -179,7 +179,6 @@ def test_three_experts_are_the_sum_of_three_pairs() -> None:
         torch.testing.assert_close(loss([c, a, b]), pairs, rtol=1e-12, atol=0)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     factors=st.lists(st.floats(0.2, 5) | st.floats(-5, -0.2), min_size=4, max_size=4),

@@ -160,7 +160,7 @@ def cka(outputs: Sequence[Tensor], *, unbiased: bool, batch: int | None = None) 
     return torch.tensor([[math.nan if value is None else value for value in row] for row in matrix])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(6, 12), widths=st.tuples(*[st.integers(1, 4)] * 3), batch=st.integers(1, 7),
     unbiased=st.booleans(), seed=st.integers(0, 2**32 - 1),

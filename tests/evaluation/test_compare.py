@@ -40,7 +40,7 @@ def naive_delong(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> t
     return float(wins[1].mean() - wins[0].mean()), float(np.sqrt(variance))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rows=st.lists(st.tuples(st.booleans(), st.integers(-3, 3), st.integers(-3, 3)), min_size=4, max_size=40).filter(
         lambda rows: 2 <= sum(row[0] for row in rows) <= len(rows) - 2
@@ -54,7 +54,7 @@ def test_auc_equals_all_pairs(rows: list[tuple[bool, int, int]]) -> None:
     assert found.high - found.low == pytest.approx(2 * 1.959963984540054 * error, abs=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rows=st.lists(
         st.tuples(st.booleans(), st.integers(-3, 3), st.integers(-3, 3), st.integers(1, 4)), min_size=4, max_size=30

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
@@ -114,7 +114,6 @@ def test_values_are_compared_by_the_paired_t_test() -> None:
     assert compare_values([0.1], [0.2]) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_the_step_down_procedure(p_values: list[float]) -> None:
     """An adjusted p below a level is the same as rejection by the procedure at that level."""

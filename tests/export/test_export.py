@@ -77,7 +77,7 @@ def test_files_and_tables_score_as_the_run_does(
 
 
 @pytest.mark.parametrize("folder", ["in_graph", "looked_up"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(ROWS, min_size=1, max_size=5))
 def test_any_values_score_as_the_run_does(
     run: Run, in_graph: Path, looked_up: Path, folder: str, rows: list[dict[str, object]]

@@ -57,7 +57,7 @@ NUMBERS = st.lists(
 @pytest.mark.parametrize(
     "options", [{}, {"transform": "standardise"}, {"transform": "log"}, {"transform": "log", "standardise": True}]
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(numbers=NUMBERS)
 def test_the_graph_puts_every_number_into_the_bin_of_the_run(options: dict[str, object], numbers: list[float]) -> None:
     numbers_R = np.array(numbers)

@@ -28,7 +28,7 @@ def distinct(ids: Tensor, sizes: list[int], vocabulary_of_column: list[int]) -> 
     return row_triton.distinct_rows(ids, offsets, sum(sizes), room), ids.long() + offsets
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     num_rows=st.integers(0, 3 * CHUNK),
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3),
@@ -105,7 +105,7 @@ def test_a_table_without_a_gradient_has_zeros_and_strides_are_honoured() -> None
     assert torch.equal(found.sum_gradients([turned], [3], torch.float32), again)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     size=st.integers(1, 40),
     width=st.integers(1, 9),

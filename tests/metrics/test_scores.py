@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.special import expit
 
@@ -139,7 +139,6 @@ def _calibration(rows: list[tuple[bool, int]], bins: int) -> metrics.Calibration
     return metrics.calibration(labels, [(score + 3) / 6 for score in scores], bins)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(-2, 2), st.integers(0, 4)), min_size=1, max_size=60))
 def test_grouped_auc_is_the_weighted_mean_of_each_groups_auc(rows: list[tuple[bool, int, int]]) -> None:
     labels, scores, groups = (np.array(column) for column in zip(*rows, strict=True))

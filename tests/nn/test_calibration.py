@@ -21,7 +21,7 @@ def drawn(rows: int, slope: float, bias: float, seed: int = 0) -> tuple[np.ndarr
     return labels_R.astype(np.int64), logits_R
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     bias=st.floats(-3, 3),
     slope=st.floats(0.1, 5),

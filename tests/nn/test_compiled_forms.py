@@ -32,7 +32,7 @@ def assert_same(first: tuple[list[Tensor], list[Tensor]], second: tuple[list[Ten
         torch.testing.assert_close(ours, plain)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     fields=st.integers(2, 6),
     rows=st.integers(0, 9),
@@ -57,7 +57,7 @@ def test_inner_products_behind_their_embeddings_are_ipnns_input_by_hand() -> Non
     assert expert(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])).tolist() == [[1, 2, 3, 4, 5, 6, 11, 17, 39]]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(groups=st.lists(st.integers(0, 2), min_size=3, max_size=7), rows=st.integers(0, 70))
 def test_group_sums_in_one_pass_equal_the_matrix_form(groups: list[int], rows: int) -> None:
     groups = [*groups, 0, 1, 2]

@@ -53,7 +53,7 @@ def naive_forward(
     return outputs
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 130), max_size=5),
     num_numeric=st.integers(0, 3),

@@ -19,7 +19,7 @@ def plain_layers(net: CrossNet, embeddings_BFD: Tensor) -> list[Tensor]:
     return layers
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(depth=st.integers(1, 4), read=st.sets(st.integers(0, 3), min_size=1), rows=st.integers(1, 9))
 def test_cross_layers_equal_the_plain_form_whichever_layers_a_loss_reads(depth: int, read: set[int], rows: int) -> None:
     net = CrossNet(3, 2, layers=depth).double()

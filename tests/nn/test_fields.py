@@ -128,7 +128,7 @@ class Naive:
         return outputs
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 6), st.integers(0, 10_000))
 def test_every_kind_equals_the_loops(rows: int, seed: int) -> None:
     embedding = built()

@@ -12,7 +12,7 @@ from dmoe.nn.tables.bank import TokenField
 FIELDS = [TokenField(4), TokenField(5, length=3, multi_valued=True), TokenField(3)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), edges=st.integers(0, EDGES), share=st.floats(0, 1))
 def test_it_is_the_sum_over_values(seed: int, edges: int, share: float) -> None:
     draw = np.random.default_rng(seed)

@@ -174,7 +174,7 @@ def test_loss_and_every_gradient_equal_the_loops(dtype):
         torch.testing.assert_close(got.double(), reference, rtol=tolerance, atol=tolerance)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 2), st.integers(0, 10_000))
 def test_permuting_rows_permutes_outputs_and_the_gate_sums_to_one(experts, count, numeric, seed):
     torch.manual_seed(seed)

@@ -32,7 +32,7 @@ def drawn(rows: int, seed: int = 0, tasks: int = 3) -> tuple[list[Tensor], RowLa
 
 
 @given(seed=st.integers(0, 10_000), rows=st.integers(1, 20), equal=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_loop_over_rows_gives_the_same(seed: int, rows: int, equal: bool) -> None:
     logits, given_rows = drawn(rows, seed)
     losses = TaskLosses(THREE, domain_weights="equal" if equal else "rows", num_domains=3)
@@ -158,7 +158,7 @@ LOGITS = st.floats(-50, 50, width=32)
 
 
 @given(first=LOGITS, second=LOGITS, label=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_loss_of_a_product_has_the_digits_of_float64(first: float, second: float, label: bool) -> None:
     # Of ln p = -100 a rounding of its last bit is 6e-6 of p in float32.
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):

@@ -102,7 +102,7 @@ class Pair:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE[self.dtype] * size)
 
 
-@settings(deadline=None, max_examples=16)
+@settings(max_examples=16)
 @given(
     dtype=st.sampled_from(DTYPES),
     width=st.integers(1, 6),
@@ -224,7 +224,7 @@ def test_a_part_of_a_table_draws_the_bits_of_its_rows_in_the_whole(dtype: torch.
     assert not torch.equal(found[0], found[1])
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     rows=st.sets(st.integers(0, ROWS - 1), max_size=6),
     spare=st.integers(0, 3),

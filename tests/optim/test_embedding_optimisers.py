@@ -131,7 +131,7 @@ def test_l2_of_each_row_equals_dense_adam_with_it(kind: str, l2: float) -> None:
     torch.testing.assert_close(optimiser.weight, reference.weight, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     num_rows=st.integers(1, 12),
     width=st.integers(1, 20),

@@ -40,7 +40,7 @@ def test_every_value_is_widened_as_torch_does_and_written_back_unchanged(dtype: 
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(value=st.floats(-6e4, 6e4, width=32), step=st.integers(0, 2**31 - 1))
 def test_a_number_becomes_one_of_its_two_neighbours(dtype: torch.dtype, value: float, step: int) -> None:
     table = torch.zeros(50, 3, dtype=dtype)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoe.config.data import DataConfig
@@ -172,7 +172,7 @@ def test_three_thousand_harmed_files(tmp_path: Path) -> None:
         try_one(tmp_path / "log.csv", seed)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(
     rows=st.lists(
         st.one_of(

@@ -100,7 +100,7 @@ def read_row(row: Sequence[str], rule: str) -> tuple[dict[str, int | None], list
     return None if wrong or all(one is None for one in labels.values()) else (labels, contradictions)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), rule=st.sampled_from(["keep", "reject", "raise-parent"]))
 def test_masks_equal_a_reading_row_by_row(data: st.DataObject, rule: Any) -> None:
     parents = [None if not task else data.draw(st.sampled_from([None, *range(task)])) for task in range(5)]

@@ -93,7 +93,7 @@ def test_ids_numbers_and_splits_are_those_of_the_slow_pipeline(tmp_path: Path, s
     assert DataConfig.model_validate(schema.source) == config()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     values=st.lists(
         st.text(st.characters(exclude_characters='\r\n\0,"', codec="utf-8"), min_size=1, max_size=3),
@@ -238,7 +238,7 @@ cells = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lines=st.lists(cells, max_size=25))
 def test_bad_rows_go_and_the_others_stay(
     lines: list[tuple[str, str, str]], tmp_path_factory: pytest.TempPathFactory

@@ -35,7 +35,7 @@ def naive_draw(labels: list[int], seed: int, shares: tuple[float, float], strati
     return codes
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     labels=st.lists(st.integers(0, 2), min_size=1, max_size=60),
     seed=st.integers(0, 2**63 - 1),

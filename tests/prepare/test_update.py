@@ -96,7 +96,7 @@ def test_updates_in_place_pile_up_and_may_name_their_split(tmp_path: Path, capsy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.csv", "c.csv", "data"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(days=st.lists(st.lists(st.sampled_from("abcdefg"), min_size=2, max_size=12), min_size=2, max_size=4))
 def test_no_id_ever_moves(days: list[list[str]], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("days")

@@ -14,7 +14,7 @@ import pandas
 import polars
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from sklearn.base import clone
@@ -371,7 +371,7 @@ def test_a_search_in_two_processes():
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 def test_a_carrier_of_the_rows_changes_no_probability(fitted, data):
     count = data.draw(st.integers(1, 12))
     values = {

@@ -38,7 +38,7 @@ def batcher(observed: list[int] | None = None, **options: float) -> Batcher:
     return Batcher(observe=(observed if observed is not None else []).append, **values)  # type: ignore[arg-type]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12), delay_s=st.sampled_from([0.0, 0.002]))
 def test_each_request_gets_its_own_rows(in_graph: Path, sizes: list[int], delay_s: float) -> None:
     model = model_of(in_graph)

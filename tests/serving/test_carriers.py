@@ -25,7 +25,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc
 
@@ -561,7 +561,7 @@ DRAWS: dict[str, Callable[[st.DataObject, str], Carried]] = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
-@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2)
 @given(data=st.data(), draw=st.randoms(use_true_random=False))
 def test_every_carrier_has_one_score_on_every_way(
     ways: Ways, name: str, data: st.DataObject, draw: random.Random
@@ -583,7 +583,7 @@ def test_a_time_in_floats_too_narrow_for_its_seconds_is_refused(ways: Ways) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(data=st.data(), draw=st.randoms(use_true_random=False))
 def test_every_carrier_has_one_score_on_every_way_at_length(
     ways: Ways, name: str, data: st.DataObject, draw: random.Random

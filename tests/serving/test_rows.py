@@ -46,7 +46,7 @@ def stream(arrow: pa.Table, **options: Any) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::dmoe.MissingWordsWarning")
 @pytest.mark.parametrize("kind", ["in_graph", "looked_up"])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(values=st.lists(ROWS, min_size=1, max_size=5))
 def test_json_and_arrow_and_tables_give_the_same_inputs(
     in_graph: Path, looked_up: Path, kind: str, values: list[dict[str, object]]
@@ -185,7 +185,7 @@ def test_arrow_streams_from_strangers(in_graph: Path) -> None:
         reader.from_arrow(stream(nested), 10)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(place=st.integers(0, 10**6), value=st.integers(0, 255))
 def test_a_changed_byte_of_a_stream_never_does_more_than_fail(in_graph: Path, place: int, value: int) -> None:
     _, reader = opened(in_graph)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoe.errors import ConfigError, DataError
@@ -100,7 +100,7 @@ def test_without_shuffle_rows_come_in_file_order(tmp_path: Path, memory_bytes: i
     assert rows_of(reader.batches()) == list(range(381))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     parts=st.lists(st.integers(0, 120), min_size=1, max_size=4).filter(any),
     group_rows=st.integers(1, 60),

@@ -41,7 +41,7 @@ def parse(data: bytes, first_line: int = 1, quote: str | None = '"', delimiter: 
     return parse_lines(LineChunk(first_line, data), Layout(NAMES, Quoting(delimiter, quote), NAMES), "log.csv")
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @example(data=b'"a""b",,"c,d"\r\n\r\n1,2\n\xff,,\n,,', quoted=True)
 @example(data=b',"",\n"x"y,,\n', quoted=True)
 @given(data=files, quoted=st.booleans())
@@ -55,7 +55,7 @@ def test_rows_and_rejects_are_those_of_the_slow_parser(data: bytes, quoted: bool
     assert got.blank_lines == blank
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rows=st.lists(st.tuples(clean_value, clean_value, clean_value), min_size=1, max_size=20),
     style=st.sampled_from([0, 1, 3]),
@@ -74,7 +74,7 @@ def test_what_python_writes_is_read_back(rows: list[tuple[str, str, str]], style
     assert got.rejects == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @example(data=b"\0", chunk_bytes=1)  # a NUL byte alone is no UTF-16
 @given(data=files, chunk_bytes=st.integers(1, 20))
 def test_chunks_are_whole_lines_with_their_numbers(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoe.config.data import DataConfig
@@ -39,7 +39,7 @@ def read(path: Path, config: DataConfig) -> tuple[list[tuple[int, str, str, str]
 VALUES = st.text(st.sampled_from('ab\n\r",\\ é'), max_size=5)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250)
 @given(
     values=st.lists(st.tuples(st.sampled_from("01"), VALUES, VALUES), min_size=1, max_size=12),
     end=st.sampled_from(["\n", "\r\n"]),
@@ -72,7 +72,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250)
 @given(pieces=st.lists(PIECES, max_size=25), chunk=st.integers(1, 40), escape=st.booleans())
 def test_records_do_not_depend_on_the_chunks_and_every_line_is_accounted_for(
     pieces: list[str], chunk: int, escape: bool, tmp_path: Path, monkeypatch: Any

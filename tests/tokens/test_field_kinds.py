@@ -92,7 +92,7 @@ def test_quantile_buckets_are_those_of_numpy_and_of_new_rows(tmp_path: Path) -> 
     assert encoder.encode_table(table).ids_BC[:, 0].tolist() == [ids["6"], ids["0"], 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     blocks=st.lists(
         st.lists(st.floats(allow_infinity=False, width=64) | st.sampled_from([0.0, -0.0, 1.0]), max_size=20), max_size=6

@@ -281,7 +281,7 @@ def test_a_run_continues_on_an_updated_data_set(folder: Path, tmp_path: Path) ->
 
 
 @given(st.lists(st.lists(st.integers(-1, 5), max_size=7), max_size=6), st.integers(1, 4), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_padded_equals_slices(texts: list[list[int]], length: int, last: bool) -> None:
     flat = [code for text in texts for code in text]
     of = [index for index, text in enumerate(texts) for _ in text]
@@ -293,7 +293,7 @@ def test_padded_equals_slices(texts: list[list[int]], length: int, last: bool) -
 
 
 @given(st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_lists_and_padded_ids_are_inverse(rows: list[list[int]]) -> None:
     ids = np.array([row + [0] * (4 - len(row)) for row in rows], np.int32).reshape(-1, 4)
     lists = as_lists(ids)
@@ -306,7 +306,7 @@ def test_lists_and_padded_ids_are_inverse(rows: list[list[int]]) -> None:
 
 
 @given(st.lists(st.one_of(st.none(), st.text("ab|é ", max_size=8)), min_size=1, max_size=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_split_values_equals_python(texts: list[str | None]) -> None:
     options = MultiValuedOptions(max_length=3)
     coded = split_values(pa.array(texts, pa.string()), options, ["", " "], "tags")

@@ -36,7 +36,7 @@ def both(folder: Path, tokens: list[str], name: str = "f") -> list[TokenTable]:
     return [in_memory, open_tokens(folder, field)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     tokens=st.lists(TEXTS, unique=True, max_size=30),
     asked=st.lists(TEXTS, max_size=30),

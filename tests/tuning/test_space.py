@@ -142,7 +142,7 @@ def test_no_space_is_named_by_its_likes():
 SHIPPED = {name: load_space(name, load_config(name)) for name in spaces()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_every_point_of_a_shipped_space_is_a_configuration(data):
     preset = data.draw(st.sampled_from(presets()))

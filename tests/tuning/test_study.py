@@ -188,41 +188,42 @@ def test_one_that_works_on_a_trial_is_left_alone(small, small_data, tmp_path, mo
     assert tune(*asked, "--trials", 1) == 0
     folder = StudyFolder(output)
     space = Space.of_facts("space", folder.asked.space)
-    first, second = (Study(folder, space, str(tmp_path / "shared.db")) for _ in range(2))
-    one, two = first.next(4), second.next(4)
-    assert (one.number, two.number) == (1, 2)
-    assert first.running() == 2
-    one.lock.release()  # its process ends, as after a kill
-    assert second.running() == 1
-    again = second.next(4)
-    assert (again.number, again.drawn) == (one.number, one.drawn)
-    # All of them are at work: nothing is left to take.
-    three = first.next(4)
-    assert three.number == 3
-    assert first.next(4) is None
-    for taken in (again, two, three):
-        taken.lock.release()
+    with Study(folder, space, str(tmp_path / "shared.db")) as first, Study(folder, space, first.storage) as second:
+        one, two = first.next(4), second.next(4)
+        assert (one.number, two.number) == (1, 2)
+        assert first.running() == 2
+        one.lock.release()  # its process ends, as after a kill
+        assert second.running() == 1
+        again = second.next(4)
+        assert (again.number, again.drawn) == (one.number, one.drawn)
+        # All of them are at work: nothing is left to take.
+        three = first.next(4)
+        assert three.number == 3
+        assert first.next(4) is None
+        for taken in (again, two, three):
+            taken.lock.release()
 
-    def interrupted(self, taken):  # noqa: ARG001
-        raise Interrupted("stopped")
+        def interrupted(self, taken):  # noqa: ARG001
+            raise Interrupted("stopped")
 
-    monkeypatch.setattr(Trials, "run", interrupted)
-    with pytest.raises(Interrupted):
-        work(first, small_config(*CHANGES), small_data, Limits(4), lambda _: None)
-    assert first.next(4).number == 1  # nobody has it
+        monkeypatch.setattr(Trials, "run", interrupted)
+        with pytest.raises(Interrupted):
+            work(first, small_config(*CHANGES), small_data, Limits(4), lambda _: None)
+        assert first.next(4).number == 1  # nobody has it
 
 
 def test_a_trial_that_kills_its_process_again_and_again_is_given_up(small, tmp_path):
     output = tmp_path / "deadly"
     assert tune(*small, "--output", output, "--no-test", "--trials", 1) == 0
-    study = Study(StudyFolder(output), Space.of_facts("space", StudyFolder(output).asked.space), f"{output}.db")
-    for _ in range(3):
-        taken = study.next(2)
-        assert taken.number == 1
-        taken.lock.release()  # killed
-    assert study.next(2) is None
-    assert "probably out of memory" in StudyFolder(output).record(1).reason
-    assert study.next(3).number == 2
+    space = Space.of_facts("space", StudyFolder(output).asked.space)
+    with Study(StudyFolder(output), space, f"{output}.db") as study:
+        for _ in range(3):
+            taken = study.next(2)
+            assert taken.number == 1
+            taken.lock.release()  # killed
+        assert study.next(2) is None
+        assert "probably out of memory" in StudyFolder(output).record(1).reason
+        assert study.next(3).number == 2
 
 
 def test_what_cannot_be_trained_is_given_up_and_the_rest_goes_on(small_data, tmp_path, capsys):

@@ -177,7 +177,7 @@ def prepared(folder: Path, column: Any, name: str = "log.parquet", **fields: Any
 
 
 @pytest.mark.parametrize("kind", VALUES)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_every_carrier_gives_the_ids_of_the_text(tmp_path_factory: Any, kind: str, data: st.DataObject) -> None:
     texts = data.draw(st.lists(VALUES[kind], min_size=10, max_size=14, unique=kind not in ("boolean", "number")))

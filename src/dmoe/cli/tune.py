@@ -125,25 +125,25 @@ def command(
         memory=None if total is None else total // jobs,
         threads=threads or (torch.get_num_threads() if jobs == 1 else max(usable_threads() // jobs, 1)),
     )
-    study = Study(folder, chosen, storage)
     order = Order(str(output), storage, str(data), limits, tuple(track or ()))
-    if folder.readings() and not reopen and (trials is None or study.counted() < trials):
-        raise ConfigError(
-            f"{output}: its test split was read after {folder.readings()[-1].trials} trials, which ended the study; "
-            "begin another one, or add trials with --reopen"
-        )
-    if jobs > 1:
-        work_together(jobs, [sys.executable, "-m", "dmoe.cli.tune_worker"], order, tell)
-    else:
-        run(order)
     best = None
-    with folder.lock():
-        others = study.running()
-        if not others:
-            best = keep_best(folder)
-            if test:
-                look_at_test(folder, data, tell)
-        write_study_report(folder.path, output / "report.html")
+    with Study(folder, chosen, storage) as study:
+        if folder.readings() and not reopen and (trials is None or study.counted() < trials):
+            raise ConfigError(
+                f"{output}: its test split was read after {folder.readings()[-1].trials} trials, which ended the study;"
+                " begin another one, or add trials with --reopen"
+            )
+        if jobs > 1:
+            work_together(jobs, [sys.executable, "-m", "dmoe.cli.tune_worker"], order, tell)
+        else:
+            run(order)
+        with folder.lock():
+            others = study.running()
+            if not others:
+                best = keep_best(folder)
+                if test:
+                    look_at_test(folder, data, tell)
+            write_study_report(folder.path, output / "report.html")
     if others:
         tell(f"{others} trials are still at work in other processes; the last of them ends the study")
     final: dict[str, Any] = read_json(folder.best / "metrics.json") if best is not None else {}

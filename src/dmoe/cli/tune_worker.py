@@ -24,12 +24,12 @@ def run(order: Order) -> None:
     folder = StudyFolder.open(Path(order.output))
     asked = folder.asked
     base = validate(RunConfig, asked.config, str(folder.path / "study.json"))
-    study = Study(folder, Space.of_facts("these parameters", asked.space), order.storage)
-    work(
-        study, base, Path(order.data), order.limits,
-        tell=lambda text: stderr.print(text, markup=False),
-        callbacks=lambda _: make_trackers(order.trackers),
-    )  # fmt: skip
+    with Study(folder, Space.of_facts("these parameters", asked.space), order.storage) as study:
+        work(
+            study, base, Path(order.data), order.limits,
+            tell=lambda text: stderr.print(text, markup=False),
+            callbacks=lambda _: make_trackers(order.trackers),
+        )  # fmt: skip
 
 
 def main() -> None:

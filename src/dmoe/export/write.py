@@ -178,7 +178,10 @@ def _prove(run: Run, folder: Path, data: Path, tables: TableType, inputs: list[F
             "parity": parities[named[0]],
             "reference_scores": references[named[0]],
             **_tasks_and_domains(run.schema, parities, references),
-            "versions": {name: version(name) for name in ("dmoe", "torch", "onnx", "onnxruntime")},
+            "versions": {
+                **{name: version(name) for name in ("dmoe", "onnx", "onnxruntime")},
+                "torch": torch.__version__,
+            },
             "files": checksums(folder),
         },
     )

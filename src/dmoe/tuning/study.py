@@ -7,10 +7,10 @@ is gone is told by a lock on its folder, which the system takes from the dead.
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock
 
@@ -61,7 +61,7 @@ class Taken:
 
 
 class Study:
-    """The study of a folder.
+    """The study of a folder; its connection to the storage is closed behind a `with`.
 
     Raises: ConfigError if the storage cannot be used, or does not hold the study of this folder.
     """
@@ -70,14 +70,21 @@ class Study:
         self.folder, self.space, self.storage = folder, space, storage
         self.asked = folder.asked
         self._optuna = optuna_module()
-        with _storage_errors(storage):
+        with _storage_errors(storage), ExitStack() as stack:
             self._study: optuna.Study = self._optuna.load_study(
                 study_name=self.asked.name,
-                storage=_opened(self._optuna, storage),
+                storage=stack.enter_context(_opened(self._optuna, storage)),
                 pruner=self._optuna.pruners.MedianPruner(_FREE_TRIALS, _FREE_SHARE)
                 if self.asked.pruning
                 else self._optuna.pruners.NopPruner(),
             )
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def next(self, most: int | None) -> Taken | None:
         """A trial to work on: one whose process is gone, or a new one while there are fewer than `most`."""
@@ -189,8 +196,7 @@ def create(asked: Asked, storage: str, first: Drawn | None) -> None:
     Raises: ConfigError if the storage cannot be used or holds a study of this name.
     """
     optuna = optuna_module()
-    with _storage_errors(storage):
-        opened = _opened(optuna, storage)
+    with _storage_errors(storage), _opened(optuna, storage) as opened:
         try:
             study = optuna.create_study(study_name=asked.name, storage=opened, direction="maximize")
         except optuna.exceptions.DuplicatedStudyError:
@@ -209,25 +215,31 @@ def check_stored(asked: Asked, storage: str) -> None:
     Raises: ConfigError if it does not.
     """
     optuna = optuna_module()
-    with _storage_errors(storage):
+    with _storage_errors(storage), _opened(optuna, storage) as opened:
         try:
-            study = optuna.load_study(study_name=asked.name, storage=_opened(optuna, storage))
+            marked = optuna.load_study(study_name=asked.name, storage=opened).user_attrs.get(_MARK, {})
         except KeyError:
             raise ConfigError(
                 f"--storage {_shown(storage)}: holds no study '{asked.name}', but the folder does; name the storage "
                 "that it was begun with, or choose another --output"
             ) from None
-    if study.user_attrs.get(_MARK, {}).get("id") != asked.id:
+    if marked.get("id") != asked.id:
         raise ConfigError(
             f"--storage {_shown(storage)}: its study '{asked.name}' is not the one of this folder; choose another "
             "--name, --storage or --output"
         )
 
 
-def _opened(optuna: Any, storage: str) -> Any:
+@contextmanager
+def _opened(optuna: Any, storage: str) -> Iterator[Any]:
     url = storage_url(storage)
     wait = {"connect_args": {"timeout": _STORAGE_SECONDS}} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=wait)
+    opened = optuna.storages.RDBStorage(url, engine_kwargs=wait)
+    try:
+        yield opened
+    finally:
+        opened.remove_session()
+        opened.engine.dispose()
 
 
 @contextmanager

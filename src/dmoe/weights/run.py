@@ -205,6 +205,7 @@ def environment_facts() -> dict[str, Any]:
     """Versions, hardware and the revision of the working directory's git checkout, if it is one."""
     versions = {"python": platform.python_version()}
     versions |= {name: found for name in _REPORTED if (found := installed(name)) is not None}
+    versions["torch"] = torch.__version__  # with the build, which its package's version may leave out
     return {
         "versions": versions,
         "hardware": {

@@ -29,7 +29,7 @@ def plain_cin(expert: CIN, embeddings_BFD: Tensor) -> list[Tensor]:
     return pooled
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     rows=st.integers(1, 4),
     fields=st.integers(1, 6),

@@ -25,7 +25,7 @@ def leaf(rows: int, fields: int, dim: int) -> Tensor:
     return torch.randn(rows, fields, dim, dtype=torch.float64, requires_grad=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=st.lists(st.integers(0, 3), min_size=2, max_size=7), dim=st.integers(1, 3), seed=seeds)
 def test_gwpfm_over_groups_equals_the_sum_over_pairs(groups: list[int], dim: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -48,7 +48,7 @@ def test_gwpfm_over_groups_equals_the_sum_over_pairs(groups: list[int], dim: int
     assert_same(expert, expert(embeddings), plain, embeddings)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(fields=st.integers(1, 5), dim=st.integers(1, 4), layers=st.integers(1, 5), seed=seeds)
 def test_crossnet_v1_in_closed_form_equals_the_recurrence(fields: int, dim: int, layers: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -61,7 +61,7 @@ def test_crossnet_v1_in_closed_form_equals_the_recurrence(fields: int, dim: int,
     assert_same(expert, expert(embeddings), x, embeddings)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(vectors=st.integers(2, 9), dim=st.integers(3, 6), rank=st.integers(1, 9), seed=seeds)
 def test_wukong_takes_the_cheaper_of_two_equal_ways(vectors: int, dim: int, rank: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -74,7 +74,7 @@ def test_wukong_takes_the_cheaper_of_two_equal_ways(vectors: int, dim: int, rank
     torch.testing.assert_close(layer(x), chosen)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(fields=st.integers(2, 7), dim=st.integers(1, 4), seed=seeds)
 def test_weights_of_one_give_the_factorisation_machine(fields: int, dim: int, seed: int) -> None:
     torch.manual_seed(seed)
