@@ -205,7 +205,14 @@ def _fault_of(read: Callable[[Path], None], folder: Path, file: Path) -> str:
         read(folder)
     except (UserError, Interrupted) as error:
         # A run says where its data set is, and which columns it asks a log for: what is not there is named by that.
-        known = (file.name, str(folder), "no such data set folder", "log.csv: no column")
+        # A mean far from every row is refused with the row that it is far from.
+        known = (
+            file.name,
+            str(folder),
+            "no such data set folder",
+            "log.csv: no column",
+            "too far from the training mean",
+        )
         names_it = any(one in str(error) for one in known)
         if isinstance(error, UserError) and not names_it:
             return f"is not named: {error}"

@@ -251,7 +251,7 @@ def test_a_run_of_one_label_is_compared_with_one_of_several(several: Run, tmp_pa
 
 
 def test_another_main_label_is_refused_by_name(several: Run, tmp_path: Path) -> None:
-    values = {**json.loads((several.path / "schema.json").read_text()), "label": "buy", "labels": []}
+    values = {**json.loads((several.path / "schema.json").read_text()), "label": "buy", "labels": [], "source": {}}
     folder = tmp_path / "run"
     shutil.copytree(several.path, folder)
     Schema.model_validate(values).write(folder)

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 import dmoe
 from dmoe.cli.main import main
 from dmoe.config.data import DataConfig
+from dmoe.config.stored import stored_config
 from dmoe.errors import ConfigError, DataError, DmoeError, MissingExtraError, UserError
 from dmoe.export import extra
-from dmoe.export.fields import data_config, field_inputs
+from dmoe.export.fields import field_inputs
 from dmoe.export.graph import front_graph
 from dmoe.export.manifest import Manifest, TableType
 from dmoe.export.onnx_model import OnnxModel
@@ -126,7 +127,7 @@ def test_buckets_equal_python_at_every_boundary(tmp_path: Path) -> None:
     values = {"label": "y", "fields": {"numeric": {"n": {"transform": "bucket"}}}, "split": ALL_TRAIN}
     prepare(DataConfig.model_validate(values), [str(tmp_path / "log.csv")], tmp_path / "data")
     schema = Schema.read(tmp_path / "data")
-    inputs = field_inputs(schema, data_config(schema, tmp_path), ())
+    inputs = field_inputs(schema, stored_config(schema, tmp_path), ())
     tokens = {"n": read_vocabulary(tmp_path / "data", schema.categorical[0])}
     session = onnxruntime.InferenceSession(front_graph(schema, inputs, tokens).SerializeToString())
     (found,) = session.run(["fields/ids"], {"n": np.array([[float(number)] for number in numbers])})

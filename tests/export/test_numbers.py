@@ -66,6 +66,19 @@ def test_the_graph_puts_every_number_into_the_bin_of_the_run(options: dict[str, 
         assert bins.tolist() == wanted.tolist()
 
 
+@pytest.mark.parametrize(("mean", "scale"), [(-6.9e-62, 6.9e-62), (0.0, 1 + 2**-30), (2**-150, 1 - 2**-40)])
+def test_a_mean_and_scale_that_float32_takes_for_none_are_used(mean: float, scale: float) -> None:
+    """ONNX Runtime drops the subtraction of a 0 and the division by a 1, and looks at both in float32."""
+    field = NumericField(name="n", transform="standardise", mean=mean, scale=scale)
+    inputs = [FieldInput("n", "number", "n", ())]
+    graph = front_graph(Schema(label="y", fields=(field,)), inputs, {})
+    numbers_R = mean + scale * np.array([-3.0, -1.0, 0.0, 1.0, 3 * (1 + 2**-24), 1e6])
+    (found,) = onnxruntime.InferenceSession(graph.SerializeToString()).run(
+        ["fields/numeric"], {"n": numbers_R[:, None]}
+    )
+    assert found[:, 0].tolist() == encode_numbers(numbers_R, field).tolist()
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_a_missing_value_stays_in_its_bin_beside_numbers_at_the_mean(share: float) -> None:
     """Missing is encoded as 0, and a number at the mean as 0 but for rounding: no bound may part them."""

@@ -6,7 +6,6 @@ number to its scaled value. R rows.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,7 +22,6 @@ from dmoe.tokens.numbers import encode_numbers
 from dmoe.tokens.quantiles import bucket_of, coded_buckets
 from dmoe.tokens.scalars import FLOAT32_MAX, Fault, hasher, missing_numbers, parse_number, token_maker
 from dmoe.tokens.times import deriver
-from dmoe.validation import validate_stored
 from dmoe.values.coded_columns import MISSING, CodedColumn
 from dmoe.values.missing import MissingTexts
 
@@ -61,14 +59,6 @@ class FieldInput:
     def null(self) -> str:
         """The text that stands for no value."""
         return "" if "" in self.missing_texts else NUL
-
-
-def data_config(schema: Schema, where: Path) -> DataConfig:
-    """The data configuration that a schema carries.
-
-    Raises: DataError.
-    """
-    return validate_stored(DataConfig, schema.source, f"{where / 'schema.json'}: source")
 
 
 def field_inputs(schema: Schema, config: DataConfig, id_fields: Collection[str]) -> list[FieldInput]:

@@ -159,16 +159,19 @@ def _bucket_number(field: str, token: str) -> int:
 
 def _scaled_numbers(graph: _Graph, fields: Sequence[NumericField]) -> None:
     """`(transform(x) - mean) / scale` in float64, 0 where missing, as float32."""
-    numbers = graph.add("Concat", *(field.name for field in fields), axis=1)
+    # Two columns at least: ONNX Runtime drops a step whose one constant is 0 or 1 in float32, be it none in float64.
+    wide = [*fields, *fields] if len(fields) == 1 else fields
+    numbers = graph.add("Concat", *(field.name for field in wide), axis=1)
     values = numbers
-    logs = [field.transform == "log" for field in fields]
+    logs = [field.transform == "log" for field in wide]
     if any(logs):
         log = graph.add("Mul", graph.add("Sign", numbers), _log_of_one_more(graph, graph.add("Abs", numbers)))
         values = log if all(logs) else graph.add("Where", graph.constant([logs], np.bool_), log, numbers)
-    centred = graph.add("Sub", values, graph.constant([[field.mean for field in fields]], np.float64))
-    scaled = graph.add("Div", centred, graph.constant([[field.scale for field in fields]], np.float64))
+    centred = graph.add("Sub", values, graph.constant([[field.mean for field in wide]], np.float64))
+    scaled = graph.add("Div", centred, graph.constant([[field.scale for field in wide]], np.float64))
     present = graph.add("Where", graph.add("IsNaN", numbers), graph.constant(0, np.float64), scaled)
-    graph.add("Cast", present, output="numeric", to=graph.onnx.TensorProto.FLOAT)
+    asked = graph.add("Gather", present, graph.constant(list(range(len(fields))), np.int64), axis=1)
+    graph.add("Cast", asked, output="numeric", to=graph.onnx.TensorProto.FLOAT)
 
 
 def _log_of_one_more(graph: _Graph, numbers: str) -> str:

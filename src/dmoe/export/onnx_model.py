@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dmoe.config.stored import stored_config
 from dmoe.errors import DataError, DmoeError
 from dmoe.export.extra import require
-from dmoe.export.fields import Features, Featuriser, FieldInput, data_config, field_inputs
+from dmoe.export.fields import Features, Featuriser, FieldInput, field_inputs
 from dmoe.export.manifest import VALUES, Manifest
 from dmoe.machine.limits import usable_threads
 from dmoe.machine.ordered_pool import OrderedPool
@@ -82,7 +83,7 @@ class OnnxModel(Scorer):
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.schema = Schema.read(folder)
-        self._config = data_config(self.schema, folder)
+        self._config = stored_config(self.schema, folder)
         id_fields = {one.name for one in manifest.inputs if one.kind == "id"}
         self.inputs = field_inputs(self.schema, self._config, id_fields)
         self.tables = token_tables(folder, self.inputs)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 
+from dmoe.config.stored import stored_config
 from dmoe.disk.files import write_json, written_aside
 from dmoe.disk.replaced import put_back
 from dmoe.errors import DataError, DmoeError, UserError
@@ -18,7 +19,7 @@ from dmoe.export.card import CARD, model_card
 from dmoe.export.check import Decoder, check_tokens
 from dmoe.export.external import write_tables
 from dmoe.export.extra import require
-from dmoe.export.fields import FieldInput, data_config, field_inputs
+from dmoe.export.fields import FieldInput, field_inputs
 from dmoe.export.graph import OPSET, front_graph, joined
 from dmoe.export.manifest import MANIFEST, MANIFEST_FORMAT, Manifest, TableType, checksums
 from dmoe.export.onnx_model import Graph, token_tables
@@ -77,7 +78,7 @@ def export(
 
 
 def _write_model(run: Run, folder: Path, tables: TableType, max_graph_tokens: int) -> list[FieldInput]:
-    schema, config = run.schema, data_config(run.schema, run.path)
+    schema, config = run.schema, stored_config(run.schema, run.path)
     tasks = task_outputs(schema)
     scoring = ScoringModel(run.load_model(), tables, tasks)
     large = {field.name for field in schema.categorical if field.vocabulary_size > max_graph_tokens}
@@ -157,7 +158,7 @@ def _prove(run: Run, folder: Path, data: Path, tables: TableType, inputs: list[F
                 f"on the {parity['split']} split, more than {_TOLERANCE:g}; nothing was written"
             )
     references = reference_scores(scorer, data, named, int(run.config.training.memory_gb * 2**30))
-    kinds = {name: run.schema.field(name).values.kind for name in raw_valued(data_config(run.schema, run.path))}
+    kinds = {name: run.schema.field(name).values.kind for name in raw_valued(stored_config(run.schema, run.path))}
     write_json(
         folder / MANIFEST,
         {

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dmoe.config.data import SPLITS, DataConfig
+from dmoe.config.stored import stored_config
 from dmoe.schema import AnyField, CategoricalField, Schema
 from dmoe.shards.summary import read_summary
-from dmoe.validation import validate_stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class DataFolder:
     def config(self) -> DataConfig:
         """What the data set was prepared with.
 
-        Raises: DataError if schema.json does not hold it.
+        Raises: DataError if schema.json does not hold it, or other fields and labels than it makes.
         """
-        return validate_stored(DataConfig, self.schema.source, f"{self.folder / 'schema.json'}: source")
+        return stored_config(self.schema, self.folder)
 
     def field(self, name: str) -> AnyField:
         return next(field for field in self.schema.fields if field.name == name)

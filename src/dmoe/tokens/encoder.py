@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dmoe.config.data import DataConfig
+from dmoe.config.stored import stored_config
 from dmoe.errors import ConfigError, DataError
 from dmoe.machine.limits import usable_threads
 from dmoe.machine.ordered_pool import OrderedPool
@@ -29,7 +29,6 @@ from dmoe.tokens.lookup import open_tokens
 from dmoe.tokens.numbers import encode_numbers
 from dmoe.tokens.quantiles import coded_buckets
 from dmoe.tokens.unseen import ValueCounts, missing_rows
-from dmoe.validation import validate_stored
 from dmoe.values.coded_columns import MISSING, CodedColumn
 
 
@@ -66,7 +65,7 @@ class RawEncoder:
 
     def __init__(self, folder: Path) -> None:
         self.schema = Schema.read(folder)
-        self._config = validate_stored(DataConfig, self.schema.source, f"{folder / 'schema.json'}: source")
+        self._config = stored_config(self.schema, folder)
         merged = [self._config.missing_is_oov(field.name) for field in self.schema.categorical]
         lengths = [field.length for field in self.schema.categorical]
         self._merged_C = np.repeat(np.array(merged, dtype=bool), lengths)

@@ -9,12 +9,13 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from dmoe.config.data import DataConfig
+from dmoe.config.stored import stored_config
 from dmoe.schema import MISSING_ID, OOV_ID, Coverage, Schema
 
 Counts = npt.NDArray[np.int64]
@@ -191,18 +192,24 @@ class ValueCounts:
 
 
 def source_columns(schema: Schema) -> dict[str, str]:
-    """The raw column of each field; none for a schema that was made without raw data."""
+    """The raw column of each field; none for a schema that was made without raw data.
+
+    Raises: DataError if the schema does not fit its source.
+    """
     if not schema.source:
         return {}
-    config = DataConfig.model_validate(schema.source)
+    config = stored_config(schema, Path())
     return {name: config.source_column(name) for name in config.fields.names()}
 
 
 def merging_fields(schema: Schema) -> set[str]:
-    """The fields in whose encoded rows missing values have the id of unseen ones."""
+    """The fields in whose encoded rows missing values have the id of unseen ones.
+
+    Raises: DataError if the schema does not fit its source.
+    """
     if not schema.source:
         return set()
-    config = DataConfig.model_validate(schema.source)
+    config = stored_config(schema, Path())
     return {field.name for field in schema.categorical if config.missing_is_oov(field.name)}
 
 
