@@ -3,6 +3,8 @@
 import gzip
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +156,70 @@ def test_what_cannot_be_known_or_done_is_one_sentence(
     assert not Path("x").exists()
     assert [path.name for path in Path("logs").iterdir()] == ["one.csv"]
     assert call("init", "log.csv", "--force", "--json") == 0
+
+
+def test_what_a_click_is_is_asked_for_where_the_values_do_not_say(capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(1)
+    table = {**columns(300), "rating": [str(one) for one in draw.integers(1, 6, size=300)]}
+    del table["click"]
+    write(Path("log.csv"), table)
+    assert call("init", "log.csv", "--label", "rating") == 2
+    error = capsys.readouterr().err
+    assert re.search(r"label 'rating' holds ('[1-5]', ){4}'[1-5]', not 0 and 1; say which are a click by", error)
+    assert call("init", "log.csv", "--label", "rating", "--positive", "6") == 2
+    assert "label 'rating' never holds '6'; it holds" in capsys.readouterr().err
+    assert call("init", "log.csv", "--positive", "4") == 2
+    assert "say by --label COLUMN which column --positive is about" in capsys.readouterr().err
+    assert call("init", "log.csv", "--label", "rating", "--positive", "4", "--positive", "5.0") == 0
+    high = sum(one in ("4", "5") for one in table["rating"])
+    assert f"label 'rating': 1 in {high / 300:.2%} of 300 rows" in capsys.readouterr().err
+    assert yaml.safe_load(Path("data.yaml").read_text())["label"] == {"column": "rating", "positive": ["4", "5.0"]}
+    assert call("prepare", "--config", "data.yaml", "--input", "log.csv", "-o", "data") == 0
+
+
+@pytest.mark.parametrize(("yes", "no"), [("ja", "nein"), ("OUI", "NON"), ("sí", "no"), ("是", "否")])
+def test_yes_and_no_in_other_languages(yes: str, no: str) -> None:
+    table = columns(200)
+    write(Path("log.csv"), {"seen": [yes if one == "1" else no for one in table.pop("click")], **table})
+    assert call("init", "log.csv") == 0
+    assert yaml.safe_load(Path("data.yaml").read_text())["label"] == {"column": "seen", "positive": [yes]}
+
+
+def test_a_column_that_can_only_mislead_is_no_field(capsys: pytest.CaptureFixture[str]) -> None:
+    """The label turned round, an id of the row, and a time of no known format, by which the rows are in order."""
+    table = columns(3000)
+    table["clk"] = table.pop("click")
+    table["nonclk"] = [str(1 - int(one)) for one in table["clk"]]
+    table["request"] = [f"r{17 * index % 3001}" for index in range(3000)]
+    table["timestamp"] = [str(61 + 20_000 * index + index % 7) for index in range(3000)]
+    write(Path("log.csv"), table)
+    assert call("init", "log.csv") == 0
+    told = capsys.readouterr().err
+    assert "label 'clk'" in told
+    assert "warning: 'nonclk' is the label under another name" in told
+    text = Path("data.yaml").read_text()
+    values = yaml.safe_load(text)
+    fields = {name for kind in ("categorical", "numeric") for name in values["fields"].get(kind, ())}
+    assert fields == {"site", "price", "user"}
+    assert "#   nonclk: 'nonclk' is the label under another name" in text
+    assert "#   request: another value in each row" in text
+    assert "#   timestamp: " in text
+    assert text.count("'nonclk' is the label") == 1
+    assert values["split"] == {"kind": "ordered"}
+    assert "# the rows follow 'timestamp'" in text
+
+
+@pytest.mark.parametrize("first", ['{"click": 1, "site": "a"}', '[{"click": 1,\n "site": "a"}]', '[\n {"click": 1}\n]'])
+def test_json_is_named(first: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("log.jsonl").write_text(f"{first}\n" * 30)
+    assert call("init", "log.jsonl") == 2
+    error = capsys.readouterr().err
+    assert "log.jsonl:1: is JSON; dmoe reads CSV, TSV and Parquet, into which it can be turned: python -c" in error
+    command = error.partition("turned: ")[2].strip()
+    if first.startswith('{"'):
+        words = shlex.split(command.replace("IN.jsonl", "log.jsonl"))
+        subprocess.run([sys.executable, *words[1:]], check=True)
+        assert parquet.read_table("OUT.parquet").column_names == ["click", "site"]
+    Path("data.yaml").write_text("label: click\nsplit: {kind: ordered}\nfields: {categorical: [site]}\n")
+    assert call("prepare", "--config", "data.yaml", "--input", "log.jsonl", "-o", "data") == 2
+    assert "log.jsonl:1: is JSON; dmoe reads" in capsys.readouterr().err

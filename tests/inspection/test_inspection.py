@@ -143,7 +143,7 @@ def test_rows_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
     [
         ("a,b\nx,y\n", None, r"log\.csv: no column holds 0 and 1 only; name the label by --label"),
         ("a,b\n0,y\n1,z\n", "c", r"no column 'c' to be the label; it has a, b"),
-        ("a,b\n0,y\n1,z\n", "b", r"label 'b' holds neither 0 nor 1"),
+        ("a,b\n0,y\n1,z\n", "b", r"label 'b' holds 'y', 'z', not 0 and 1; say which are a click by --positive VALUE"),
         ("a\n0\n1\n", None, r"log\.csv:1: one column only"),
         ("a,b\n0,y\n1,y\n", None, "no column can be a field"),
         ("a,b\n", None, "holds no row"),
@@ -253,7 +253,8 @@ def test_what_a_reading_would_lose_stays_a_category(tmp_path: Path) -> None:
         "- seconds_like  # may be times (unix)",
         "- python  # holds lists",
         "- numpy  # holds lists",
-        "- clock  # may be clock times",
+        # Nearly every row has one of its own.
+        "#   clock: may be clock times; 'clock' has",
         "# 'NA' is missing here only: another column may have it as a value",
     ):
         assert line in text, text

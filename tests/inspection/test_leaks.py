@@ -233,8 +233,11 @@ def test_the_command_says_them_once(tmp_path: Path, capsys: pytest.CaptureFixtur
         main(["inspect", str(log)])
     captured = capsys.readouterr()
     assert captured.err.count("warning: 'outcome' is the label under another name") == 1
-    (tmp_path / "data.yaml").write_text(captured.out)
-    assert "outcome" in yaml.safe_load(captured.out)["fields"]["categorical"]
+    values = yaml.safe_load(captured.out)
+    assert "outcome" not in values["fields"]["categorical"]
+    assert "#   outcome: 'outcome' is the label under another name" in captured.out
+    values["fields"]["categorical"].append("outcome")  # as one may who does not believe it
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(values))
     assert read_data_config(tmp_path / "data.yaml").label_columns() == ["click"]
     words = ["prepare", "--config", tmp_path / "data.yaml", "--input", log, "--output", tmp_path / "data"]
     with pytest.raises(SystemExit) as done:

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 HELP = """Write a data.yaml and a run.yaml for a raw log, with comments, and print the next three commands.
 
 The log is looked at as `dmoe inspect` does. What cannot be known from it is asked for: which column is the label, where
-none has a usual name and several hold two values.
+none has a usual name and several hold two values; and which of its values are a click, where they are neither 0 and 1
+nor yes and no.
 
 \b
 Examples:
   dmoe init log.csv
   dmoe init 'day-*.csv.gz' --output clicks --label clicked
   dmoe init log.parquet --label click --label sale
+  dmoe init ratings.tsv --label rating --positive 4 --positive 5
 """
 
 _FILES = ("data.yaml", "run.yaml")
@@ -39,6 +41,14 @@ def command(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="The label column, or several, the main one first.", show_default=False),
     ] = None,
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VALUE",
+            help="A value of the main label that is a click, where it does not hold 0 and 1; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Look at no more than so many rows.")] = 1_000_000,
     force: Annotated[bool, typer.Option("--force", help="Replace a data.yaml or run.yaml that is there.")] = False,
     as_json: JsonOption = False,
@@ -53,7 +63,7 @@ def command(
     paths = [output / name for name in _FILES]
     _check_place(output, paths, inputs, force)
     with stderr.status("reading"):
-        found = inspect_log(inputs, label=label, max_rows=rows)
+        found = inspect_log(inputs, label=label, positive=positive or (), max_rows=rows)
     if found.other_labels:
         names = ", ".join(repr(one) for one in [found.label, *found.other_labels][:8])
         raise ConfigError(
@@ -162,8 +172,10 @@ def _data_text(found: "Inspection", prepare: str) -> str:
         "# Change what is wrong: an id among the numbers, a column that is not known when a row is shown.",
     ]
     text = "".join(f"{_one_line(line)}\n" for line in lines) + found.yaml()
-    if found.warnings:
-        text += "# warnings:\n" + "".join(f"#   {_one_line(one.text)}\n" for one in found.warnings)
+    said = "\n".join(found.comments.values())
+    warnings = [one.text for one in found.warnings if one.text not in said]
+    if warnings:
+        text += "# warnings:\n" + "".join(f"#   {_one_line(one)}\n" for one in warnings)
     return text + (
         "# further keys:\n"
         "#   weight: COLUMN  # how much a row counts\n"

@@ -27,6 +27,7 @@ Examples:
   dmoe inspect log.csv > data.yaml
   dmoe inspect 'day-*.csv.gz' --label clicked --rows 5000000
   dmoe inspect log.csv --label click --label sale > data.yaml
+  dmoe inspect ratings.tsv --label rating --positive 4 --positive 5 > data.yaml
   dmoe inspect data
 """
 
@@ -46,18 +47,26 @@ def command(
             show_default=False,
         ),
     ] = None,
+    positive: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VALUE",
+            help="A value of the main label that is a click, where it does not hold 0 and 1; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Read at most so many rows of a raw log.")] = 1_000_000,
     as_json: JsonOption = False,
 ) -> None:
     if len(inputs) == 1 and (Path(inputs[0]) / "schema.json").is_file():
-        if label:
-            raise ConfigError("--label goes with raw logs only: the data set knows its label")
+        if label or positive:
+            raise ConfigError("--label and --positive go with raw logs only: the data set knows its label")
         _inspect_data(Path(inputs[0]), as_json)
         return
     from dmoe.inspection import inspect_log
 
     with stderr.status("reading"):
-        found = inspect_log(inputs, label=label, max_rows=rows)
+        found = inspect_log(inputs, label=label, positive=positive or (), max_rows=rows)
     if as_json:
         pairs = [one.values() for one in found.pairs]
         print_json({**asdict(found), "pairs": pairs, "data_yaml": found.yaml()})

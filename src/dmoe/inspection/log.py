@@ -4,7 +4,7 @@ N rows that were read.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from dmoe.inspection.trial import ReadingTrial
 from dmoe.schema import UNKNOWN
 from dmoe.sources.inputs import expand_inputs, folder_columns
 from dmoe.sources.lines import read_line_chunks
-from dmoe.sources.quoting import guess_delimiter, split_line
+from dmoe.sources.quoting import IS_JSON, guess_delimiter, looks_like_json, split_line
 from dmoe.sources.streams import is_parquet
 from dmoe.tokens.scalars import Fault, parse_number
 from dmoe.validation import validate
@@ -43,6 +43,8 @@ BLOCKS = 20
 # Readings are tried on so many rows.
 TRIAL_ROWS = 300_000
 QUOTING_ROWS = 50_000
+# Kinds of suspicion that are certain.
+_NO_FIELDS = ("is the label", "differs in each row", "rises with the row")
 _QUOTINGS: tuple[dict[str, Any], ...] = (
     {"line_breaks": True},
     {"escape": "backslash"},
@@ -80,9 +82,17 @@ class Inspection:
         return Suggestion(self.config, self.comments).text()
 
 
-def inspect_log(inputs: Sequence[str], *, label: str | Sequence[str] | None = None, max_rows: int) -> Inspection:
+def inspect_log(
+    inputs: Sequence[str],
+    *,
+    label: str | Sequence[str] | None = None,
+    positive: Sequence[str] = (),
+    max_rows: int,
+) -> Inspection:
     """The first `max_rows` rows of raw logs of one format; `label` names its label, or several, the main one first.
 
+    Args:
+        positive: the values of the main label that are a click; by default 1, true, yes and the like.
     Raises: DataError if a file cannot be read or has no column of 0 and 1.
     """
     paths = expand_inputs(inputs)
@@ -98,7 +108,7 @@ def inspect_log(inputs: Sequence[str], *, label: str | Sequence[str] | None = No
     reading = validate(DataConfig, {"label": names[0], "fields": fields, "format": form}, str(first))
     form, reading = _quoting(paths, form, reading, names)
     found = read_rows(paths, reading, names, max_rows)
-    labels, others = find_labels(found, asked, str(first))
+    labels, others = find_labels(found, asked, str(first), positive)
     keep_N = labels[0].labels_N != UNKNOWN
     taken = {one.column for one in labels}
     columns = {
@@ -114,6 +124,8 @@ def inspect_log(inputs: Sequence[str], *, label: str | Sequence[str] | None = No
         for name in names
         if name not in taken
     ]
+    warnings = [found for one in labels for found in _suspicions(seen, columns, one, several=len(labels) > 1)]
+    seen = _without(seen, warnings)
     suggestion = suggest([one.facts for one in seen], columns, seen, labels, form, asked=bool(asked))
     said = suggestion.config.get("labels", {})
     notes = {f"label {name}": note for name, note in nested(labels, pairs).items() if name in said}
@@ -134,7 +146,7 @@ def inspect_log(inputs: Sequence[str], *, label: str | Sequence[str] | None = No
         _rates(labels_N, next((one for one in seen if one.times is not None), None), columns),
         suggestion.config,
         suggestion.comments,
-        [found for one in labels for found in _suspicions(seen, columns, one, several=len(labels) > 1)],
+        warnings,
         others,
         list(suggestion.rare),
     )
@@ -192,6 +204,17 @@ def _suspicions(
         yield from [*order, *(found.of_label(name) for found in told)] or ([new] if new is not None else [])
 
 
+def _without(seen: Sequence[Found], warnings: Sequence[Suspicion]) -> list[Found]:
+    """The columns, of which those that can only mislead are no field: the label itself, and what numbers the rows."""
+    why = {one.field: one.text for one in warnings if one.kind in _NO_FIELDS}
+
+    def left(facts: ColumnFacts) -> ColumnFacts:
+        notes = [note for note in (facts.note, why.get(facts.name)) if note is not None]
+        return replace(facts, kind="left out", note="; ".join(notes)) if facts.name in why else facts
+
+    return [replace(one, facts=left(one.facts)) for one in seen]
+
+
 def _quoted(column: TextColumn, code: int) -> str:
     return repr(column.texts[code].as_py()) if code < len(column.texts) else "a missing one"
 
@@ -211,6 +234,8 @@ def _format(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise DataError(f"{path}: is empty")
     first = start.split(b"\n", 1)[0].removesuffix(b"\r")
     line = first.decode("utf-8", errors="replace")
+    if looks_like_json(line):
+        raise DataError(f"{path}:1: {IS_JSON}")
     delimiter = guess_delimiter(line, '"')
     values = split_line(line, delimiter, '"') or []
     if len(values) < 2:

@@ -16,17 +16,22 @@ from dmoe.inspection.columns import LogRows, TextColumn
 from dmoe.inspection.kinds import MISSING_WORDS
 from dmoe.inspection.label_contents import LabelPair
 from dmoe.schema import UNKNOWN
-from dmoe.tokens.labels import label_parser, suggest_label
+from dmoe.sources.rejects import BAD_LABEL
+from dmoe.tokens.labels import label_parser, suggest_label, value_of
 from dmoe.tokens.scalars import Fault
 
 # Of the main label.
-LABEL_NAMES = ("label", "click", "clicked", "is_click", "y", "target", "conversion")
+LABEL_NAMES = (
+    "label", "click", "clicked", "is_click", "is_clicked", "isclick", "has_click", "clk", "y", "target", "conversion",
+)  # fmt: skip
 # Of what else a log may say of a row, with `is_` before them or not.
 FURTHER_NAMES = (
-    "click", "clicked", "conversion", "converted", "sale", "purchase", "purchased", "buy", "install", "add_to_cart",
-    "like", "liked", "share", "shared", "follow", "comment", "forward", "favorite", "long_view", "finish", "hate",
-    "profile_enter",
+    "click", "clicked", "clk", "conversion", "converted", "sale", "purchase", "purchased", "buy", "install",
+    "add_to_cart", "like", "liked", "share", "shared", "follow", "comment", "forward", "favorite", "long_view",
+    "finish", "hate", "profile_enter",
 )  # fmt: skip
+# Of the rows of a label of two values, as mistakes.
+_MISTAKES = 0.01
 # So rarely is a label 1 without the one that it is given, where that holds but for mistakes.
 _NESTED = 0.99
 
@@ -51,11 +56,13 @@ class LogLabel:
         return {"name": self.name, "column": self.column, "known": known, "positives": positives}
 
 
-def find_labels(found: LogRows, asked: Sequence[str], where: str) -> tuple[list[LogLabel], list[str]]:
+def find_labels(
+    found: LogRows, asked: Sequence[str], where: str, positive: Sequence[str] = ()
+) -> tuple[list[LogLabel], list[str]]:
     """The labels, the main one first, and the other columns that it might be where it was chosen for its place only.
 
     Those that are `asked` for; else the first of a usual name, or the first of two values, and others of 0 and 1 that
-    bear the name of an action.
+    bear the name of an action. `positive`: the values of the main one that are a click.
 
     Raises: DataError if there is none, or one cannot be a label.
     """
@@ -64,6 +71,8 @@ def find_labels(found: LogRows, asked: Sequence[str], where: str) -> tuple[list[
         if name in found.left_out:
             raise DataError(f"{where}: column '{name}' cannot be the label: {found.left_out[name]}")
     chosen = list(dict.fromkeys(asked))
+    if positive and not chosen:
+        raise DataError(f"{where}: say by --label COLUMN which column --positive is about")
     if not chosen:
         fits = [name for name, column in found.columns.items() if _is_label(column)]
         if not fits:
@@ -73,7 +82,9 @@ def find_labels(found: LogRows, asked: Sequence[str], where: str) -> tuple[list[
         others = [] if named else fits[1:]
         further = [name for name in fits if _is_action(name) and name != main]
         chosen = [main, *(further if named else [])]
-    return [_read(found.columns[name], name, where, main=name == chosen[0]) for name in chosen], others
+    first, *further = chosen
+    labels = [_read(found.columns[first], first, where, positive, main=True)]
+    return labels + [_read(found.columns[name], name, where, (), main=False) for name in further], others
 
 
 def also_labels(found: LogRows, labels: Sequence[LogLabel]) -> list[str]:
@@ -94,17 +105,40 @@ def _present(column: TextColumn) -> list[str]:
     return [text for text in column.texts.to_pylist() if text not in MISSING_WORDS]
 
 
-def _read(column: TextColumn, name: str, where: str, *, main: bool) -> LogLabel:
-    """Raises: DataError if no row is 0 or 1."""
-    said = suggest_label(name, _present(column)) or name
+def _read(column: TextColumn, name: str, where: str, positive: Sequence[str], *, main: bool) -> LogLabel:
+    """Raises: DataError if its values do not say what is 1 and what is 0."""
+    present = _present(column)
+    said = {"column": name, "positive": list(positive)} if positive else suggest_label(name, present) or name
     label = Label.model_validate({"column": said} if isinstance(said, str) else said)
     parsed = list(map(label_parser(label, MISSING_WORDS), column.texts.to_pylist()))
+    if positive and 1 not in parsed:
+        raise DataError(f"{where}: label '{name}' never holds {_listed(positive)}; it holds {_shown(column)}")
+    unread = sum(int(count) for one, count in zip(parsed, column.counts_V, strict=True) if one == Fault(BAD_LABEL))
+    total = int(column.counts_V.sum())
+    if 2 * unread > total or (len({*map(value_of, present)}) == 2 and unread > _MISTAKES * total):
+        how = (
+            "say which are a click by --positive VALUE"
+            if main
+            else "leave it out, and name its 'positive' in data.yaml"
+        )
+        raise DataError(f"{where}: label '{name}' holds {_shown(column)}, not 0 and 1; {how}")
     by_code = np.array([UNKNOWN if isinstance(one, Fault) else one for one in parsed] + [UNKNOWN], dtype=np.int64)
     labels_N: npt.NDArray[np.int64] = by_code[column.codes_N]
     if not (labels_N != UNKNOWN).any():
         raise DataError(f"{where}: label '{name}' holds neither 0 nor 1; name another by --label")
     # No label's name holds what joins the names of outputs; that of a single one is its column.
     return LogLabel(name.replace(".", "_").replace("+", "_"), name, said, labels_N, main)
+
+
+def _shown(column: TextColumn) -> str:
+    """Its most frequent values."""
+    order = np.argsort(-column.counts_V, kind="stable").tolist()
+    texts = [column.texts[code].as_py() for code in order[:5]]
+    return _listed(texts) + (", …" if len(order) > 5 else "")
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(repr(text) for text in texts)
 
 
 def said_of(labels: Sequence[LogLabel]) -> dict[str, Any]:

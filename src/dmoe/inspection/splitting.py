@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from scipy.stats import chi2
 
 from dmoe.inspection.columns import TextColumn
 from dmoe.inspection.information import chance_divergence, jensen_shannon
 from dmoe.inspection.kinds import Found
 from dmoe.inspection.log_labels import LogLabel
+from dmoe.inspection.times import named_like_a_time
 
 _FEW_OF_A_CLASS = 1000
 _BLOCKS = 20
@@ -45,12 +47,31 @@ def split_of(
         assert one.times is not None
         if one.times.rising(columns[one.facts.name]) > 0.999 and mixed:
             return {"kind": "ordered"}, f"the rows follow '{one.facts.name}', some of whose times name a zone"
+    rising = _rising(columns, found)
+    if rising is not None and mixed:
+        return {"kind": "ordered"}, f"the rows follow '{rising}'"
     changing = _changing(columns, found, labels_N)
     if changing is not None and mixed:
         return {"kind": "ordered"}, f"the rows have an order: {changing} changes along them"
     if by_time:
         return {"kind": "stratified"}, f"some times of '{by_time[0].facts.name}' name a zone and some do not"
     return {"kind": "stratified"}, "the rows show no order"
+
+
+def _rising(columns: Mapping[str, TextColumn], found: Sequence[Found]) -> str | None:
+    """A column of numbers that is named like a time and falls in hardly any row, though it has no format of one."""
+    for one in found:
+        if one.times is not None or one.facts.missing or not named_like_a_time(one.facts.name):
+            continue
+        column = columns[one.facts.name]
+        try:
+            numbers_V = column.texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:  # texts
+            continue
+        steps = np.diff(numbers_V[column.codes_N])
+        if len(steps) and (steps >= 0).mean() > 0.999 and (steps > 0).any():
+            return one.facts.name
+    return None
 
 
 def _changing(columns: Mapping[str, TextColumn], found: Sequence[Found], labels_N: npt.NDArray[np.int64]) -> str | None:

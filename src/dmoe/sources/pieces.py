@@ -17,7 +17,7 @@ from dmoe.errors import DataError
 from dmoe.sources.delimited import Layout, RawRows, is_utf8, parse_lines
 from dmoe.sources.inputs import folder_columns
 from dmoe.sources.lines import LineChunk, read_line_chunks
-from dmoe.sources.quoting import Quoting, Records, guess_delimiter, split_line
+from dmoe.sources.quoting import IS_JSON, Quoting, Records, guess_delimiter, looks_like_json, split_line
 from dmoe.sources.streams import is_parquet
 from dmoe.sources.tables import marked_carriers
 from dmoe.values.coded_columns import Column
@@ -125,6 +125,8 @@ class LogFile:
             names = next((one for one in self._layouts(form.columns) if len(one) == len(values or ())), form.columns)
             wanted, beside = self._wanted(names)
             return Layout(names, quoting, wanted), beside, 0
+        if looks_like_json(line):
+            raise DataError(f"{self.path}:{line_number}: {IS_JSON}")
         if values is None:
             raise DataError(f"{self.path}:{line_number}: stray quote in the header")
         wanted, beside = self._wanted(values)

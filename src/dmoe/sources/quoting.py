@@ -96,6 +96,17 @@ def split_line(line: str, delimiter: str, quote: str | None, *, escape: bool = F
     return None if values is None else [value.decode("utf-8", "surrogatepass") for value in values]
 
 
+IS_JSON = (
+    "is JSON; dmoe reads CSV, TSV and Parquet, into which it can be turned: python -c "
+    "\"import duckdb; duckdb.sql(\\\"COPY (FROM read_json('IN.jsonl')) TO 'OUT.parquet'\\\")\""
+)
+
+
+def looks_like_json(line: str) -> bool:
+    """Whether the first line of a file begins an object of JSON, or a list of them."""
+    return re.match(r"\s*(\[\s*$|(\[\s*)?\{\s*(\"|\}|$))", line) is not None
+
+
 def guess_delimiter(line: str, quote: str | None, fits: "Mapping[str, bool] | None" = None) -> str:
     """The delimiter that makes most columns of a line; one that `fits` the expected columns goes first."""
 

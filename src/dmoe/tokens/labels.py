@@ -24,6 +24,8 @@ _PLAIN: dict[float | str, Literal[0, 1]] = {0.0: 0, 1.0: 1, "false": 0, "true": 
 _PAIRS = [("1", "-1"), ("yes", "no"), ("y", "n"), ("t", "f"), ("true", "false"), ("on", "off")]
 _PAIRS += [("click", "no click"), ("click", "noclick"), ("clicked", "not clicked")]
 _PAIRS += [("positive", "negative"), ("pos", "neg")]
+_PAIRS += [("ja", "nein"), ("ja", "nee"), ("ja", "nej"), ("oui", "non"), ("si", "no"), ("sí", "no"), ("sì", "no")]
+_PAIRS += [("sim", "não"), ("sim", "nao"), ("tak", "nie"), ("evet", "hayır"), ("да", "нет"), ("是", "否")]
 
 
 def value_of(text: str) -> float | str:
