@@ -501,3 +501,14 @@ def test_several_labels_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixt
     page = (tmp_path / "drift.html").read_text()
     assert "Rate of sale" in page
     assert "sale: known" in page
+
+
+@pytest.mark.parametrize("name", ["cate_id", "id_shop", "itemId", "shopID", "region.code", "user id", "cms_segid"])
+def test_small_numbers_of_a_column_named_like_an_id_are_categories(name: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    counted = draw.zipf(1.6, size=3000) % 90
+    table = {"click": draw.integers(2, size=3000), name: counted, "paid": counted, "visits": counted}
+    log = tmp_path / "log.parquet"
+    pq.write_table(pa.table(table), log)
+    found = {one.name: one.kind for one in inspect_log([str(log)], max_rows=10**6).columns}
+    assert found == {name: "categorical", "paid": "numeric", "visits": "numeric"}

@@ -3,6 +3,7 @@
 N rows, V distinct texts.
 """
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,8 @@ _MOST_LENGTH = 50
 _SURE = 3.0  # standard errors
 _MUCH = 1.05  # times the bits
 _NUMBER = r"^[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*$"
+# Names of things, which are no counts though they be small numbers.
+_ID = re.compile(r"(^|[_ .-])(id|ids|uid|uuid|gid|segid|code)($|[_ .-])|[a-z](Id|ID|Code)$")
 _FRACTION = r"\.[0-9]*[1-9]|[eE]-"
 
 
@@ -236,7 +239,7 @@ class Reader:
         fraction = bool(pc.any(pc.match_substring_regex(texts.filter(fits), _FRACTION)).as_py())
         often = [text for text, _ in top if text not in words][:3]
         counts = not fraction and not unique and any(float(text) in (0, 1, 2) for text in often)
-        counts = counts and len(given) > _FEW_VALUES
+        counts = counts and len(given) > _FEW_VALUES and not _ID.search(column.name)
         if unique and not fraction and (np.diff(numbers_V[column.codes_N[column.codes_N >= 0]]) > 0).all():
             return _Choice("row id", note=note or "rises with the row")
         natural = counts or (fraction and len(given) > _FEW_DECIMALS)
