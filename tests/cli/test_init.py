@@ -209,6 +209,16 @@ def test_a_column_that_can_only_mislead_is_no_field(capsys: pytest.CaptureFixtur
     assert "# the rows follow 'timestamp'" in text
 
 
+def test_a_column_whose_type_has_no_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    table = columns(200)
+    held: dict[str, object] = {**table, "who": [{"id": 3, "age": 30}] * 200}
+    parquet.write_table(pa.table(held), "log.parquet")
+    assert call("init", "log.parquet") == 0
+    told = capsys.readouterr().err
+    assert "warning: 'who' is no field: struct<" in told
+    assert "values cannot be a field; give its parts columns of their own" in told
+
+
 @pytest.mark.parametrize("first", ['{"click": 1, "site": "a"}', '[{"click": 1,\n "site": "a"}]', '[\n {"click": 1}\n]'])
 def test_json_is_named(first: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("log.jsonl").write_text(f"{first}\n" * 30)

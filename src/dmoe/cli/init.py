@@ -105,6 +105,10 @@ def command(
         stderr.print(f"label '{one['name']}': 1 in {rate:.2%} of {one['known']:,} rows", markup=False)
     for warning in found.warnings:
         warn(warning.text)
+    told = {warning.field for warning in found.warnings}
+    for column in found.columns:
+        if column.kind == "left out" and column.name not in told:
+            warn(f"'{column.name}' is no field: {column.note}")
     stderr.print(f"written: {', '.join(map(show_path, paths))}; look at data.yaml, then:", markup=False)
     for line in commands:
         typer.echo(line)

@@ -86,7 +86,8 @@ def read_rows(paths: Sequence[Path], reading: DataConfig, names: Sequence[str], 
             try:
                 held[name].append(_texts(column.slice(0, taken), name).dictionary_encode())
             except (DataError, pa.ArrowException):
-                left_out[name] = f"{_short(column.type)} values cannot be a field"
+                parts = "; give its parts columns of their own" if pa.types.is_struct(column.type) else ""
+                left_out[name] = f"{_short(column.type)} values cannot be a field{parts}"
         rows += taken
         rejected += len(raw.rejects)
         if rows == max_rows:
