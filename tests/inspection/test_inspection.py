@@ -387,6 +387,24 @@ def test_times_of_a_pattern_are_found_and_read_back(form: str) -> None:
     assert ("hour" in parts_of(form)) == ("%H" in form or "%I" in form)
 
 
+@pytest.mark.parametrize(
+    ("written", "form"),
+    [
+        ("{0.year}-{0.month}-{0.day}", "%Y-%m-%d"),
+        ("{0:%Y-%m-%d} {0.hour}:{0:%M:%S}", "%Y-%m-%d %H:%M:%S"),
+        ("{0:%Y-%m-%d}T{0.hour}:{0:%M:%S}", "%Y-%m-%dT%H:%M:%S"),
+        ("{0.day}.{0.month}.{0.year} {0.hour}:{0:%M}", "%d.%m.%Y %H:%M"),
+    ],
+)
+def test_times_without_leading_zeros_are_found(written: str, form: str) -> None:
+    days = [datetime(2024, 1, 1, 5, 7, 9) + timedelta(hours=31 * step) for step in range(200)]
+    found = read_times([written.format(day) for day in days])
+    assert found is not None
+    assert found.format == form
+    assert found.weekdays_V.tolist() == [day.isoweekday() % 7 for day in days]
+    assert found.hours_V.tolist() == [day.hour if "%H" in form else 0 for day in days]
+
+
 def test_dates_that_two_patterns_read_are_not_guessed() -> None:
     texts = [f"{one:02}/{other:02}/2024" for one in range(1, 13) for other in range(1, 13)]
     assert read_times(texts) is None

@@ -25,7 +25,7 @@ _FORMS = {
 }
 # Dates and times of day as they are written, in strptime's words. Texts that two of them read are not told apart here.
 _DATES = (
-    *("%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%Y.%m.%d", "%d-%m-%Y", "%m-%d-%Y"),
+    *("%Y-%m-%d", "%Y/%m/%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%Y.%m.%d", "%d-%m-%Y", "%m-%d-%Y"),
     *("%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d %b %Y", "%d-%b-%Y", "%d/%b/%Y", "%b %d %Y", "%b %d, %Y", "%a %b %d %Y"),
 )
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M:%S", ":%H:%M:%S")
@@ -34,7 +34,7 @@ _ZONES = ("", " %z")
 _DIGITS = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 _CENTURY = re.compile(r"20[0-9]{6,12}")
 _DATED = re.compile(
-    r"([0-9]{1,4}[/. -]([0-9]{1,2}|[A-Za-z]{3})[/. -][0-9]{2,4}|([A-Z][a-z]{2} ){1,2}[0-9]{1,2},? [0-9]{4})\b"
+    r"([0-9]{1,4}[/. -]([0-9]{1,2}|[A-Za-z]{3})[/. -][0-9]{1,4}|([A-Z][a-z]{2} ){1,2}[0-9]{1,2},? [0-9]{4})(?![0-9])"
 )
 # What else looks like a time, that no format here reads as one.
 _LOOKS = {
