@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dmoe.baselines.models import KINDS
 from dmoe.cli import completion
 from dmoe.cli.main import COMMANDS
 from dmoe.config.run import presets
@@ -41,6 +42,12 @@ def typed(line: str, shell: str = "bash") -> str:
         ("dmoe config --preset pa", ["paper"]),
         ("dmoe prepare --recipe criteo_x", [name for name in recipe_names() if name.startswith("criteo_x")]),
         ("dmoe generate log.csv --preset t", ["tasks", "toy"]),
+        ("dmoe baseline data --kind l", list(KINDS)),
+        ("dmoe train d-moe --track m", ["mlflow"]),
+        ("dmoe tune se", ["se-moe"]),
+        ("dmoe tune d-moe --track t", ["tensorboard"]),
+        ("dmoe tune d-moe --space d-", [name for name in presets() if name.startswith("d-")]),
+        ("dmoe evaluate run --split t", ["train", "test"]),
     ],
 )
 def test_what_bash_is_told(line: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

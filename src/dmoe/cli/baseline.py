@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, print_json, show_path, stderr
 from dmoe.errors import Interrupted
 
@@ -25,7 +26,7 @@ Examples:
 def command(
     data: Annotated[Path, typer.Argument(help="Data set folder made by `dmoe prepare`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    kind: Annotated[str, typer.Option(help="logistic or lightgbm.")] = "logistic",
+    kind: Annotated[str, typer.Option(help="logistic or lightgbm.", autocompletion=completion.baselines)] = "logistic",
     seed: Annotated[int, typer.Option(min=0, help="Of the trees' samples; the regression draws nothing.")] = 2025,
     memory_gb: Annotated[float, typer.Option(min=0.1, help="Memory for the rows; the latest that fit are used.")] = 4.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the baseline that is there.")] = False,

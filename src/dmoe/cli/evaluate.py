@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, cec_text, cka_text, print_json, warn
 
 HELP = """AUC, logloss, calibration, cross-expert correlation, gate and expert statistics of a run.
@@ -21,7 +22,10 @@ Examples:
 
 def command(
     run: Annotated[Path, typer.Argument(help="Run folder or baseline.")],
-    split: Annotated[list[str] | None, typer.Option(help="Split to evaluate; may be repeated. Default: all.")] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="Split to evaluate; may be repeated. Default: all.", autocompletion=completion.splits),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Data set folder, if it has moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     group: Annotated[

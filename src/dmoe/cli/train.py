@@ -78,7 +78,10 @@ def command(
     ] = 1,
     track: Annotated[
         list[str] | None,
-        typer.Option(help="tensorboard, tensorboard:FOLDER, mlflow:URI or a plug-in's name; may be repeated."),
+        typer.Option(
+            help="tensorboard, tensorboard:FOLDER, mlflow:URI or a plug-in's name; may be repeated.",
+            autocompletion=completion.trackers,
+        ),
     ] = None,
     launcher: Annotated[
         Literal["local", "ray"],

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from dmoe.cli import completion
 from dmoe.cli.common import JsonOption, print_json, show_path, stderr
 
 HELP = """Search the configuration that is best on the validation split.
@@ -27,12 +28,20 @@ Examples:
 
 def command(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="CONFIG [OVERRIDES]...", help="key.path=value changes one key.")
+        list[str],
+        typer.Argument(
+            metavar="CONFIG [OVERRIDES]...",
+            help="key.path=value changes one key.",
+            autocompletion=completion.configurations,
+        ),
     ],
     data: Annotated[Path, typer.Option(help="Data set folder made by `dmoe prepare`.")],
     space: Annotated[
         str | None,
-        typer.Option(help="A YAML file, or the name of a space that ships with dmoe. Default: the preset's."),
+        typer.Option(
+            help="A YAML file, or the name of a space that ships with dmoe. Default: the preset's.",
+            autocompletion=completion.spaces,
+        ),
     ] = None,
     trials: Annotated[
         int | None, typer.Option(min=1, help="Trials of the study in all. Default: 50, or what time and budget allow.")
@@ -75,7 +84,11 @@ def command(
         bool, typer.Option("--reopen", help="Add trials though test was read; a new best run reads it again.")
     ] = False,
     track: Annotated[
-        list[str] | None, typer.Option(help="Trackers of each trial's training, as of `dmoe train`; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Trackers of each trial's training, as of `dmoe train`; may be repeated.",
+            autocompletion=completion.trackers,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
