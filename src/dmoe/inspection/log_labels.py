@@ -76,7 +76,10 @@ def find_labels(
     if not chosen:
         fits = [name for name, column in found.columns.items() if _is_label(column)]
         if not fits:
-            raise DataError(f"{where}: no column holds 0 and 1 only; name the label by --label")
+            raise DataError(
+                f"{where}: no column holds 0 and 1 only; name the label by --label, and by --positive which values are "
+                "a click"
+            )
         named = [name for name in fits if name.lower() in LABEL_NAMES]
         main = (named or fits)[0]
         others = [] if named else fits[1:]
