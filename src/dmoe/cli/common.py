@@ -14,6 +14,15 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one machine-readable JSON object on stdout.")]
+PositiveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--positive",
+        metavar="VALUE",
+        help="A value of the main label that is a click, where it does not hold 0 and 1; may be given again.",
+        show_default=False,
+    ),
+]
 
 
 def finite(value: Any) -> Any:

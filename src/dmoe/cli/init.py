@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmoe.cli.common import JsonOption, print_json, show_path, stderr, warn
+from dmoe.cli.common import JsonOption, PositiveOption, print_json, show_path, stderr, warn
 from dmoe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -41,14 +41,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="The label column, or several, the main one first.", show_default=False),
     ] = None,
-    positive: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="VALUE",
-            help="A value of the main label that is a click, where it does not hold 0 and 1; may be given again.",
-            show_default=False,
-        ),
-    ] = None,
+    positive: PositiveOption = None,
     rows: Annotated[int, typer.Option(min=1, help="Look at no more than so many rows.")] = 1_000_000,
     force: Annotated[bool, typer.Option("--force", help="Replace a data.yaml or run.yaml that is there.")] = False,
     as_json: JsonOption = False,

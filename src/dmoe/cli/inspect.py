@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from dmoe.cli.common import JsonOption, print_json, stderr, warn
+from dmoe.cli.common import JsonOption, PositiveOption, print_json, stderr, warn
 from dmoe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,14 +47,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    positive: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="VALUE",
-            help="A value of the main label that is a click, where it does not hold 0 and 1; may be given again.",
-            show_default=False,
-        ),
-    ] = None,
+    positive: PositiveOption = None,
     rows: Annotated[int, typer.Option(min=1, help="Read at most so many rows of a raw log.")] = 1_000_000,
     as_json: JsonOption = False,
 ) -> None:

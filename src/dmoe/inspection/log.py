@@ -126,7 +126,7 @@ def inspect_log(
     ]
     warnings = [found for one in labels for found in _suspicions(seen, columns, one, several=len(labels) > 1)]
     seen = _without(seen, warnings)
-    suggestion = suggest([one.facts for one in seen], columns, seen, labels, form, asked=bool(asked))
+    suggestion = suggest(columns, seen, labels, form, asked=bool(asked))
     said = suggestion.config.get("labels", {})
     notes = {f"label {name}": note for name, note in nested(labels, pairs).items() if name in said}
     suggestion.comments.update(notes)

@@ -17,7 +17,7 @@ from dmoe.inspection.kinds import MISSING_WORDS
 from dmoe.inspection.label_contents import LabelPair
 from dmoe.schema import UNKNOWN
 from dmoe.sources.rejects import BAD_LABEL
-from dmoe.tokens.labels import label_parser, suggest_label, value_of
+from dmoe.tokens.labels import is_other_encoding, label_parser, suggest_label, value_of
 from dmoe.tokens.scalars import Fault
 
 # Of the main label.
@@ -30,8 +30,6 @@ FURTHER_NAMES = (
     "add_to_cart", "like", "liked", "share", "shared", "follow", "comment", "forward", "favorite", "long_view",
     "finish", "hate", "profile_enter",
 )  # fmt: skip
-# Of the rows of a label of two values, as mistakes.
-_MISTAKES = 0.01
 # So rarely is a label 1 without the one that it is given, where that holds but for mistakes.
 _NESTED = 0.99
 
@@ -117,8 +115,7 @@ def _read(column: TextColumn, name: str, where: str, positive: Sequence[str], *,
     if positive and 1 not in parsed:
         raise DataError(f"{where}: label '{name}' never holds {_listed(positive)}; it holds {_shown(column)}")
     unread = sum(int(count) for one, count in zip(parsed, column.counts_V, strict=True) if one == Fault(BAD_LABEL))
-    total = int(column.counts_V.sum())
-    if 2 * unread > total or (len({*map(value_of, present)}) == 2 and unread > _MISTAKES * total):
+    if is_other_encoding(len({*map(value_of, present)}), unread, int(column.counts_V.sum())):
         how = (
             "say which are a click by --positive VALUE"
             if main

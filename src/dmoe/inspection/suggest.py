@@ -85,7 +85,6 @@ def _plain(text: str) -> str:
 
 
 def suggest(
-    facts: Sequence[ColumnFacts],
     columns: Mapping[str, TextColumn],
     found: Sequence[Found],
     labels: Sequence[LogLabel],
@@ -97,6 +96,7 @@ def suggest(
 
     Raises: DataError if no column can be a field.
     """
+    facts = [one.facts for one in found]
     comments = {one.name: one.note or one.kind for one in facts if one.note or one.kind in ("constant", "row id")}
     categorical = [one.name for one in facts if one.kind == "categorical" or one.also_categorical]
     missing, numeric = _missing(facts, columns, categorical, comments)

@@ -120,14 +120,20 @@ _FEW = 20
 _SHARE_OF_TYPOS = 0.01
 
 
+def is_other_encoding(values: int, bad: int, rows: int) -> bool:
+    """Two values that are not 0 and 1 are an encoding, not mistakes; and so are values that are mostly others.
+
+    `values`: different ones, in so many `rows`, of which `bad` are neither 0 nor 1.
+    """
+    return (values == 2 and bad > _SHARE_OF_TYPOS * rows) or 2 * bad > rows
+
+
 def _refuse_other_encodings(present: Counter[str], bad: int, label: Label, where: str, name: str) -> None:
-    """Two values that are not 0 and 1 are an encoding, not mistakes; and so are values that are mostly others."""
     values: dict[float | str, str] = {}
     for text in present:
         values.setdefault(value_of(text), text)
     total = sum(present.values())
-    two = len(values) == 2 and bad > _SHARE_OF_TYPOS * total
-    if total < _FEW or not (two or 2 * bad > total):
+    if total < _FEW or not is_other_encoding(len(values), bad, total):
         return
     texts = sorted(values.values())
     shown = " and ".join(texts) if len(texts) <= 2 else f"{', '.join(texts[:5])}{', …' if len(texts) > 5 else ''}"
